@@ -1,0 +1,801 @@
+//! The CPU executor: walks the orders of [`plan`](crate::plan) with the functions of [`arith`](crate::arith).
+//!
+//! Chains are neighbouring accumulators, so every loop below runs along neighbouring elements and the compiler vectorises it.
+//! [`pulp`] compiles each loop for the instruction sets it knows and picks one at run time; without that, `mul_add` would be a
+//! library call per element. Rayon shares the rows out. Neither reaches a bit.
+
+#![forbid(unsafe_code)]
+
+use crate::arith::{
+    self, Element, RowScale, SCALE_UP, centred, chain, effective_weight, fold, gradient, mean, row_scale, scaled_root,
+    statistic, total, weighted,
+};
+use crate::plan::{column_order, row_order};
+use crate::{Backward, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset};
+use half::{bf16, f16};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// The CPU executor. It computes on rayon's current thread pool, whose threads must not flush subnormals (FTZ and DAZ clear,
+/// as Rust leaves them). It allocates a few f32 per chain and thread, and a copy of a weight that is not plain f32.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl Executor for Cpu {
+    /// With the instruction set that was found and the number of threads: `cpu (x86_64 V3, 2 threads)`; V3 is AVX2 with FMA.
+    fn name(&self) -> String {
+        let simd = format!("{:?}", pulp::Arch::new());
+        let simd = simd.split('(').next().unwrap_or_default();
+        format!("cpu ({} {simd}, {} threads)", std::env::consts::ARCH, rayon::current_num_threads())
+    }
+
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let Forward { rows, hidden, eps, weight_offset, x, weight, y, rstd } = call;
+        if rows == 0 {
+            return Ok(());
+        }
+        let weight = &*effective_weights(weight, weight_offset, hidden);
+        let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
+        match (x.data, y.data) {
+            (Slice::F32(xs), SliceMut::F32(ys)) => {
+                forward(Read::new(xs, &x), weight, eps, Written::new(ys, y.offset, y.row_stride, rows, hidden), rstd)
+            }
+            (Slice::F16(xs), SliceMut::F16(ys)) => {
+                forward(Read::new(xs, &x), weight, eps, Written::new(ys, y.offset, y.row_stride, rows, hidden), rstd)
+            }
+            (Slice::Bf16(xs), SliceMut::Bf16(ys)) => {
+                forward(Read::new(xs, &x), weight, eps, Written::new(ys, y.offset, y.row_stride, rows, hidden), rstd)
+            }
+            _ => unreachable!("checked: x and y have one type"),
+        }
+        Ok(())
+    }
+
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx, dw } = call;
+        let weight = &*effective_weights(weight, weight_offset, hidden);
+        let (dw, scratch) = match dw {
+            Some(WeightGradient { dw, scratch }) => {
+                (Some(dw), Some(floats_mut(scratch, column_order(rows, hidden).groups * hidden)))
+            }
+            None => (None, None),
+        };
+        let scratch = scratch.unwrap_or_default();
+        if rows > 0 {
+            let rstd = floats(rstd, rows);
+            match (x.data, dy.data, dx.data) {
+                (Slice::F32(xs), Slice::F32(dys), SliceMut::F32(dxs)) => {
+                    let dx = Written::new(dxs, dx.offset, dx.row_stride, rows, hidden);
+                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dx, scratch)
+                }
+                (Slice::F16(xs), Slice::F16(dys), SliceMut::F16(dxs)) => {
+                    let dx = Written::new(dxs, dx.offset, dx.row_stride, rows, hidden);
+                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dx, scratch)
+                }
+                (Slice::Bf16(xs), Slice::Bf16(dys), SliceMut::Bf16(dxs)) => {
+                    let dx = Written::new(dxs, dx.offset, dx.row_stride, rows, hidden);
+                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dx, scratch)
+                }
+                _ => unreachable!("checked: x, dy and dx have one type"),
+            }
+        }
+        if let Some(Vector { data, offset }) = dw {
+            match data {
+                SliceMut::F32(data) => weight_gradient(scratch, &mut data[offset..][..hidden]),
+                SliceMut::F16(data) => weight_gradient(scratch, &mut data[offset..][..hidden]),
+                SliceMut::Bf16(data) => weight_gradient(scratch, &mut data[offset..][..hidden]),
+            }
+        }
+        Ok(())
+    }
+}
+
+// Operands ----------------------------------------------------------------------------------------------------------------
+
+/// The weight in f32 with its offset added; ones where there is none, which multiply to the same bits.
+fn effective_weights<'a>(weight: Option<Vector<Slice<'a>>>, offset: WeightOffset, hidden: usize) -> Cow<'a, [f32]> {
+    fn widened<T: Packed>(weight: &[T], zero_centred: bool) -> Cow<'static, [f32]> {
+        weight.iter().map(|w| effective_weight(w.unpack(), zero_centred)).collect()
+    }
+    let zero_centred = offset == WeightOffset::One;
+    let Some(Vector { data, offset }) = weight else { return vec![1.0; hidden].into() };
+    match data {
+        Slice::F32(data) if !zero_centred => data[offset..][..hidden].into(),
+        Slice::F32(data) => widened(&data[offset..][..hidden], zero_centred),
+        Slice::F16(data) => widened(&data[offset..][..hidden], zero_centred),
+        Slice::Bf16(data) => widened(&data[offset..][..hidden], zero_centred),
+    }
+}
+
+fn floats<'a>(vector: Vector<Slice<'a>>, len: usize) -> &'a [f32] {
+    match vector.data {
+        Slice::F32(data) => &data[vector.offset..][..len],
+        _ => unreachable!("checked: f32"),
+    }
+}
+
+fn floats_mut<'a>(vector: Vector<SliceMut<'a>>, len: usize) -> &'a mut [f32] {
+    match vector.data {
+        SliceMut::F32(data) if len > 0 => &mut data[vector.offset..][..len],
+        SliceMut::F32(_) => &mut [],
+        _ => unreachable!("checked: f32"),
+    }
+}
+
+/// Rows that are read, any stride.
+#[derive(Clone, Copy)]
+struct Read<'a, T> {
+    data: &'a [T],
+    row_stride: usize,
+}
+
+impl<'a, T> Read<'a, T> {
+    fn new(data: &'a [T], view: &Rows<Slice<'_>>) -> Self {
+        Read { data: &data[view.offset..], row_stride: view.row_stride }
+    }
+
+    #[inline(always)]
+    fn row(&self, row: usize, hidden: usize) -> &'a [T] {
+        &self.data[row * self.row_stride..][..hidden]
+    }
+}
+
+/// Rows that are written, from the first element of the first to the last element of the last: a chunk of k·stride elements
+/// is k rows with the gaps behind them.
+struct Written<'a, T> {
+    data: &'a mut [T],
+    row_stride: usize,
+}
+
+impl<'a, T> Written<'a, T> {
+    fn new(data: &'a mut [T], offset: usize, row_stride: usize, rows: usize, hidden: usize) -> Self {
+        let row_stride = if rows < 2 { hidden } else { row_stride };
+        Written { data: &mut data[offset..][..(rows - 1) * row_stride + hidden], row_stride }
+    }
+}
+
+// Forward -----------------------------------------------------------------------------------------------------------------
+
+fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd: &mut [f32]) {
+    let hidden = weight.len();
+    let rows_per_job = rows_per_job(hidden);
+    let mut rstd = rstd.chunks_mut(rows_per_job);
+    let jobs: Vec<_> = y.data.chunks_mut(rows_per_job.saturating_mul(y.row_stride)).collect();
+    let jobs: Vec<_> = jobs.into_iter().map(|y| (y, rstd.next().unwrap_or_default())).collect();
+    jobs.into_par_iter().enumerate().for_each_init(
+        || accumulators(hidden),
+        |acc, (job, (ys, rstd))| {
+            let first_row = job * rows_per_job;
+            pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y_stride: y.row_stride, y: ys, rstd, acc });
+        },
+    );
+}
+
+/// Neighbouring rows; `rstd` is empty if it is not wanted.
+struct ForwardJob<'a, T> {
+    x: Read<'a, T>,
+    weight: &'a [f32],
+    eps: f32,
+    first_row: usize,
+    y: &'a mut [T],
+    y_stride: usize,
+    rstd: &'a mut [f32],
+    acc: &'a mut [f32],
+}
+
+impl<T: Packed> WithSimd for ForwardJob<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let hidden = self.weight.len();
+        for (i, y) in self.y.chunks_mut(self.y_stride).enumerate() {
+            let x = self.x.row(self.first_row + i, hidden);
+            let rstd = forward_row(x, self.weight, self.eps, &mut y[..hidden], self.acc);
+            if let Some(stored) = self.rstd.get_mut(i) {
+                *stored = f32::store(rstd);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn forward_row<T: Packed>(x: &[T], weight: &[f32], eps: f32, y: &mut [T], acc: &mut [f32]) -> f32 {
+    let sum = squares(x, 1.0, acc);
+    let (rstd, row) = statistic(sum, x.len() as f32, eps, |s| squares(x, s, acc));
+    for ((y, &z), &w) in y.iter_mut().zip(x).zip(weight) {
+        *y = T::pack(weighted(x_hat(z, row), w));
+    }
+    rstd
+}
+
+// Backward ----------------------------------------------------------------------------------------------------------------
+
+/// Each job takes some neighbouring row groups and walks all their rows, so that their partials stay in its cache and the rows
+/// it touches are neighbours. `scratch` holds the partials; it is empty if dw is not wanted: then every row is a job's own.
+fn backward<T: Packed>(x: Read<T>, weight: &[f32], rstd: &[f32], dy: Read<T>, dx: Written<T>, scratch: &mut [f32]) {
+    let hidden = weight.len();
+    let groups = if scratch.is_empty() { rstd.len() } else { scratch.len() / hidden };
+    let per_job = rows_per_job(hidden).min(groups);
+    let mut partials = scratch.chunks_mut(per_job * hidden);
+    let mut jobs: Vec<(Vec<&mut [T]>, &mut [f32])> =
+        (0..groups.div_ceil(per_job)).map(|_| (Vec::new(), partials.next().unwrap_or_default())).collect();
+    for step in dx.data.chunks_mut(groups.saturating_mul(dx.row_stride)) {
+        for (job, rows) in jobs.iter_mut().zip(step.chunks_mut(per_job.saturating_mul(dx.row_stride))) {
+            job.0.push(rows);
+        }
+    }
+    jobs.into_par_iter().enumerate().for_each_init(
+        || accumulators(hidden),
+        |acc, (job, (steps, partials))| {
+            let (first_group, dx_stride) = (job * per_job, dx.row_stride);
+            let job = BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials, acc };
+            pulp::Arch::new().dispatch(job);
+        },
+    );
+}
+
+/// Neighbouring row groups. `steps[i]` is dx of the rows i·groups + first_group and following, one for each group (fewer in
+/// the last step); `partials` has a row for each group, or is empty.
+struct BackwardJob<'a, T> {
+    x: Read<'a, T>,
+    weight: &'a [f32],
+    rstd: &'a [f32],
+    dy: Read<'a, T>,
+    groups: usize,
+    first_group: usize,
+    steps: Vec<&'a mut [T]>,
+    dx_stride: usize,
+    partials: &'a mut [f32],
+    acc: &'a mut [f32],
+}
+
+impl<T: Packed> WithSimd for BackwardJob<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let hidden = self.weight.len();
+        self.partials.fill(0.0); // Where chains start.
+        for (step, rows) in self.steps.into_iter().enumerate() {
+            for (i, dx) in rows.chunks_mut(self.dx_stride).enumerate() {
+                let r = step * self.groups + self.first_group + i;
+                let (x, dy, dx) = (self.x.row(r, hidden), self.dy.row(r, hidden), &mut dx[..hidden]);
+                let partial = self.partials.get_mut(i * hidden..(i + 1) * hidden);
+                backward_row(x, self.weight, self.rstd[r], dy, dx, partial, self.acc);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_row<T: Packed>(
+    x: &[T],
+    weight: &[f32],
+    rstd: f32,
+    dy: &[T],
+    dx: &mut [T],
+    partial: Option<&mut [f32]>,
+    acc: &mut [f32],
+) {
+    let hidden = x.len() as f32;
+    let row = row_scale(rstd, || scaled_root(squares(x, SCALE_UP, acc), hidden));
+    let c = mean(products(x, row, dy, weight, acc), hidden);
+    let columns = dx.iter_mut().zip(x).zip(dy).zip(weight);
+    match partial {
+        Some(partial) => {
+            for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
+                let (x_hat, dy) = (x_hat(x, row), dy.unpack());
+                *partial = chain(dy, x_hat, *partial);
+                *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row));
+            }
+        }
+        None => {
+            for (((dx, &x), &dy), &w) in columns {
+                *dx = T::pack(gradient(centred(x_hat(x, row), c, weighted(dy.unpack(), w)), row));
+            }
+        }
+    }
+}
+
+/// §7 The tree over the row groups, in place, and the one rounding. No groups: +0.0.
+fn weight_gradient<T: Packed>(partials: &mut [f32], dw: &mut [T]) {
+    let hidden = dw.len();
+    if partials.is_empty() {
+        return dw.fill(T::pack(total(0.0)));
+    }
+    let mut node = hidden; // Elements of the partials below one node: its first row holds its value.
+    while node < partials.len() {
+        partials.par_chunks_mut(2 * node).with_min_len((JOB / node).max(1)).for_each(|pair| {
+            let (left, right) = pair.split_at_mut(node.min(pair.len()));
+            let columns = hidden.min(right.len()); // None where the right neighbour is a pad: adding +0.0 changes no bit.
+            let left = left[..columns].par_chunks_mut(JOB);
+            left.zip(right[..columns].par_chunks(JOB)).for_each(|(left, right)| {
+                for (l, &r) in left.iter_mut().zip(right) {
+                    *l = fold(*l, r);
+                }
+            });
+        });
+        node *= 2;
+    }
+    dw.par_chunks_mut(JOB).zip(partials.par_chunks(JOB)).for_each(|(dw, root)| {
+        for (dw, &root) in dw.iter_mut().zip(root) {
+            *dw = T::pack(total(root));
+        }
+    });
+}
+
+// The reduction along a row -----------------------------------------------------------------------------------------------
+
+/// One accumulator for each chain that has elements.
+fn accumulators(hidden: usize) -> Vec<f32> {
+    vec![0.0; row_order(hidden).chains.min(hidden)]
+}
+
+/// §2 `reduce((z·s)²)`.
+#[inline(always)]
+fn squares<T: Packed>(row: &[T], s: f32, acc: &mut [f32]) -> f32 {
+    acc.fill(0.0);
+    for tile in row.chunks(acc.len()) {
+        for (acc, z) in acc.iter_mut().zip(tile) {
+            let z = z.unpack() * s;
+            *acc = chain(z, z, *acc);
+        }
+    }
+    tree(acc)
+}
+
+/// §6 `reduce(wdy·x_hat)`.
+#[inline(always)]
+fn products<T: Packed>(x: &[T], row: RowScale, dy: &[T], weight: &[f32], acc: &mut [f32]) -> f32 {
+    let chains = acc.len();
+    acc.fill(0.0);
+    for ((x, dy), weight) in x.chunks(chains).zip(dy.chunks(chains)).zip(weight.chunks(chains)) {
+        for (((acc, &x), dy), &w) in acc.iter_mut().zip(x).zip(dy).zip(weight) {
+            *acc = chain(weighted(dy.unpack(), w), x_hat(x, row), *acc);
+        }
+    }
+    tree(acc)
+}
+
+/// §2 The tree over chains, and the end of the reduction. Halving the values level by level, each with its neighbour, folds
+/// the same nodes as distance 1, 2, 4, … does; a last one without neighbour moves up unchanged, which only a sign of zero
+/// could tell from adding the pad, and `total` ends that difference.
+#[inline(always)]
+fn tree(p: &mut [f32]) -> f32 {
+    let mut len = p.len();
+    while len > 1 {
+        let pairs = len / 2;
+        for k in 0..pairs / 8 {
+            let v: [f32; 16] = std::array::from_fn(|i| p[16 * k + i]);
+            for i in 0..8 {
+                p[8 * k + i] = fold(v[2 * i], v[2 * i + 1]);
+            }
+        }
+        for i in pairs / 8 * 8..pairs {
+            p[i] = fold(p[2 * i], p[2 * i + 1]);
+        }
+        if len % 2 == 1 {
+            p[pairs] = p[len - 1];
+        }
+        len = len.div_ceil(2);
+    }
+    total(p[0])
+}
+
+/// §4 The normalised element.
+#[inline(always)]
+fn x_hat<T: Packed>(z: T, row: RowScale) -> f32 {
+    arith::x_hat(z.unpack(), row)
+}
+
+// Conversions that vectorise ----------------------------------------------------------------------------------------------
+
+/// [`Element::widen`] and [`Element::store`] without a library call.
+trait Packed: Element {
+    #[inline(always)]
+    fn unpack(self) -> f32 {
+        self.widen()
+    }
+    #[inline(always)]
+    fn pack(value: f32) -> Self {
+        Self::store(value)
+    }
+}
+
+impl Packed for f32 {}
+impl Packed for bf16 {}
+
+/// `half` asks for every element what the processor can do. These are the same conversions as arithmetic on bits.
+impl Packed for f16 {
+    #[inline(always)]
+    fn unpack(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7fff) << 13;
+        // The exponent is rebased by 112, and once more for Inf and NaN. A subnormal gets the exponent of the least normal
+        // number and a leading one, which the subtraction takes away again.
+        let rebased = magnitude + if magnitude < 0x1f << 23 { 112 << 23 } else { 224 << 23 };
+        let subnormal = f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23);
+        let value = if magnitude < 1 << 23 { subnormal.to_bits() } else { rebased };
+        f32::from_bits(value | (bits & 0x8000) << 16)
+    }
+    #[inline(always)]
+    fn pack(value: f32) -> Self {
+        let sign = value.to_bits() >> 16 & 0x8000;
+        let magnitude = value.to_bits() & 0x7fff_ffff;
+        // As for bf16; 65520 and more become infinite. Below 2^-14 an addition rounds: 0.5 has its last place at 2^-24.
+        let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5_f32.to_bits();
+        let finite = if magnitude < 113 << 23 { subnormal } else { normal.min(0x7c00) };
+        f16::from_bits(if magnitude > 0x7f80_0000 { 0x7fff } else { (sign | finite) as u16 })
+    }
+}
+
+/// How many rows make a job: enough elements to be worth handing to a thread, few enough for its cache.
+fn rows_per_job(hidden: usize) -> usize {
+    (JOB / hidden).max(1)
+}
+
+/// Elements.
+const JOB: usize = 1 << 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, plan::scratch_len};
+
+    #[test]
+    fn f16_conversions_are_those_of_element() {
+        for bits in 0..=u16::MAX {
+            let v = f16::from_bits(bits);
+            assert_eq!(canonical(v.unpack()), canonical(v.widen()), "{bits:#x}");
+            // Around every f16 and around every half-way point between two.
+            for half_way in [0, 1 << 12] {
+                for step in [-1, 0, 1] {
+                    let near = v.widen().to_bits().wrapping_add(half_way).wrapping_add_signed(step);
+                    let near = f32::from_bits(near);
+                    assert_eq!(f16::pack(near).to_bits(), f16::store(near).to_bits(), "{near:e}");
+                }
+            }
+        }
+        for bits in (0..=u32::MAX).step_by(1009) {
+            let v = f32::from_bits(bits);
+            assert_eq!(f16::pack(v).to_bits(), f16::store(v).to_bits(), "{v:e}");
+        }
+    }
+
+    /// Every width of the tables and around their steps, each with every type, weight and offset.
+    #[test]
+    fn same_bits_as_plain_loops() {
+        let mut random = Random(1);
+        for hidden in (1..=64).chain([129, 256, 257, 1000, 2048, 2049, 2520, 4097, 16384, 16385, 70000]) {
+            for rows in 0..=3 {
+                check_all_types(hidden, rows, &mut random);
+            }
+        }
+    }
+
+    /// Either side of the number of row groups, and several rows a group.
+    #[test]
+    fn same_bits_around_the_number_of_groups() {
+        let mut random = Random(2);
+        for hidden in [1, 5, 9, 64, 256, 1000, 2048, 2049, 6146, 16385] {
+            let groups = column_order(usize::MAX, hidden).groups;
+            for rows in [groups - 1, groups, groups + 1, 2 * groups + groups / 3] {
+                let dtype = Dtype::ALL[random.below(3)];
+                let weight = [None, Some(Dtype::F32), Some(dtype)][random.below(3)];
+                Case { rows, hidden, dtype, weight, zero_centred: random.flip(), dense: random.flip() }.check(&mut random);
+            }
+        }
+    }
+
+    fn check_all_types(hidden: usize, rows: usize, random: &mut Random) {
+        for dtype in Dtype::ALL {
+            for weight in [None, Some(Dtype::F32), Some(dtype)] {
+                for zero_centred in [false, true] {
+                    let dense = random.flip();
+                    Case { rows, hidden, dtype, weight, zero_centred, dense }.check(random);
+                }
+            }
+        }
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        rows: usize,
+        hidden: usize,
+        dtype: Dtype,
+        weight: Option<Dtype>,
+        zero_centred: bool,
+        dense: bool,
+    }
+
+    impl Case {
+        fn check(self, random: &mut Random) {
+            let Case { rows, hidden, dtype, weight, zero_centred, dense } = self;
+            let eps = [0.0, 1e-5, f32::from_bits(1)][random.below(3)];
+            let mut layout = |read: bool| match (dense, read, random.below(4)) {
+                (true, ..) => (0, hidden),
+                (_, true, 0) => (random.below(9), 0),
+                _ if rows < 2 => (random.below(9), usize::MAX),
+                _ => (random.below(9), hidden + random.below(9)),
+            };
+            let layouts = [layout(true), layout(true), layout(false), layout(false)];
+            let x = Matrix::new(dtype, rows, hidden, layouts[0], |r, _| random.element(r));
+            let dy = Matrix::new(dtype, rows, hidden, layouts[1], |r, _| random.element(r / 7));
+            let mut y = Matrix::new(dtype, rows, hidden, layouts[2], |_, _| random.pattern());
+            let mut dx = Matrix::new(dtype, rows, hidden, layouts[3], |_, _| random.pattern());
+            let w = weight.map(|t| Buffer::new(t, hidden + 3, |_| random.element(0)));
+            let offset = if zero_centred { WeightOffset::One } else { WeightOffset::Zero };
+            let weight_vector = || w.as_ref().map(|w| Vector { data: w.slice(), offset: 3 });
+            let mut rstd = vec![7.0_f32; rows + 2];
+            let forward = Forward {
+                rows, hidden, eps, weight_offset: offset,
+                x: x.read(), weight: weight_vector(), y: y.written(),
+                rstd: Some(Vector { data: (&mut rstd[..]).into(), offset: 1 }),
+            };
+            Cpu.forward(forward).unwrap();
+            assert_eq!((rstd[0], rstd[rows + 1]), (7.0, 7.0));
+            let rstd = &mut rstd[1..=rows];
+
+            let z = |r: usize, c: usize| x.get(r, c);
+            let wt = |c: usize| match &w {
+                None => 1.0,
+                Some(w) if zero_centred => w.get(3 + c) + 1.0,
+                Some(w) => w.get(3 + c),
+            };
+            let plain: Vec<_> = (0..rows).map(|r| plain::statistic(hidden, eps, |c| z(r, c))).collect();
+            for r in 0..rows {
+                assert_eq!(canonical(rstd[r]), canonical(plain[r].rstd), "{self:?} eps {eps} rstd of row {r}");
+            }
+            y.assert(|r, c| plain[r].x_hat(z(r, c)) * wt(c), &format!("{self:?} eps {eps} y"));
+
+            // Backward also has to do with an rstd that is not its row's.
+            let mut plain = plain;
+            for r in 0..rows {
+                if random.below(16) == 0 {
+                    rstd[r] = [f32::INFINITY, f32::NAN, 1e38, 1e-40, 0.0][random.below(5)];
+                }
+                plain[r] = plain::from_stored(hidden, rstd[r], |c| z(r, c));
+            }
+            let groups = column_order(rows, hidden).groups;
+            let fill = [f32::NAN, -3e38][random.below(2)];
+            let mut scratch = vec![fill; scratch_len(rows, hidden).unwrap() + 5];
+            let dw_type = [Dtype::F32, weight.unwrap_or(Dtype::F32)][random.below(2)];
+            let mut dw = Matrix::new(dw_type, 1, hidden, (1, hidden), |_, _| random.pattern());
+            let wanted = random.below(5) > 0;
+            let backward = Backward {
+                rows, hidden, weight_offset: offset,
+                x: x.read(), weight: weight_vector(),
+                rstd: Vector { data: (&*rstd).into(), offset: 0 },
+                dy: dy.read(), dx: dx.written(),
+                dw: wanted.then(|| WeightGradient {
+                    dw: Vector { data: dw.buffer.slice_mut(), offset: 1 },
+                    scratch: Vector { data: (&mut scratch[..]).into(), offset: 5 },
+                }),
+            };
+            Cpu.backward(backward).unwrap();
+            let c: Vec<_> = (0..rows)
+                .map(|r| {
+                    let terms = (0..hidden).map(|c| (dy.get(r, c) * wt(c), plain[r].x_hat(z(r, c))));
+                    plain::reduce(row_order(hidden).chains, terms) / hidden as f32
+                })
+                .collect();
+            let gradient = |r: usize, col: usize| {
+                let t = (-plain[r].x_hat(z(r, col))).mul_add(c[r], dy.get(r, col) * wt(col));
+                if plain[r].rstd == f32::INFINITY { t * plain[r].root * plain::UP } else { t * plain[r].rstd }
+            };
+            dx.assert(gradient, &format!("{self:?} dx"));
+            if wanted {
+                let column = |_: usize, c: usize| {
+                    plain::reduce(groups, (0..rows).map(|r| (dy.get(r, c), plain[r].x_hat(z(r, c)))))
+                };
+                dw.assert(column, &format!("{self:?} dw"));
+                assert!(scratch[..5].iter().all(|v| v.to_bits() == fill.to_bits()));
+            }
+        }
+    }
+
+    /// The specification once more, as plain loops.
+    mod plain {
+        use crate::plan::row_order;
+
+        pub(super) const UP: f32 = 1.2676506e30; // 2^100
+
+        pub(super) fn reduce(chains: usize, terms: impl Iterator<Item = (f32, f32)>) -> f32 {
+            let mut p = vec![0.0_f32; chains.next_power_of_two()];
+            for (i, (a, b)) in terms.enumerate() {
+                p[i % chains] = a.mul_add(b, p[i % chains]);
+            }
+            let mut d = 1;
+            while d < p.len() {
+                for c in (0..p.len()).step_by(2 * d) {
+                    p[c] += p[c + d];
+                }
+                d *= 2;
+            }
+            p[0] + 0.0
+        }
+
+        #[derive(Clone, Copy)]
+        pub(super) struct Row {
+            pub(super) rstd: f32,
+            pub(super) root: f32,
+        }
+
+        impl Row {
+            pub(super) fn x_hat(&self, z: f32) -> f32 {
+                if self.rstd == f32::INFINITY { (z * UP) * self.root } else { z * self.rstd }
+            }
+        }
+
+        pub(super) fn statistic(hidden: usize, eps: f32, z: impl Fn(usize) -> f32) -> Row {
+            let mean_square = |s: f32| {
+                let terms = (0..hidden).map(|c| (z(c) * s, z(c) * s));
+                reduce(row_order(hidden).chains, terms) / hidden as f32
+            };
+            let v = mean_square(1.0) + eps;
+            let s = if v == f32::INFINITY {
+                1.0 / UP
+            } else if v < 2.0_f32.powi(-126) {
+                UP
+            } else {
+                return Row { rstd: 1.0 / v.sqrt(), root: f32::NAN };
+            };
+            let root = 1.0 / (mean_square(s) + (eps * s) * s).sqrt();
+            Row { rstd: s * root, root }
+        }
+
+        pub(super) fn from_stored(hidden: usize, rstd: f32, z: impl Fn(usize) -> f32) -> Row {
+            let terms = (0..hidden).map(|c| (z(c) * UP, z(c) * UP));
+            let root = if rstd == f32::INFINITY {
+                1.0 / (reduce(row_order(hidden).chains, terms) / hidden as f32).sqrt()
+            } else {
+                f32::NAN
+            };
+            Row { rstd, root }
+        }
+    }
+
+    /// NaNs unified.
+    fn canonical(v: f32) -> u32 {
+        if v.is_nan() { 0x7fff_ffff } else { v.to_bits() }
+    }
+
+    enum Buffer {
+        F32(Vec<f32>),
+        F16(Vec<f16>),
+        Bf16(Vec<bf16>),
+    }
+
+    impl Buffer {
+        fn new(dtype: Dtype, len: usize, mut element: impl FnMut(usize) -> f32) -> Buffer {
+            match dtype {
+                Dtype::F32 => Buffer::F32((0..len).map(&mut element).collect()),
+                Dtype::F16 => Buffer::F16((0..len).map(|i| f16::from_f32(element(i))).collect()),
+                Dtype::Bf16 => Buffer::Bf16((0..len).map(|i| bf16::from_f32(element(i))).collect()),
+            }
+        }
+        fn slice(&self) -> Slice<'_> {
+            match self {
+                Buffer::F32(v) => (&v[..]).into(),
+                Buffer::F16(v) => (&v[..]).into(),
+                Buffer::Bf16(v) => (&v[..]).into(),
+            }
+        }
+        fn slice_mut(&mut self) -> SliceMut<'_> {
+            match self {
+                Buffer::F32(v) => (&mut v[..]).into(),
+                Buffer::F16(v) => (&mut v[..]).into(),
+                Buffer::Bf16(v) => (&mut v[..]).into(),
+            }
+        }
+        fn get(&self, i: usize) -> f32 {
+            match self {
+                Buffer::F32(v) => v[i],
+                Buffer::F16(v) => v[i].to_f32(),
+                Buffer::Bf16(v) => v[i].to_f32(),
+            }
+        }
+        fn len(&self) -> usize {
+            match self {
+                Buffer::F32(v) => v.len(),
+                Buffer::F16(v) => v.len(),
+                Buffer::Bf16(v) => v.len(),
+            }
+        }
+        /// The bits that are stored, and those that `v` would be stored as.
+        fn bits(&self, i: usize, v: f32) -> (u32, u32) {
+            match self {
+                Buffer::F32(s) => (s[i].to_bits(), canonical(v)),
+                Buffer::F16(s) => {
+                    (s[i].to_bits().into(), if v.is_nan() { 0x7fff } else { f16::from_f32(v).to_bits().into() })
+                }
+                Buffer::Bf16(s) => {
+                    (s[i].to_bits().into(), if v.is_nan() { 0x7fff } else { bf16::from_f32(v).to_bits().into() })
+                }
+            }
+        }
+    }
+
+    struct Matrix {
+        buffer: Buffer,
+        before: Vec<f32>,
+        rows: usize,
+        hidden: usize,
+        offset: usize,
+        row_stride: usize,
+    }
+
+    impl Matrix {
+        fn new(
+            dtype: Dtype,
+            rows: usize,
+            hidden: usize,
+            (offset, row_stride): (usize, usize),
+            mut element: impl FnMut(usize, usize) -> f32,
+        ) -> Matrix {
+            let stride = if rows < 2 { hidden } else { row_stride };
+            let len = if rows == 0 { 0 } else { offset + (rows - 1) * stride + hidden + 2 };
+            let buffer = Buffer::new(dtype, len, |i| element(i / stride.max(hidden), i % stride.max(hidden)));
+            let before = (0..buffer.len()).map(|i| buffer.get(i)).collect();
+            Matrix { buffer, before, rows, hidden, offset, row_stride }
+        }
+        fn read(&self) -> Rows<Slice<'_>> {
+            Rows { data: self.buffer.slice(), offset: self.offset, row_stride: self.row_stride }
+        }
+        fn written(&mut self) -> Rows<SliceMut<'_>> {
+            Rows { data: self.buffer.slice_mut(), offset: self.offset, row_stride: self.row_stride }
+        }
+        fn get(&self, r: usize, c: usize) -> f32 {
+            self.buffer.get(self.offset + r.checked_mul(self.row_stride).unwrap() + c)
+        }
+        /// Every element of every row is as `expected` says, every other one as it was.
+        fn assert(&self, expected: impl Fn(usize, usize) -> f32, what: &str) {
+            for i in 0..self.buffer.len() {
+                let inside = i.checked_sub(self.offset).map(|i| (i / self.row_stride, i % self.row_stride));
+                let (got, bits) = match inside {
+                    Some((r, c)) if r < self.rows && c < self.hidden => self.buffer.bits(i, expected(r, c)),
+                    _ => self.buffer.bits(i, self.before[i]),
+                };
+                assert_eq!(got, bits, "{what}: element {i}, row and column {inside:?}: got {got:#x}, expected {bits:#x}");
+            }
+        }
+    }
+
+    /// SplitMix64.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        }
+        fn below(&mut self, n: usize) -> usize {
+            (self.next() >> 33) as usize % n
+        }
+        fn flip(&mut self) -> bool {
+            self.below(2) == 0
+        }
+        fn pattern(&mut self) -> f32 {
+            [f32::from_bits(0x7fff_ffff), 5.0][self.below(2)]
+        }
+        /// An element of row `row`, which decides the magnitude; now and then a special value.
+        fn element(&mut self, row: usize) -> f32 {
+            let scale = [1.0, 1e-30, 1e30, 1e-40, 3e38, 0.0, 1.0, 1e-5, 1e-4, 4e4, 1.0][(row * 5 + self.0 as usize % 2 * 3) % 11];
+            let unit = (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+            match self.below(3000) {
+                0 => f32::INFINITY,
+                1 => f32::from_bits(0xffc0_1234),
+                2..30 => -0.0,
+                30..40 => f32::from_bits(3),
+                _ => unit * scale,
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The kernels of this crate as NVRTC compiles them.
+
+use std::ffi::{CString, c_char, c_int};
+
+use super::library::{Nvrtc, Program, nvrtc};
+use crate::plan::Class;
+use crate::{Dtype, Error};
+
+/// What one module is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Module {
+    /// `forward`, `backward` and, for streamed rows, `columns`.
+    Rows {
+        /// How lanes share a row.
+        class: Class,
+        /// Element type of x, y, dy and dx.
+        dtype: Dtype,
+        /// Element type of the weight, if there is one.
+        weight: Option<Dtype>,
+        /// Whether one is added to the weight.
+        zero_centred: bool,
+        /// Whether every row of every operand begins on 16 bytes and is a multiple of eight elements long.
+        aligned: bool,
+    },
+    /// `fold_partials`.
+    Fold {
+        /// Element type of dw.
+        dw: Dtype,
+    },
+}
+
+impl std::fmt::Display for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Module::Rows { class, dtype, weight, zero_centred, aligned } => {
+                write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
+                f.write_str(if *zero_centred { "+1" } else { "" })?;
+                f.write_str(if *aligned { " aligned" } else { " unaligned" })
+            }
+            Module::Fold { dw } => write!(f, "fold {dw}"),
+        }
+    }
+}
+
+impl Module {
+    /// The complete source: the constants of this module, then the files of this crate.
+    pub fn source(&self) -> String {
+        let c = |dtype: Dtype| match dtype {
+            Dtype::F32 => "float",
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
+        };
+        match *self {
+            Module::Rows { class, dtype, weight, zero_centred, aligned } => format!(
+                "{ARITH}\ntypedef {t} T;\ntypedef {w} W;\nconstexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, \
+                 ALIGNED = {aligned};\nconstexpr u32 LANES = {lanes}, ROWS = {rows};\n#define VECTORS {vectors}\n{ROWS}\n{FORWARD}\n{BACKWARD}",
+                t = c(dtype),
+                w = c(weight.unwrap_or(dtype)),
+                has_weight = weight.is_some(),
+                lanes = class.lanes,
+                rows = class.rows_per_block,
+                vectors = class.vectors,
+            ),
+            Module::Fold { dw } => format!("{ARITH}\ntypedef {} DW;\n{FOLD}", c(dw)),
+        }
+    }
+}
+
+/// The kernel sources of this crate, in the order in which a module contains them.
+pub const SOURCES: [(&str, &str); 5] =
+    [("arith.cuh", ARITH), ("rows.cuh", ROWS), ("forward.cu", FORWARD), ("backward.cu", BACKWARD), ("fold.cu", FOLD)];
+
+const ARITH: &str = include_str!("../arith.cuh");
+const ROWS: &str = include_str!("../rows.cuh");
+const FORWARD: &str = include_str!("../forward.cu");
+const BACKWARD: &str = include_str!("../backward.cu");
+const FOLD: &str = include_str!("../fold.cu");
+
+/// What NVRTC made of a module.
+pub struct Compiled {
+    /// Machine code, ready to load.
+    pub cubin: Vec<u8>,
+    /// The same before it was assembled.
+    pub ptx: String,
+    /// What the compiler said: registers, spills, stack.
+    pub log: String,
+}
+
+/// Compiles `module` for compute capability `major.minor`.
+pub fn compile(module: &Module, (major, minor): (u32, u32)) -> Result<Compiled, Error> {
+    compile_source(&module.source(), &module.to_string(), (major, minor))
+}
+
+/// Compiles `source`; `name` is for errors.
+pub fn compile_source(source: &str, name: &str, (major, minor): (u32, u32)) -> Result<Compiled, Error> {
+    let nvrtc = nvrtc()?;
+    let failed = |log: String| Error::Compile { kernel: name.to_string(), log };
+    let text = CString::new(source).map_err(|e| failed(e.to_string()))?;
+    let options = [
+        format!("--gpu-architecture=sm_{major}{minor}"),
+        "--std=c++17".into(),
+        "--fmad=false".into(), // Only what arith.cuh writes as fma is fused.
+        "--ptxas-options=-v".into(),
+    ]
+    .map(|o| CString::new(o).unwrap_or_default());
+    let options = options.each_ref().map(|o| o.as_ptr());
+    // SAFETY: `text` and `options` outlive the calls; each buffer below has the size that NVRTC asked for.
+    unsafe {
+        let mut program: Program = std::ptr::null_mut();
+        let code = (nvrtc.create)(&mut program, text.as_ptr(), std::ptr::null(), 0, std::ptr::null(), std::ptr::null());
+        if code != 0 {
+            return Err(failed(format!("nvrtcCreateProgram returned {code}")));
+        }
+        let mut guard = Guard { nvrtc, program };
+        let code = (nvrtc.compile)(program, options.len() as c_int, options.as_ptr());
+        let log = guard.read(nvrtc.log_size, nvrtc.log);
+        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
+        if code != 0 {
+            let (major, minor) = nvrtc.version;
+            return Err(failed(format!("error {code} of NVRTC {major}.{minor} ({}): {log}", nvrtc.path)));
+        }
+        let ptx = guard.read(nvrtc.ptx_size, nvrtc.ptx);
+        let ptx = String::from_utf8_lossy(&ptx).trim_end_matches('\0').to_string();
+        Ok(Compiled { cubin: guard.read(nvrtc.cubin_size, nvrtc.cubin), ptx, log })
+    }
+}
+
+struct Guard {
+    nvrtc: &'static Nvrtc,
+    program: Program,
+}
+
+impl Guard {
+    unsafe fn read(
+        &mut self,
+        size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+        fill: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    ) -> Vec<u8> {
+        let mut bytes = 0;
+        // SAFETY: the caller passes two functions of NVRTC that belong together; the program is alive until `drop`.
+        unsafe {
+            if size(self.program, &mut bytes) != 0 {
+                return Vec::new();
+            }
+            let mut buffer = vec![0u8; bytes];
+            if fill(self.program, buffer.as_mut_ptr().cast()) != 0 { Vec::new() } else { buffer }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // SAFETY: created by `nvrtcCreateProgram`, destroyed once.
+        unsafe { (self.nvrtc.destroy)(&mut self.program) };
+    }
+}
