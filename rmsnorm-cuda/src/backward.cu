@@ -1,149 +1,173 @@
 // dx of every row, and the partial column sums of every row group.
 //
-// A block works on ROWS neighbouring groups at a time: group g is the rows g, g + groups, g + 2·groups, … Its sums stay in
-// registers; at the end the block folds its groups (they are a node of the tree) and writes one partial row. A block without a
-// group touches nothing, and every partial row below ceil(groups / ROWS) is written in full by exactly one block: nobody reads
-// a slot that nobody wrote.
+// A team works on one group at a time: group g is the rows g, g + groups, g + 2·groups, … Its sums stay in registers; then the
+// block folds its ROWS neighbouring groups (they are a node of the tree) and writes one partial row. A block without a group
+// touches nothing, and each partial row below ceil(groups / ROWS) is written in full by exactly one block: nobody reads a slot
+// that nobody wrote.
 
-#if VECTORS > 0
+#define BACKWARD_PARAMETERS                                                                                             \
+    const T *x, u64 x_stride, const T *dy, u64 dy_stride, const W *weight, const float *rstd, T *dx, u64 dx_stride,     \
+        float *partial, u64 rows, u64 groups, u32 hidden, u32 chains
 
-// Writes the sums of a block's row groups, folded into one node, as one partial row.
-__device__ __forceinline__ void write_partial(float* partial, float (&sum)[VECTORS][8], u32 chains, u32 lane, u32 hidden, u32 owned) {
-    if constexpr (ROWS == 1) {
-#pragma unroll
-        for (u32 k = 0; k < VECTORS; k++) store_eight(partial, k * chains + lane * 8, owned, sum[k]);
-        return;
+#if PACKS == 0
+
+extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS) {
+    __shared__ float nodes[2][SETS * WARPS];
+    RowFold<SETS> fold_row{nodes};
+    for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T *z = x + row * x_stride, *d = dy + row * dy_stride;
+        const RowScale scale = row_scale(rstd[row], [&] {
+            return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
+        });
+        const float dot = streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) {
+            dot_step(load_pack(z, column, hidden), load_pack(d, column, hidden), load_weight(weight, column, hidden), scale, p);
+        });
+        const float c = mean(dot, (float)hidden);
+        for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
+            store_dx(dx + row * dx_stride, column, hidden, load_pack(z, column, hidden), load_pack(d, column, hidden),
+                     load_weight(weight, column, hidden), scale, c);
     }
-    // The groups of a warp lie LANES lanes apart; the warps of a block follow each other.
-    __shared__ float node[THREADS / 32][LANES * 8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-#pragma unroll
-        for (u32 d = LANES; d < 32; d *= 2) sum[0][i] = fold(sum[0][i], __shfl_xor_sync(~0u, sum[0][i], d));
-        if (threadIdx.x % 32 < LANES) node[threadIdx.x / 32][lane * 8 + i] = sum[0][i];
-    }
-    __syncthreads();
-    const u32 column = threadIdx.x;
-    if (column < LANES * 8 && column < hidden) {
-        float p[THREADS / 32];
-#pragma unroll
-        for (u32 w = 0; w < THREADS / 32; w++) p[w] = node[w][column];
-#pragma unroll
-        for (u32 d = 1; d < THREADS / 32; d *= 2)
-#pragma unroll
-            for (u32 w = 0; w < THREADS / 32; w += 2 * d) p[w] = fold(p[w], p[w + d]);
-        partial[column] = p[0];
-    }
-    __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-backward(const T* x, u64 x_stride, const T* dy, u64 dy_stride, const W* weight, const float* rstd, T* dx, u64 dx_stride,
-         float* partial, u64 rows, u64 groups, u32 hidden, u32 chains) {
-    const u32 lane = threadIdx.x % LANES, slot = threadIdx.x / LANES;
-    const u32 owned = lane * 8 < chains ? hidden : 0;  // a lane without chains owns nothing
-    __shared__ float nodes[2][WARPS ? WARPS : 1];
-    RowFold<1> fold_row{nodes};
-    Eight<W> w[VECTORS];
-#pragma unroll
-    for (u32 k = 0; k < VECTORS; k++) w[k] = load_weight(weight, k * chains + lane * 8, owned);
-
-    for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += (u64)gridDim.x * ROWS) {
-        float sum[VECTORS][8] = {};
-        for (u64 first = base; first < rows; first += groups) {
-            const u64 row = first + slot;
-            const bool active = base + slot < groups && row < rows;
-            const u32 end = active ? owned : 0;
-            Eight<T> z[VECTORS], d[VECTORS];
-#pragma unroll
-            for (u32 k = 0; k < VECTORS; k++) {
-                z[k] = load_eight(x + row * x_stride, k * chains + lane * 8, end);
-                d[k] = load_eight(dy + row * dy_stride, k * chains + lane * 8, end);
-            }
-            const RowScale scale = row_scale(active ? rstd[row] : 0.0f, [&] {
-                float p[8] = {};
-#pragma unroll
-                for (u32 k = 0; k < VECTORS; k++)
-#pragma unroll
-                    for (int i = 0; i < 8; i++) p[i] = chain(__fmul_rn(z[k][i], SCALE_UP), __fmul_rn(z[k][i], SCALE_UP), p[i]);
-                return scaled_root(fold_row({fold_eight(p)}), (float)hidden);
+// The partial rows of streamed rows: dw does not need the dot product, so a block takes one tile of columns of one group.
+extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
+    __shared__ float nodes[2][SETS * WARPS];
+    RowFold<SETS> fold_row{nodes};
+    const u32 tiles = (hidden + THREADS * PACK - 1) / (THREADS * PACK);
+    for (u64 item = blockIdx.x; item < groups * tiles; item += gridDim.x) {
+        const u64 group = item / tiles;
+        const u32 column = ((u32)(item % tiles) * THREADS + threadIdx.x) * PACK;
+        float sum[PACK] = {};
+        for (u64 row = group; row < rows; row += groups) {
+            const T* z = x + row * x_stride;
+            const RowScale scale = row_scale(rstd[row], [&] {
+                return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
             });
-            float p[8] = {};
-#pragma unroll
-            for (u32 k = 0; k < VECTORS; k++)
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const float h = x_hat(z[k][i], scale);
-                    p[i] = chain(weighted(d[k][i], weight_of(w[k], i)), h, p[i]);
-                    sum[k][i] = chain(d[k][i], h, sum[k][i]);
-                }
-            const float c = mean(fold_row({fold_eight(p)}), (float)hidden);
-#pragma unroll
-            for (u32 k = 0; k < VECTORS; k++) {
-                float out[8];
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const float wdy = weighted(d[k][i], weight_of(w[k], i));
-                    out[i] = gradient(centred(x_hat(z[k][i], scale), c, wdy), scale);
-                }
-                store_eight(dx + row * dx_stride, k * chains + lane * 8, end, out);
-            }
+            column_step(load_pack(z, column, hidden), load_pack(dy + row * dy_stride, column, hidden), scale, sum);
         }
-        if (partial) write_partial(partial + base / ROWS * hidden, sum, chains, lane, hidden, owned);
+        store_pack(partial + group * hidden, column, hidden, sum);
     }
 }
 
 #else
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-backward(const T* x, u64 x_stride, const T* dy, u64 dy_stride, const W* weight, const float* rstd, T* dx, u64 dx_stride,
-         float* partial, u64 rows, u64 groups, u32 hidden, u32 chains) {
-    __shared__ float nodes[2][STREAM_SETS * WARPS];
-    RowFold<STREAM_SETS> fold_row{nodes};
-    for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const T *z_row = x + row * x_stride, *d_row = dy + row * dy_stride;
-        const RowScale scale = row_scale(rstd[row], [&] {
-            return scaled_root(streamed_squares(z_row, hidden, chains, SCALE_UP, fold_row), (float)hidden);
-        });
-        const float dot = streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[8]) {
-            const Eight<T> z = load_eight(z_row, column, hidden), d = load_eight(d_row, column, hidden);
-            const Eight<W> w = load_weight(weight, column, hidden);
+// Writes the sums of a block's row groups, folded into one node, as one partial row.
+__device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS][PACK], u32 chains, u32 hidden, u32 owned) {
+    const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
+    // The groups of one warp lie LANES lanes apart.
 #pragma unroll
-            for (int i = 0; i < 8; i++) p[i] = chain(weighted(d[i], weight_of(w, i)), x_hat(z[i], scale), p[i]);
-        });
-        const float c = mean(dot, (float)hidden);
-        for (u32 column = threadIdx.x * 8; column < hidden; column += THREADS * 8) {
-            const Eight<T> z = load_eight(z_row, column, hidden), d = load_eight(d_row, column, hidden);
-            const Eight<W> w = load_weight(weight, column, hidden);
-            float out[8];
+    for (u32 k = 0; k < PACKS; k++)
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-                out[i] = gradient(centred(x_hat(z[i], scale), c, weighted(d[i], weight_of(w, i))), scale);
-            store_eight(dx + row * dx_stride, column, hidden, out);
+        for (u32 i = 0; i < PACK; i++)
+#pragma unroll
+            for (u32 d = LANES; d < 32; d *= 2) sum[k][i] = fold(sum[k][i], __shfl_xor_sync(~0u, sum[k][i], d));
+    // Those of different warps meet in shared memory: at distance d, team t + d hands its sums to team t.
+    constexpr u32 TEAMS = LANES < 32 ? THREADS / 32 : ROWS;
+    const u32 rank = LANES < 32 ? threadIdx.x / 32 : team;
+    const bool speaks = threadIdx.x % 32 < LANES;
+    __shared__ float handed[TEAMS > 1 ? TEAMS / 2 : 1][PACK][LANES];
+#pragma unroll
+    for (u32 d = 1; d < TEAMS; d *= 2)
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) {
+            if (rank % (2 * d) == d && speaks) {
+#pragma unroll
+                for (u32 i = 0; i < PACK; i++) handed[rank / (2 * d)][i][lane] = sum[k][i];
+            }
+            __syncthreads();
+            if (rank % (2 * d) == 0 && speaks) {
+#pragma unroll
+                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[rank / (2 * d)][i][lane]);
+            }
+            __syncthreads();
         }
+    if (rank == 0 && speaks) {
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) store_pack(partial, k * chains + lane * PACK, owned, sum[k]);
     }
 }
 
-// The partial rows of streamed rows: dw does not need the dot product, so a block takes one tile of columns of one group.
-extern "C" __global__ void __launch_bounds__(THREADS)
-columns(const T* x, u64 x_stride, const T* dy, u64 dy_stride, const float* rstd, float* partial, u64 rows, u64 groups, u32 hidden, u32 chains) {
-    __shared__ float nodes[2][STREAM_SETS * WARPS];
-    RowFold<STREAM_SETS> fold_row{nodes};
-    const u32 tiles = (hidden + THREADS * 8 - 1) / (THREADS * 8);
-    for (u64 item = blockIdx.x; item < groups * tiles; item += gridDim.x) {
-        const u64 group = item / tiles;
-        const u32 column = ((u32)(item % tiles) * THREADS + threadIdx.x) * 8;
-        float sum[8] = {};
-        for (u64 row = group; row < rows; row += groups) {
-            const T* z_row = x + row * x_stride;
-            const RowScale scale = row_scale(rstd[row], [&] {
-                return scaled_root(streamed_squares(z_row, hidden, chains, SCALE_UP, fold_row), (float)hidden);
-            });
-            const Eight<T> z = load_eight(z_row, column, hidden), d = load_eight(dy + row * dy_stride, column, hidden);
+extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS, u32 stages) {
+    const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
+    const u32 owned = lane * PACK < chains ? hidden : 0;  // a lane without chains owns nothing
+    __shared__ float nodes[ROWS][2][WARPS];
+    RowFold<1> fold_row{nodes[team]};
+    Pack<W> w[PACKS];
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum[i] = chain(d[i], x_hat(z[i], scale), sum[i]);
+    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, k * chains + lane * PACK, owned);
+    const u64 step = (u64)gridDim.x * ROWS;
+
+#if RING
+    __shared__ u64 barriers[ROWS][STAGES_MAX];
+    const u32 row_bytes = hidden * sizeof(T);
+    Ring ring(barriers, 2 * row_bytes, stages);
+    u64 next_group = (u64)blockIdx.x * ROWS + team, next = next_group;  // the next row to fetch, and its group
+    auto fetch = [&](u32 stage) {
+        if (next_group >= groups) return;
+        if (lane == 0) {
+            ring.expect(stage);
+            ring.fill(stage, 0, x + next * x_stride, row_bytes);
+            ring.fill(stage, row_bytes, dy + next * dy_stride, row_bytes);
         }
-        store_eight(partial + group * hidden, column, hidden, sum);
+        next += groups;
+        if (next >= rows) next_group += step, next = next_group;
+    };
+    for (u32 s = 0; s + 1 < stages; s++) fetch(s);
+#endif
+
+    for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += step) {
+        const u64 group = base + team;
+        float sum[PACKS][PACK] = {};
+#if RING
+        float rstd_next = group < groups ? rstd[group] : 0.0f;
+        for (u64 row = group; group < groups && row < rows; row += groups) {
+            const float rstd_row = rstd_next;
+            if (row + groups < rows) rstd_next = rstd[row + groups];
+            const T *z_row = (const T*)ring.wait(), *d_row = (const T*)((const unsigned char*)z_row + row_bytes);
+            auto z = [&](u32 k) { return load_pack(z_row, k * chains + lane * PACK, owned); };
+            auto d = [&](u32 k) { return load_pack(d_row, k * chains + lane * PACK, owned); };
+            const u32 end = owned;
+#else
+        for (u64 first = base; first < rows; first += groups) {
+            const u64 row = first + team;
+            const bool active = group < groups && row < rows;
+            const u32 end = active ? owned : 0;
+            const float rstd_row = active ? rstd[row] : 0.0f;
+            Pack<T> z_held[PACKS], d_held[PACKS];
+#pragma unroll
+            for (u32 k = 0; k < PACKS; k++) {
+                z_held[k] = load_pack(x + row * x_stride, k * chains + lane * PACK, end);
+                d_held[k] = load_pack(dy + row * dy_stride, k * chains + lane * PACK, end);
+            }
+            auto z = [&](u32 k) { return z_held[k]; };
+            auto d = [&](u32 k) { return d_held[k]; };
+#endif
+            const RowScale scale = row_scale(rstd_row, [&] {
+                float q[PACK] = {};
+#pragma unroll
+                for (u32 k = 0; k < PACKS; k++) scaled_squares_step(z(k), SCALE_UP, q);
+                return scaled_root(fold_row({fold_pack(q)}), (float)hidden);
+            });
+            float p[PACK] = {};
+#pragma unroll
+            for (u32 k = 0; k < PACKS; k++) {
+                const Pack<T> zk = z(k), dk = d(k);
+                dot_step(zk, dk, w[k], scale, p);
+                column_step(zk, dk, scale, sum[k]);
+            }
+            const float c = mean(fold_row({fold_pack(p)}), (float)hidden);
+#if RING
+            if (WARPS == 1) team_barrier();
+            fetch(ring.before(ring.stage));  // the team has met: nobody reads the row before this one any more
+#endif
+#pragma unroll
+            for (u32 k = 0; k < PACKS; k++)
+                store_dx(dx + row * dx_stride, k * chains + lane * PACK, end, z(k), d(k), w[k], scale, c);
+#if RING
+            ring.advance();
+#endif
+        }
+        if (partial) write_partial(partial + base / ROWS * hidden, sum, chains, hidden, owned);
     }
 }
 

@@ -16,6 +16,7 @@ use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The CPU executor. It computes on rayon's current thread pool, whose threads must not flush subnormals (FTZ and DAZ clear,
 /// as Rust leaves them). It allocates a few f32 per chain and thread, and a copy of a weight that is not plain f32.
@@ -166,7 +167,7 @@ fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd:
     let jobs: Vec<_> = y.data.chunks_mut(rows_per_job.saturating_mul(y.row_stride)).collect();
     let jobs: Vec<_> = jobs.into_iter().map(|y| (y, rstd.next().unwrap_or_default())).collect();
     jobs.into_par_iter().enumerate().for_each_init(
-        || accumulators(hidden),
+        || Accumulators::new(hidden),
         |acc, (job, (ys, rstd))| {
             let first_row = job * rows_per_job;
             pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y_stride: y.row_stride, y: ys, rstd, acc });
@@ -183,33 +184,46 @@ struct ForwardJob<'a, T> {
     y: &'a mut [T],
     y_stride: usize,
     rstd: &'a mut [f32],
-    acc: &'a mut [f32],
+    acc: &'a mut Accumulators,
 }
 
 impl<T: Packed> WithSimd for ForwardJob<'_, T> {
     type Output = ();
 
+    /// While a row is written the next one is read: otherwise the memory would wait for the processor.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let hidden = self.weight.len();
-        for (i, y) in self.y.chunks_mut(self.y_stride).enumerate() {
-            let x = self.x.row(self.first_row + i, hidden);
-            let rstd = forward_row(x, self.weight, self.eps, &mut y[..hidden], self.acc);
-            if let Some(stored) = self.rstd.get_mut(i) {
-                *stored = f32::store(rstd);
+        let ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc } = self;
+        let hidden = weight.len();
+        let mut row = x.row(first_row, hidden);
+        let mut sum = squares(row, 1.0, acc);
+        let mut ys = y.chunks_mut(y_stride).enumerate().peekable();
+        while let Some((i, y)) = ys.next() {
+            let (stored, scale) = statistic(sum, hidden as f32, eps, |s| squares(row, s, acc));
+            if let Some(rstd) = rstd.get_mut(i) {
+                *rstd = f32::store(stored);
+            }
+            let next = ys.peek().map(|_| x.row(first_row + i + 1, hidden));
+            acc.clear();
+            for tile in tiles(hidden) {
+                if let Some(next) = next {
+                    add_squares(&next[tile.clone()], 1.0, acc.tile(tile.clone()));
+                }
+                normalise(&row[tile.clone()], scale, &weight[tile.clone()], &mut y[tile]);
+            }
+            if let Some(next) = next {
+                (sum, row) = (tree(acc), next);
             }
         }
     }
 }
 
+/// §5 One tile of y.
 #[inline(always)]
-fn forward_row<T: Packed>(x: &[T], weight: &[f32], eps: f32, y: &mut [T], acc: &mut [f32]) -> f32 {
-    let sum = squares(x, 1.0, acc);
-    let (rstd, row) = statistic(sum, x.len() as f32, eps, |s| squares(x, s, acc));
+fn normalise<T: Packed>(x: &[T], row: RowScale, weight: &[f32], y: &mut [T]) {
     for ((y, &z), &w) in y.iter_mut().zip(x).zip(weight) {
         *y = T::pack(weighted(x_hat(z, row), w));
     }
-    rstd
 }
 
 // Backward ----------------------------------------------------------------------------------------------------------------
@@ -229,7 +243,7 @@ fn backward<T: Packed>(x: Read<T>, weight: &[f32], rstd: &[f32], dy: Read<T>, dx
         }
     }
     jobs.into_par_iter().enumerate().for_each_init(
-        || accumulators(hidden),
+        || Accumulators::new(hidden),
         |acc, (job, (steps, partials))| {
             let (first_group, dx_stride) = (job * per_job, dx.row_stride);
             let job = BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials, acc };
@@ -250,52 +264,79 @@ struct BackwardJob<'a, T> {
     steps: Vec<&'a mut [T]>,
     dx_stride: usize,
     partials: &'a mut [f32],
-    acc: &'a mut [f32],
+    acc: &'a mut Accumulators,
 }
 
 impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     type Output = ();
 
+    /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let hidden = self.weight.len();
-        self.partials.fill(0.0); // Where chains start.
-        for (step, rows) in self.steps.into_iter().enumerate() {
-            for (i, dx) in rows.chunks_mut(self.dx_stride).enumerate() {
-                let r = step * self.groups + self.first_group + i;
-                let (x, dy, dx) = (self.x.row(r, hidden), self.dy.row(r, hidden), &mut dx[..hidden]);
-                let partial = self.partials.get_mut(i * hidden..(i + 1) * hidden);
-                backward_row(x, self.weight, self.rstd[r], dy, dx, partial, self.acc);
+        let BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials, acc } = self;
+        let hidden = weight.len();
+        partials.fill(0.0); // Where chains start.
+        let rows = steps.into_iter().enumerate().flat_map(|(step, rows)| {
+            rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
+        });
+        let mut rows = rows.peekable();
+        let mut start = |r: usize, acc: &mut Accumulators| {
+            let x = x.row(r, hidden);
+            let scale = row_scale(rstd[r], || scaled_root(squares(x, SCALE_UP, acc), hidden as f32));
+            BackwardRow { x, dy: dy.row(r, hidden), scale }
+        };
+        let Some(&(first, ..)) = rows.peek() else { return };
+        let mut row = start(first, acc);
+        acc.clear();
+        for tile in tiles(hidden) {
+            add_products(&row, weight, tile.clone(), acc.tile(tile));
+        }
+        while let Some((_, i, dx)) = rows.next() {
+            let c = mean(tree(acc), hidden as f32);
+            let next = rows.peek().map(|&(r, ..)| start(r, acc));
+            acc.clear();
+            for tile in tiles(hidden) {
+                if let Some(next) = &next {
+                    add_products(next, weight, tile.clone(), acc.tile(tile.clone()));
+                }
+                let partial = partials.get_mut(i * hidden..(i + 1) * hidden).map(|p| &mut p[tile.clone()]);
+                gradients(&row, c, weight, tile.clone(), &mut dx[tile], partial);
+            }
+            if let Some(next) = next {
+                row = next;
             }
         }
     }
 }
 
+struct BackwardRow<'a, T> {
+    x: &'a [T],
+    dy: &'a [T],
+    scale: RowScale,
+}
+
+/// §6 One tile of dx, and §7 of the partial if there is one.
 #[inline(always)]
-fn backward_row<T: Packed>(
-    x: &[T],
+fn gradients<T: Packed>(
+    row: &BackwardRow<T>,
+    c: f32,
     weight: &[f32],
-    rstd: f32,
-    dy: &[T],
+    tile: Range<usize>,
     dx: &mut [T],
     partial: Option<&mut [f32]>,
-    acc: &mut [f32],
 ) {
-    let hidden = x.len() as f32;
-    let row = row_scale(rstd, || scaled_root(squares(x, SCALE_UP, acc), hidden));
-    let c = mean(products(x, row, dy, weight, acc), hidden);
-    let columns = dx.iter_mut().zip(x).zip(dy).zip(weight);
+    let columns = dx.iter_mut().zip(&row.x[tile.clone()]).zip(&row.dy[tile.clone()]).zip(&weight[tile]);
     match partial {
         Some(partial) => {
             for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
-                let (x_hat, dy) = (x_hat(x, row), dy.unpack());
+                let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
                 *partial = chain(dy, x_hat, *partial);
-                *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row));
+                *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale));
             }
         }
         None => {
             for (((dx, &x), &dy), &w) in columns {
-                *dx = T::pack(gradient(centred(x_hat(x, row), c, weighted(dy.unpack(), w)), row));
+                *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale));
             }
         }
     }
@@ -330,60 +371,90 @@ fn weight_gradient<T: Packed>(partials: &mut [f32], dw: &mut [T]) {
 
 // The reduction along a row -----------------------------------------------------------------------------------------------
 
-/// One accumulator for each chain that has elements.
-fn accumulators(hidden: usize) -> Vec<f32> {
-    vec![0.0; row_order(hidden).chains.min(hidden)]
+/// One accumulator for each chain that has elements, and pads for [`tree`].
+struct Accumulators {
+    values: Vec<f32>,
+    chains: usize,
+}
+
+impl Accumulators {
+    fn new(hidden: usize) -> Self {
+        let chains = row_order(hidden).chains.min(hidden);
+        Accumulators { values: vec![0.0; chains.next_multiple_of(16)], chains }
+    }
+
+    #[inline(always)]
+    fn clear(&mut self) {
+        self.values.fill(0.0);
+    }
+
+    /// The chains of a tile. Where chains have several elements, their number is a multiple of the tile's.
+    #[inline(always)]
+    fn tile(&mut self, tile: Range<usize>) -> &mut [f32] {
+        &mut self.values[if tile.start < self.chains { tile.start } else { tile.start % self.chains }..]
+    }
+}
+
+/// A row in pieces.
+#[inline(always)]
+fn tiles(hidden: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..hidden).step_by(TILE).map(move |start| start..(start + TILE).min(hidden))
 }
 
 /// §2 `reduce((z·s)²)`.
 #[inline(always)]
-fn squares<T: Packed>(row: &[T], s: f32, acc: &mut [f32]) -> f32 {
-    acc.fill(0.0);
-    for tile in row.chunks(acc.len()) {
-        for (acc, z) in acc.iter_mut().zip(tile) {
-            let z = z.unpack() * s;
-            *acc = chain(z, z, *acc);
-        }
+fn squares<T: Packed>(row: &[T], s: f32, acc: &mut Accumulators) -> f32 {
+    acc.clear();
+    for tile in tiles(row.len()) {
+        add_squares(&row[tile.clone()], s, acc.tile(tile));
     }
     tree(acc)
 }
 
-/// §6 `reduce(wdy·x_hat)`.
+/// §2 A step of the chains of one tile in `reduce((z·s)²)`.
 #[inline(always)]
-fn products<T: Packed>(x: &[T], row: RowScale, dy: &[T], weight: &[f32], acc: &mut [f32]) -> f32 {
-    let chains = acc.len();
-    acc.fill(0.0);
-    for ((x, dy), weight) in x.chunks(chains).zip(dy.chunks(chains)).zip(weight.chunks(chains)) {
-        for (((acc, &x), dy), &w) in acc.iter_mut().zip(x).zip(dy).zip(weight) {
-            *acc = chain(weighted(dy.unpack(), w), x_hat(x, row), *acc);
-        }
+fn add_squares<T: Packed>(row: &[T], s: f32, acc: &mut [f32]) {
+    for (acc, z) in acc.iter_mut().zip(row) {
+        let z = z.unpack() * s;
+        *acc = chain(z, z, *acc);
     }
-    tree(acc)
 }
 
-/// §2 The tree over chains, and the end of the reduction. Halving the values level by level, each with its neighbour, folds
-/// the same nodes as distance 1, 2, 4, … does; a last one without neighbour moves up unchanged, which only a sign of zero
-/// could tell from adding the pad, and `total` ends that difference.
+/// §6 A step of the chains of one tile in `reduce(wdy·x_hat)`.
 #[inline(always)]
-fn tree(p: &mut [f32]) -> f32 {
+fn add_products<T: Packed>(row: &BackwardRow<T>, weight: &[f32], tile: Range<usize>, acc: &mut [f32]) {
+    let columns = row.x[tile.clone()].iter().zip(&row.dy[tile.clone()]).zip(&weight[tile]);
+    for (acc, ((&x, dy), &w)) in acc.iter_mut().zip(columns) {
+        *acc = chain(weighted(dy.unpack(), w), x_hat(x, row.scale), *acc);
+    }
+}
+
+/// §2 The tree over a multiple of 16 values, and the end of the reduction. Halving the values level by level, each with its
+/// neighbour, folds the same nodes as distance 1, 2, 4, … does. More pads than the next power of two asks for change no bit.
+#[inline(always)]
+fn tree(acc: &mut Accumulators) -> f32 {
+    let p = &mut acc.values[..];
     let mut len = p.len();
-    while len > 1 {
-        let pairs = len / 2;
-        for k in 0..pairs / 8 {
-            let v: [f32; 16] = std::array::from_fn(|i| p[16 * k + i]);
-            for i in 0..8 {
-                p[8 * k + i] = fold(v[2 * i], v[2 * i + 1]);
-            }
+    while len > 8 {
+        let padded = len.next_multiple_of(16);
+        p[len..padded].fill(0.0);
+        for k in 0..padded / 16 {
+            let v: [f32; 16] = p[16 * k..][..16].try_into().unwrap();
+            p[8 * k..][..8].copy_from_slice(&halve::<16, 8>(v));
         }
-        for i in pairs / 8 * 8..pairs {
-            p[i] = fold(p[2 * i], p[2 * i + 1]);
-        }
-        if len % 2 == 1 {
-            p[pairs] = p[len - 1];
-        }
-        len = len.div_ceil(2);
+        len = padded / 2;
     }
-    total(p[0])
+    let [a, b, c, d, e, f, g, h] = p[..8].try_into().unwrap();
+    total(fold(fold(fold(a, b), fold(c, d)), fold(fold(e, f), fold(g, h))))
+}
+
+#[inline(always)]
+fn halve<const N: usize, const HALF: usize>(v: [f32; N]) -> [f32; HALF] {
+    let mut nodes = [0.0; HALF];
+    for i in 0..HALF {
+        nodes[i] = fold(v[2 * i], v[2 * i + 1]);
+    }
+    nodes
 }
 
 /// §4 The normalised element.
@@ -441,6 +512,8 @@ fn rows_per_job(hidden: usize) -> usize {
 
 /// Elements.
 const JOB: usize = 1 << 14;
+/// Elements: a divisor of every number of chains above 2048.
+const TILE: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@
 //! `row_order` does not know the number of rows: that is why none of these can change a bit, and why a row does not depend on
 //! its neighbours. [`plan`] adds what decides only speed. Everything here is pure: no GPU is asked, no CUDA type appears.
 
-use crate::problem::{Dtype, Error, check_hidden};
+use crate::problem::{Dtype, Error, HIDDEN_MAX, check_hidden};
 
 /// Version of every output bit. It rises with any change of [`row_order`], [`column_order`] or the specification
 /// ([`arith`](crate::arith)), and with nothing else. 0: not frozen yet.
@@ -26,28 +26,30 @@ pub struct ColumnOrder {
 
 /// The order of a row of `hidden` elements.
 ///
-/// Up to 2048 elements each has a chain of its own (in whole vectors of eight, which changes no bit); up to 16384 two
-/// elements share one; beyond, 8192 chains or a power of two more, so that a cluster of blocks can share a row.
+/// Up to 256 elements each has a chain of its own. Beyond, a chain has at most four elements until 16384: a lane then holds
+/// four packs of a row, and a warp or a few share it. Wider rows get a power of two more, so that a cluster of blocks can
+/// share one.
 pub fn row_order(hidden: usize) -> RowOrder {
     let chains = match hidden {
-        0..=2048 => hidden.next_multiple_of(8),
-        2049..=16384 => hidden.div_ceil(2).next_multiple_of(256),
-        16385..=32768 => 16384,
-        32769..=65536 => 32768,
-        _ => 65536,
+        0..=256 => hidden.next_multiple_of(8),
+        257..=16384 => hidden.div_ceil(4).next_multiple_of(256),
+        16385..=32768 => 8192,
+        32769..=65536 => 16384,
+        _ => 32768,
     };
     RowOrder { chains }
 }
 
 /// The order of `rows` rows of `hidden` elements in the weight's gradient.
+///
+/// 132 times a power of two, so many that each multiprocessor of an H200 holds the sums of 16384 columns.
 pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
     let groups = match hidden {
-        0..=256 => 528 * (BLOCK_THREADS_NARROW / narrow_lanes(hidden)) as usize,
-        257..=1024 => 792,
-        1025..=2048 => 528,
-        2049..=6144 => 264,
-        6145..=16384 => 132,
-        _ => 30,
+        0..=256 => 132 * previous_power_of_two(8192 / hidden.max(8)),
+        257..=16384 => 132 * previous_power_of_two(16384 / hidden),
+        16385..=32768 => 66,
+        32769..=65536 => 30,
+        _ => 15,
     };
     ColumnOrder { groups: groups.min(rows) }
 }
@@ -55,7 +57,7 @@ pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
 /// Elements of f32 scratch that a backward call with `dw` needs: one partial row for each row group.
 pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
     check_hidden(hidden)?;
-    // At most 135168 groups of 2^24 columns: no overflow.
+    // At most 2^18 groups of 2^24 columns: no overflow.
     Ok(column_order(rows, hidden).groups * hidden)
 }
 
@@ -66,89 +68,94 @@ pub struct Arch {
     pub sm_count: u32,
     /// Most threads resident on one multiprocessor.
     pub threads_per_sm: u32,
+    /// Most shared memory that one block can have.
+    pub block_shared_bytes: u32,
     /// Compute capability, major and minor.
     pub compute_capability: (u32, u32),
 }
 
 impl Arch {
     /// NVIDIA A100.
-    pub const A100: Arch = Arch { sm_count: 108, threads_per_sm: 2048, compute_capability: (8, 0) };
+    pub const A100: Arch =
+        Arch { sm_count: 108, threads_per_sm: 2048, block_shared_bytes: 163 << 10, compute_capability: (8, 0) };
     /// NVIDIA H200 (and H100 SXM).
-    pub const H200: Arch = Arch { sm_count: 132, threads_per_sm: 2048, compute_capability: (9, 0) };
+    pub const H200: Arch =
+        Arch { sm_count: 132, threads_per_sm: 2048, block_shared_bytes: 227 << 10, compute_capability: (9, 0) };
     /// NVIDIA B200.
-    pub const B200: Arch = Arch { sm_count: 148, threads_per_sm: 2048, compute_capability: (10, 0) };
+    pub const B200: Arch =
+        Arch { sm_count: 148, threads_per_sm: 2048, block_shared_bytes: 227 << 10, compute_capability: (10, 0) };
     /// NVIDIA GeForce RTX 5090.
-    pub const RTX_5090: Arch = Arch { sm_count: 170, threads_per_sm: 1536, compute_capability: (12, 0) };
+    pub const RTX_5090: Arch =
+        Arch { sm_count: 170, threads_per_sm: 1536, block_shared_bytes: 99 << 10, compute_capability: (12, 0) };
     /// Every architecture named here.
     pub const ALL: [(&'static str, Arch); 4] =
         [("A100", Arch::A100), ("H200", Arch::H200), ("B200", Arch::B200), ("RTX 5090", Arch::RTX_5090)];
 }
 
-/// How many threads share a row and what each of them holds: what a kernel is compiled for. `hidden`, `rows`, strides and
-/// chains are arguments of the kernel, so a new width costs no compilation.
+/// How threads share rows: what a kernel is compiled for. `hidden`, `rows`, strides and chains are arguments of the kernel, so
+/// a new width costs no compilation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
-    /// Lanes (threads) that share a row. Each owns eight neighbouring chains, or none.
+    /// Lanes (threads) that share a row: a team. Each owns the neighbouring chains of one pack.
     pub lanes: u32,
-    /// Rows that a block works on at once: a power of two; more than one only while a row fits a warp.
-    pub rows_per_block: u32,
-    /// Vectors of eight elements that a lane keeps in registers. 0: the row is streamed, and read twice.
-    pub vectors: u32,
+    /// Teams of a block: a power of two.
+    pub teams: u32,
+    /// Elements of a pack: 16 or 32 bytes.
+    pub pack: u32,
+    /// Packs that a lane holds of a row. 0: the row is streamed, and read twice.
+    pub packs: u32,
 }
 
 impl Class {
     /// Threads of a block.
     pub const fn threads(self) -> u32 {
-        self.lanes * self.rows_per_block
-    }
-
-    const fn narrow(lanes: u32) -> Class {
-        Class { lanes, rows_per_block: BLOCK_THREADS_NARROW / lanes, vectors: 1 }
-    }
-
-    const fn block(lanes: u32, vectors: u32) -> Class {
-        Class { lanes, rows_per_block: 1, vectors }
+        self.lanes * self.teams
     }
 }
 
 impl std::fmt::Display for Class {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.vectors {
-            0 => write!(f, "streamed-{}", self.lanes),
-            v => write!(f, "held-{}x{v}x{}", self.lanes, self.rows_per_block),
+        match self.packs {
+            0 => write!(f, "streamed-{}×{}", self.lanes, self.pack),
+            packs => write!(f, "held-{}×{}×{}×{packs}", self.teams, self.lanes, self.pack),
         }
     }
 }
 
-/// Every class, narrowest first: a row is worked on by the first one that holds all its chains.
-pub const CLASSES: [Class; 20] = [
-    Class::narrow(1),
-    Class::narrow(2),
-    Class::narrow(4),
-    Class::narrow(8),
-    Class::narrow(16),
-    Class::narrow(32),
-    Class::block(64, 1),
-    Class::block(128, 1),
-    Class::block(192, 1),
-    Class::block(256, 1),
-    Class::block(160, 2),
-    Class::block(192, 2),
-    Class::block(256, 2),
-    Class::block(320, 2),
-    Class::block(384, 2),
-    Class::block(448, 2),
-    Class::block(512, 2),
-    Class::block(768, 2),
-    Class::block(1024, 2),
-    Class::block(1024, 0),
-];
+/// The class that works on rows of `hidden` elements of type `dtype`.
+pub fn class(hidden: usize, dtype: Dtype) -> Class {
+    let chains = row_order(hidden).chains as u32;
+    // 16 bytes, where that leaves a team small enough for its registers.
+    let pack = if dtype == Dtype::F32 && chains <= 2048 { 4 } else { 8 };
+    let lanes = (chains / pack).next_power_of_two();
+    match hidden {
+        0..=256 => Class { lanes, teams: 2048 / hidden.next_power_of_two().max(8) as u32, pack, packs: 1 },
+        257..=16384 => {
+            let lanes = chains / pack;
+            let teams = previous_power_of_two((512 / lanes) as usize) as u32;
+            Class { lanes, teams, pack, packs: if hidden <= 512 { 2 } else { 4 } }
+        }
+        _ => Class { lanes: 1024, teams: 1, pack, packs: 0 },
+    }
+}
 
-/// The class that works on rows of `hidden` elements.
-pub fn class(hidden: usize) -> Class {
-    let chains = row_order(hidden).chains;
-    let holds = |c: &&Class| c.vectors as usize * chains >= hidden && c.lanes as usize * 8 >= chains;
-    *CLASSES.iter().find(holds).unwrap_or(&CLASSES[CLASSES.len() - 1])
+/// Every class of `dtype` that [`class`] can give.
+pub fn classes(dtype: Dtype) -> Vec<Class> {
+    let widths = (3..=8).map(|j| 1usize << j).chain([512]).chain((1..=16).map(|j| j * 1024)).chain([HIDDEN_MAX]);
+    let mut classes: Vec<Class> = widths.map(|hidden| class(hidden, dtype)).collect();
+    classes.dedup();
+    classes
+}
+
+/// How a kernel over rows is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// What it is compiled for.
+    pub class: Class,
+    /// Rows that each team fetches ahead into shared memory, if every row begins on 16 bytes. 0: none.
+    pub stages: u32,
+    /// Blocks.
+    pub blocks: u32,
 }
 
 /// Everything that was decided for one problem.
@@ -158,37 +165,53 @@ pub struct Plan {
     pub row: RowOrder,
     /// Decides the bits of the weight's gradient.
     pub column: ColumnOrder,
-    /// What the kernels are compiled for. Speed only.
-    pub class: Class,
-    /// Blocks of the forward kernel. Speed only.
-    pub forward_blocks: u32,
-    /// Blocks of the backward kernel. Speed only.
-    pub backward_blocks: u32,
+    /// The forward kernel. Speed only.
+    pub forward: Launch,
+    /// The backward kernel. Speed only.
+    pub backward: Launch,
 }
 
 /// The plan for `rows` rows of `hidden` elements of type `dtype` on `arch`.
 pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
-    let _ = dtype; // No number in the tables depends on it yet.
-    let class = class(hidden);
-    let column = column_order(rows, hidden);
-    let resident = (arch.sm_count * (arch.threads_per_sm / class.threads()).max(1)) as usize;
-    let blocks = |work: usize| work.div_ceil(class.rows_per_block as usize).clamp(1, resident) as u32;
-    let backward = if class.vectors == 0 { rows } else { column.groups };
-    Plan { row: row_order(hidden), column, class, forward_blocks: blocks(rows), backward_blocks: blocks(backward) }
+    let (row, column) = (row_order(hidden), column_order(rows, hidden));
+    let lab = |name: &str, default: u32| -> u32 {
+        std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+    };
+    let launch = |direction: &str, work: usize, tensors: usize, per_sm: u32| {
+        let mut class = class(hidden, dtype);
+        class.teams = lab(&format!("LAB_TEAMS_{direction}"), class.teams);
+        let per_sm = lab(&format!("LAB_PER_SM_{direction}"), per_sm).min(arch.threads_per_sm / class.threads()).max(1);
+        let stage_bytes = (class.teams as usize * tensors * hidden * dtype.bytes()) as u32;
+        let mut stages = (arch.block_shared_bytes / per_sm - 10 * 1024) / stage_bytes.max(1);
+        stages = stages.min(lab(&format!("LAB_STAGES_{direction}"), RING_STAGES_MAX));
+        let ring = class.lanes >= 32 && class.packs > 0 && arch.compute_capability >= (9, 0) && stages >= 2;
+        let blocks = work.div_ceil(class.teams as usize).clamp(1, (arch.sm_count * per_sm) as usize) as u32;
+        Launch { class, stages: if ring { stages } else { 0 }, blocks }
+    };
+    let backward_work = if hidden > 16384 { rows } else { column.groups };
+    let per_sm = if hidden <= 256 { 8 } else { 1 };
+    let forward_per_sm = if hidden <= 256 { 8 } else { 2 };
+    Plan { row, column, forward: launch("F", rows, 1, forward_per_sm), backward: launch("B", backward_work, 2, per_sm) }
+}
+
+impl std::fmt::Display for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ring {} ×{}", self.class, self.stages, self.blocks)
+    }
 }
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Plan { row, column, class, forward_blocks, backward_blocks } = self;
-        write!(f, "C{} G{} {class} forward×{forward_blocks} backward×{backward_blocks}", row.chains, column.groups)
+        let Plan { row, column, forward, backward } = self;
+        write!(f, "C{} G{} forward {forward} backward {backward}", row.chains, column.groups)
     }
 }
 
-const BLOCK_THREADS_NARROW: u32 = 256;
+/// Most stages of a ring (rows.cuh, STAGES_MAX).
+pub const RING_STAGES_MAX: u32 = 8;
 
-/// Lanes that share a row of up to 256 elements: a power of two, eight elements each.
-const fn narrow_lanes(hidden: usize) -> u32 {
-    (hidden.next_power_of_two() as u32).div_ceil(8)
+fn previous_power_of_two(n: usize) -> usize {
+    if n == 0 { 1 } else { 1 << n.ilog2() }
 }
 
 #[cfg(test)]
@@ -200,28 +223,37 @@ mod tests {
         let mut w: Vec<usize> = (1..=2100).collect();
         w.extend((2100..=140_000).step_by(61));
         w.extend([256, 2048, 16384, 32768, 65536].iter().flat_map(|e| [e - 1, *e, e + 1]));
-        w.push(crate::HIDDEN_MAX);
+        w.push(HIDDEN_MAX);
         w
     }
 
     #[test]
     fn a_class_holds_every_chain() {
-        for hidden in widths() {
-            let (class, chains) = (class(hidden), row_order(hidden).chains);
-            if class.vectors == 0 {
-                assert!(hidden > 16384, "{hidden} needs no streaming");
-                assert_eq!(chains % (8 * class.lanes as usize), 0, "{hidden}");
-            } else {
-                assert!(chains <= 8 * class.lanes as usize && hidden <= chains * class.vectors as usize, "{hidden}");
+        for dtype in Dtype::ALL {
+            for hidden in widths() {
+                let (class, chains) = (class(hidden, dtype), row_order(hidden).chains);
+                let owned = (class.lanes * class.pack) as usize;
+                if class.packs == 0 {
+                    assert!(hidden > 16384 && chains % owned == 0 && chains <= 32768, "{hidden}");
+                } else {
+                    assert!(chains <= owned && hidden <= chains * class.packs as usize, "{hidden}");
+                }
+                assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
+                // Hardware barriers 1 to 15 are the teams' own.
+                assert!(class.lanes <= 32 || class.teams < 16, "{hidden}");
+                assert!(classes(dtype).contains(&class), "{hidden}");
             }
-            assert!(class.rows_per_block.is_power_of_two() && class.threads() <= 1024);
         }
     }
 
     #[test]
-    fn every_class_is_used() {
-        let used: std::collections::BTreeSet<Class> = widths().into_iter().map(class).collect();
-        assert_eq!(used, CLASSES.into_iter().collect());
+    fn the_fold_reaches_every_node() {
+        for dtype in Dtype::ALL {
+            for hidden in widths() {
+                let plan = plan(usize::MAX, hidden, dtype, &Arch::H200);
+                assert!(plan.column.groups.div_ceil(plan.backward.class.teams as usize) <= 1024, "{hidden} {plan}");
+            }
+        }
     }
 
     #[test]

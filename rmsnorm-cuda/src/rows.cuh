@@ -1,88 +1,131 @@
-// How a block holds rows: which lane owns which elements, how it loads and stores them, and how lanes fold what they hold.
+// How a block holds rows: which lane owns which elements, how they are loaded and stored, and how lanes fold what they hold.
 // Nothing here rounds; all arithmetic is arith.cuh's.
 //
-// Set when a module is compiled (plan.rs, Class):
+// A team of LANES threads shares a row; a block is ROWS teams. A pack is PACK neighbouring elements of a row, 16 or 32 bytes,
+// one for each of the PACK neighbouring chains that a lane owns. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
-//   LANES         threads that share a row; lane l owns the chains 8l … 8l+7
-//   ROWS          rows a block works on at once: a power of two, > 1 only while a row fits a warp
-//   VECTORS       vectors of eight elements a lane holds of a row; 0: the row is streamed
-//   ALIGNED       every row of every operand begins on 16 bytes and hidden % 8 == 0
+//   LANES, ROWS   as above; ROWS is a power of two
+//   PACK          4 or 8 elements
+//   PACKS         packs a lane holds of a row: the row is as long as PACKS times the chains, at most; 0: the row is streamed
+//   ALIGNED       every row of every operand begins on 16 bytes and hidden of PACK
 
 constexpr u32 THREADS = LANES * ROWS;
-constexpr u32 ROW_LANES = LANES < 32 ? LANES : 32;  // lanes of a row within one warp
-constexpr u32 WARPS = LANES / 32;                   // warps of a row, 0 if it is part of a warp
+constexpr u32 ROW_LANES = LANES < 32 ? LANES : 32;      // lanes of a row within one warp
+constexpr u32 WARPS = LANES < 32 ? 1 : LANES / 32;      // warps that share a row
+constexpr u32 WARPS_PADDED = WARPS <= 1 ? 1 : WARPS <= 2 ? 2 : WARPS <= 4 ? 4 : WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
 
 struct alignas(16) Words { u32 word[4]; };
 
-// Eight neighbouring elements, as they lie in memory. One 16-byte access for 16-bit types, two for f32.
-template <typename E> struct Eight {
-    Words half[sizeof(E) / 2];
+// PACK neighbouring elements of type E, as they lie in memory.
+template <typename E> struct Pack {
+    Words part[PACK * sizeof(E) / 16];
 
     __device__ __forceinline__ float operator[](int i) const {
-        if constexpr (sizeof(E) == 4) return __uint_as_float(half[i / 4].word[i % 4]);
-        else return widen(E{(u16)(half[0].word[i / 2] >> (i % 2 * 16))});
+        if constexpr (sizeof(E) == 4) return __uint_as_float(part[i / 4].word[i % 4]);
+        else return widen(E{(u16)(part[0].word[i / 2] >> (i % 2 * 16))});
     }
 };
 
-// Elements [column, column + 8) of a row of `hidden`; those past the end are zero.
-template <typename E> __device__ __forceinline__ Eight<E> load_eight(const E* row, u32 column, u32 hidden) {
-    Eight<E> v = {};
+// Elements [column, column + PACK) of a row of `hidden`; those past the end are zero.
+template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row, u32 column, u32 hidden) {
+    Pack<E> v = {};
     if (ALIGNED) {
         if (column < hidden) {
-            const Words* from = (const Words*)(row + column);
 #pragma unroll
-            for (int h = 0; h < (int)sizeof(E) / 2; h++) v.half[h] = from[h];
+            for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) v.part[h] = ((const Words*)(row + column))[h];
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < (int)PACK; i++) {
             if (column + i >= hidden) continue;
-            if constexpr (sizeof(E) == 4) v.half[i / 4].word[i % 4] = ((const u32*)row)[column + i];
-            else v.half[0].word[i / 2] |= (u32)((const u16*)row)[column + i] << (i % 2 * 16);
+            if constexpr (sizeof(E) == 4) v.part[i / 4].word[i % 4] = ((const u32*)row)[column + i];
+            else v.part[0].word[i / 2] |= (u32)((const u16*)row)[column + i] << (i % 2 * 16);
         }
     }
     return v;
 }
 
-// Rounds and writes eight values, those before the end of the row.
-template <typename E> __device__ __forceinline__ void store_eight(E* row, u32 column, u32 hidden, const float (&value)[8]) {
+// Rounds and writes PACK values, those before the end of the row. The data passes through: nobody here reads it again.
+template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 column, u32 hidden, const float (&value)[PACK]) {
     if (ALIGNED) {
         if (column >= hidden) return;
-        Words* to = (Words*)(row + column);
 #pragma unroll
-        for (int h = 0; h < (int)sizeof(E) / 2; h++) {
+        for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) {
             Words out;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 if constexpr (sizeof(E) == 4) out.word[i] = __float_as_uint(store<E>(value[4 * h + i]));
                 else out.word[i] = store_pair<E>(value[2 * i], value[2 * i + 1]);
             }
-            to[h] = out;
+            asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"((Words*)(row + column) + h), "r"(out.word[0]),
+                         "r"(out.word[1]), "r"(out.word[2]), "r"(out.word[3]) : "memory");
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++)
+        for (int i = 0; i < (int)PACK; i++)
             if (column + i < hidden) row[column + i] = store<E>(value[i]);
     }
 }
 
-// The weight that multiplies element i, from eight weights as loaded.
-__device__ __forceinline__ float weight_of(const Eight<W>& weight, int i) {
+// The weight that multiplies element i of a pack.
+__device__ __forceinline__ float weight_of(const Pack<W>& weight, int i) {
     return HAS_WEIGHT ? effective_weight(weight[i], ZERO_CENTRED) : 1.0f;
 }
 
-__device__ __forceinline__ Eight<W> load_weight(const W* weight, u32 column, u32 hidden) {
-    return HAS_WEIGHT ? load_eight(weight, column, hidden) : Eight<W>{};
+__device__ __forceinline__ Pack<W> load_weight(const W* weight, u32 column, u32 hidden) {
+    return HAS_WEIGHT ? load_pack(weight, column, hidden) : Pack<W>{};
 }
 
-// The node of a lane's eight chains.
-__device__ __forceinline__ float fold_eight(const float (&p)[8]) {
-    return fold(fold(fold(p[0], p[1]), fold(p[2], p[3])), fold(fold(p[4], p[5]), fold(p[6], p[7])));
+// One step of a lane's chains for each reduction along a row: ss, ss of the scaled row, and dot.
+__device__ __forceinline__ void squares_step(const Pack<T>& z, float (&p)[PACK]) {
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++) p[i] = chain(z[i], z[i], p[i]);
 }
 
-// The node of `width` neighbouring lanes, in every one of them. All lanes of a row call this together; different rows of one
-// warp may be in different branches.
+__device__ __forceinline__ void scaled_squares_step(const Pack<T>& z, float s, float (&p)[PACK]) {
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++) p[i] = chain(__fmul_rn(z[i], s), __fmul_rn(z[i], s), p[i]);
+}
+
+__device__ __forceinline__ void dot_step(const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, RowScale scale, float (&p)[PACK]) {
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++) p[i] = chain(weighted(d[i], weight_of(w, i)), x_hat(z[i], scale), p[i]);
+}
+
+// One row's contribution to the column sums of a pack.
+__device__ __forceinline__ void column_step(const Pack<T>& z, const Pack<T>& d, RowScale scale, float (&sum)[PACK]) {
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++) sum[i] = chain(d[i], x_hat(z[i], scale), sum[i]);
+}
+
+// y and dx of a pack.
+__device__ __forceinline__ void store_y(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<W>& w, RowScale scale) {
+    float out[PACK];
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++) out[i] = weighted(x_hat(z[i], scale), weight_of(w, i));
+    store_pack(row, column, hidden, out);
+}
+
+__device__ __forceinline__ void store_dx(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, RowScale scale, float c) {
+    float out[PACK];
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++)
+        out[i] = gradient(centred(x_hat(z[i], scale), c, weighted(d[i], weight_of(w, i))), scale);
+    store_pack(row, column, hidden, out);
+}
+
+// The node of a lane's chains.
+__device__ __forceinline__ float fold_pack(float (&p)[PACK]) {
+#pragma unroll
+    for (u32 d = 1; d < PACK; d *= 2)
+#pragma unroll
+        for (u32 i = 0; i < PACK; i += 2 * d) p[i] = fold(p[i], p[i + d]);
+    return p[0];
+}
+
+// The node of `width` neighbouring lanes, in each of them. All lanes of a row call this together; different rows of one warp
+// may be in different branches.
 __device__ __forceinline__ float fold_lanes(float v, u32 width) {
     const u32 mask = ROW_LANES == 32 ? ~0u : ((1u << (ROW_LANES % 32)) - 1) << (threadIdx.x % 32 / ROW_LANES * ROW_LANES);
 #pragma unroll
@@ -90,63 +133,119 @@ __device__ __forceinline__ float fold_lanes(float v, u32 width) {
     return v;
 }
 
-// Folds the nodes of a row's lanes across its warps. `nodes` warps' results pass through shared memory, in two buffers that
-// take turns: a buffer is written again only after the barrier of the next call, which every reader has then reached.
+// Waits for the threads of this row.
+__device__ __forceinline__ void team_barrier() {
+    if (WARPS == 1) __syncwarp();
+    else if (ROWS == 1) __syncthreads();
+    else asm volatile("bar.sync %0, %1;" ::"r"(1 + threadIdx.x / LANES), "n"(LANES) : "memory");
+}
+
+// Folds the nodes of a team's lanes. Where a team has several warps, their results pass through shared memory, in two buffers
+// that take turns: a buffer is written again only after the barrier of the next call, which every reader has then reached.
+// SETS: a lane may hold that many nodes, of chains that lie a whole team apart; sets are ordered by number.
 template <u32 SETS> struct RowFold {
-    float (*buffer)[SETS * (WARPS ? WARPS : 1)];
+    float (*buffer)[SETS * WARPS];
     u32 turn = 0;
 
-    // The root of the whole row, from each lane's node of each set; sets are ordered by number.
     __device__ __forceinline__ float operator()(const float (&node)[SETS]) {
-        float warp_node[SETS];
+        float v[SETS];
 #pragma unroll
-        for (u32 s = 0; s < SETS; s++) warp_node[s] = fold_lanes(node[s], ROW_LANES);
-        if constexpr (WARPS <= 1) return total(warp_node[0]);
+        for (u32 s = 0; s < SETS; s++) v[s] = fold_lanes(node[s], ROW_LANES);
+        if constexpr (WARPS == 1) return total(v[0]);
         float* shared = buffer[turn];
         turn ^= 1;
-        if (threadIdx.x % 32 == 0) {
+        const u32 warp_lane = threadIdx.x % 32;
+        if (warp_lane == 0) {
 #pragma unroll
-            for (u32 s = 0; s < SETS; s++) shared[s * WARPS + threadIdx.x / 32] = warp_node[s];
+            for (u32 s = 0; s < SETS; s++) shared[s * WARPS + threadIdx.x % LANES / 32] = v[s];
         }
-        __syncthreads();
-        // Each lane takes SETS neighbouring nodes; lanes past the end hold +0.0.
-        float p[SETS];
+        team_barrier();
+        // Each lane takes SETS neighbouring nodes; past the end there is +0.0.
+        const u32 first = warp_lane % WARPS_PADDED;
 #pragma unroll
-        for (u32 s = 0; s < SETS; s++) p[s] = threadIdx.x % 32 < WARPS ? shared[threadIdx.x % 32 * SETS + s] : 0.0f;
+        for (u32 s = 0; s < SETS; s++) v[s] = first < WARPS ? shared[first * SETS + s] : 0.0f;
 #pragma unroll
         for (u32 d = 1; d < SETS; d *= 2)
 #pragma unroll
-            for (u32 s = 0; s < SETS; s += 2 * d) p[s] = fold(p[s], p[s + d]);
-        return total(fold_lanes(p[0], 32));
+            for (u32 s = 0; s < SETS; s += 2 * d) v[s] = fold(v[s], v[s + d]);
+        return total(fold_lanes(v[0], WARPS_PADDED));
     }
 };
 
-#if VECTORS == 0
-// Streamed rows: eight chains a lane in each of STREAM_SETS sets, set s holding the chains [s·8·LANES, (s+1)·8·LANES). A set
-// past the last chain holds nothing, which is the same as pads.
-constexpr u32 STREAM_SETS = 8;
+#if PACKS == 0
 
-// reduce(step(column, p)) over a streamed row, where `step` takes a lane's eight chains through the vector at `column`.
-template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 chains, RowFold<STREAM_SETS>& fold_row, F step) {
-    float node[STREAM_SETS] = {};
+// Streamed rows. A lane owns the chains of one pack in each of SETS sets, set s holding the chains [s·LANES·PACK,
+// (s+1)·LANES·PACK). A set past the last chain holds nothing, which is the same as pads.
+constexpr u32 SETS = 32768 / (LANES * PACK);
+
+// reduce over a streamed row, where `step` takes a lane's chains through the pack at `column`.
+template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 chains, RowFold<SETS>& fold_row, F step) {
+    float node[SETS] = {};
 #pragma unroll
-    for (u32 s = 0; s < STREAM_SETS; s++) {
-        const u32 first = (s * LANES + threadIdx.x) * 8;
+    for (u32 s = 0; s < SETS; s++) {
+        const u32 first = (s * LANES + threadIdx.x) * PACK;
         if (first >= chains) break;
-        float p[8] = {};
+        float p[PACK] = {};
 #pragma unroll 2
         for (u32 column = first; column < hidden; column += chains) step(column, p);
-        node[s] = fold_eight(p);
+        node[s] = fold_pack(p);
     }
     return fold_row(node);
 }
 
 // reduce((z·s)²) over a streamed row.
-__device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 chains, float s, RowFold<STREAM_SETS>& fold_row) {
-    return streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[8]) {
-        const Eight<T> v = load_eight(z, column, hidden);
-#pragma unroll
-        for (int i = 0; i < 8; i++) p[i] = chain(__fmul_rn(v[i], s), __fmul_rn(v[i], s), p[i]);
-    });
+__device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 chains, float s, RowFold<SETS>& fold_row) {
+    return streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) { scaled_squares_step(load_pack(z, column, hidden), s, p); });
 }
+
+#elif RING
+
+// Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, filled by
+// the team's first lane and waited for by all. A buffer is filled again once the team has met after its last reader.
+
+extern __shared__ Words ring_memory[];
+constexpr u32 STAGES_MAX = 8;
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+struct Ring {
+    u64* full;            // one barrier a stage: completes when the stage's bytes have arrived
+    unsigned char* base;  // first stage of this team
+    u32 stage_bytes, stages;
+    u32 stage = 0, phase = 0;
+
+    __device__ __forceinline__ Ring(u64 (*barriers)[STAGES_MAX], u32 stage_bytes, u32 stages) : stage_bytes(stage_bytes), stages(stages) {
+        const u32 team = threadIdx.x / LANES;
+        full = barriers[team];
+        base = (unsigned char*)ring_memory + team * stages * stage_bytes;
+        if (threadIdx.x % LANES == 0) {
+            for (u32 s = 0; s < stages; s++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + s)) : "memory");
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        }
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ u32 before(u32 s) const { return s == 0 ? stages - 1 : s - 1; }
+
+    __device__ __forceinline__ void expect(u32 s) const {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full + s)), "r"(stage_bytes) : "memory");
+    }
+
+    // Begins to fill `bytes` bytes of stage s, `offset` bytes into it.
+    __device__ __forceinline__ void fill(u32 s, u32 offset, const void* from, u32 bytes) const {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(base + s * stage_bytes + offset)),
+                     "l"(from), "r"(bytes), "r"(shared_address(full + s)) : "memory");
+    }
+
+    // Waits for the current stage.
+    __device__ __forceinline__ const unsigned char* wait() const {
+        asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(shared_address(full + stage)), "r"(phase) : "memory");
+        return base + stage * stage_bytes;
+    }
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == stages) stage = 0, phase ^= 1;
+    }
+};
+
 #endif

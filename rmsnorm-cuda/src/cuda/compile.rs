@@ -19,8 +19,10 @@ pub enum Module {
         weight: Option<Dtype>,
         /// Whether one is added to the weight.
         zero_centred: bool,
-        /// Whether every row of every operand begins on 16 bytes and is a multiple of eight elements long.
+        /// Whether every row of every operand begins on 16 bytes and is a multiple of a pack long.
         aligned: bool,
+        /// Whether rows are fetched ahead into shared memory; needs `aligned` and compute capability 9.0.
+        ring: bool,
     },
     /// `fold_partials`.
     Fold {
@@ -32,10 +34,11 @@ pub enum Module {
 impl std::fmt::Display for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Module::Rows { class, dtype, weight, zero_centred, aligned } => {
+            Module::Rows { class, dtype, weight, zero_centred, aligned, ring } => {
                 write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
                 f.write_str(if *zero_centred { "+1" } else { "" })?;
-                f.write_str(if *aligned { " aligned" } else { " unaligned" })
+                f.write_str(if *aligned { " aligned" } else { " unaligned" })?;
+                f.write_str(if *ring { " ring" } else { "" })
             }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
@@ -51,15 +54,17 @@ impl Module {
             Dtype::Bf16 => "bf16",
         };
         match *self {
-            Module::Rows { class, dtype, weight, zero_centred, aligned } => format!(
+            Module::Rows { class, dtype, weight, zero_centred, aligned, ring } => format!(
                 "{ARITH}\ntypedef {t} T;\ntypedef {w} W;\nconstexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, \
-                 ALIGNED = {aligned};\nconstexpr u32 LANES = {lanes}, ROWS = {rows};\n#define VECTORS {vectors}\n{ROWS}\n{FORWARD}\n{BACKWARD}",
+                 ALIGNED = {aligned};\nconstexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack};\n#define PACKS {packs}\n#define RING {ring}\n{ROWS}\n{FORWARD}\n{BACKWARD}",
                 t = c(dtype),
                 w = c(weight.unwrap_or(dtype)),
                 has_weight = weight.is_some(),
                 lanes = class.lanes,
-                rows = class.rows_per_block,
-                vectors = class.vectors,
+                teams = class.teams,
+                pack = class.pack,
+                packs = class.packs,
+                ring = u32::from(ring),
             ),
             Module::Fold { dw } => format!("{ARITH}\ntypedef {} DW;\n{FOLD}", c(dw)),
         }

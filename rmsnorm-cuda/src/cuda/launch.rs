@@ -10,7 +10,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::compile::{Module, compile};
 use super::{driver_error, library};
-use crate::plan::{Arch, Plan, plan};
+use crate::plan::{Arch, Launch, plan};
 use crate::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightOffset};
 
 /// A range of device memory as an operand.
@@ -81,6 +81,7 @@ impl Kernels {
         let arch = Arch {
             sm_count: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             threads_per_sm: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+            block_shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             compute_capability: (
                 attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
                 attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -120,11 +121,13 @@ impl Kernels {
         }
         let dtype = call.x.data.dtype;
         let plan = plan(call.rows, call.hidden, dtype, &speed.arch);
-        let aligned = call.hidden.is_multiple_of(8)
+        let aligned = call.hidden.is_multiple_of(plan.forward.class.pack as usize)
             && call.x.is_aligned()
             && call.y.is_aligned()
             && call.weight.is_none_or(|w| w.is_aligned());
-        let function = self.rows_function("forward", &plan, dtype, call.weight, call.weight_offset, aligned)?;
+        let launch = Launch { blocks: speed.blocks.unwrap_or(plan.forward.blocks), ..plan.forward };
+        let module = rows_module(&launch, dtype, call.weight, call.weight_offset, aligned);
+        let function = self.function(module, "forward")?;
         let (x, x_stride) = (call.x.pointer(), call.x.row_stride as u64);
         let (y, y_stride) = (call.y.pointer(), call.y.row_stride as u64);
         let weight = call.weight.map_or(0, |w| w.pointer());
@@ -132,12 +135,11 @@ impl Kernels {
         let (rows, hidden, chains) = (call.rows as u64, call.hidden as u32, plan.row.chains as u32);
         let arguments = [
             arg(&x), arg(&x_stride), arg(&weight), arg(&y), arg(&y_stride), arg(&rstd), arg(&rows), arg(&hidden), arg(&chains),
-            arg(&call.eps),
+            arg(&call.eps), arg(&launch.stages),
         ];
-        let blocks = speed.blocks.unwrap_or(plan.forward_blocks);
         // SAFETY: the arguments are those of `forward` in forward.cu, in order and size. `check` measured every operand, and
         // y and rstd overlap nothing; the caller vouches for the memory.
-        unsafe { self.launch(&function, blocks, plan.class.threads(), &arguments, stream) }
+        unsafe { self.launch(&function, launch.blocks, launch.class.threads(), ring_bytes(&launch, dtype, 1, call.hidden, aligned), &arguments, stream) }
     }
 
     /// Launches a backward call on `stream`.
@@ -162,11 +164,12 @@ impl Kernels {
         }
         let dtype = call.x.data.dtype;
         let plan = plan(call.rows, call.hidden, dtype, &speed.arch);
-        let aligned = call.hidden.is_multiple_of(8)
+        let aligned = call.hidden.is_multiple_of(plan.backward.class.pack as usize)
             && [&call.x, &call.dy, &call.dx].into_iter().all(Rows::is_aligned)
             && call.weight.is_none_or(|w| w.is_aligned())
             && call.dw.as_ref().is_none_or(|g| g.scratch.is_aligned());
-        let function = |name| self.rows_function(name, &plan, dtype, call.weight, call.weight_offset, aligned);
+        let launch = Launch { blocks: speed.blocks.unwrap_or(plan.backward.blocks), ..plan.backward };
+        let module = rows_module(&launch, dtype, call.weight, call.weight_offset, aligned);
         let (x, x_stride) = (call.x.pointer(), call.x.row_stride as u64);
         let (dy, dy_stride) = (call.dy.pointer(), call.dy.row_stride as u64);
         let (dx, dx_stride) = (call.dx.pointer(), call.dx.row_stride as u64);
@@ -177,25 +180,23 @@ impl Kernels {
         let (hidden, chains) = (call.hidden as u32, plan.row.chains as u32);
         let arguments = [
             arg(&x), arg(&x_stride), arg(&dy), arg(&dy_stride), arg(&weight), arg(&rstd), arg(&dx), arg(&dx_stride),
-            arg(&partial), arg(&rows), arg(&groups), arg(&hidden), arg(&chains),
+            arg(&partial), arg(&rows), arg(&groups), arg(&hidden), arg(&chains), arg(&launch.stages),
         ];
-        let blocks = speed.blocks.unwrap_or(plan.backward_blocks);
+        let threads = launch.class.threads();
+        let shared_bytes = ring_bytes(&launch, dtype, 2, call.hidden, aligned);
+        let function = self.function(module, "backward")?;
         // SAFETY: the arguments are those of `backward` in backward.cu, in order and size. `check` measured every operand
         // (scratch for one partial row per group), and the outputs overlap nothing; the caller vouches for the memory.
-        unsafe { self.launch(&function("backward")?, blocks, plan.class.threads(), &arguments, stream)? };
+        unsafe { self.launch(&function, launch.blocks, threads, shared_bytes, &arguments, stream)? };
         let Some(gradient) = &call.dw else { return Ok(()) };
 
-        let mut nodes = plan.column.groups.div_ceil(plan.class.rows_per_block as usize) as u32;
-        if plan.class.vectors == 0 {
-            nodes = plan.column.groups as u32;
-            let arguments = [
-                arg(&x), arg(&x_stride), arg(&dy), arg(&dy_stride), arg(&rstd), arg(&partial), arg(&rows), arg(&groups),
-                arg(&hidden), arg(&chains),
-            ];
-            let tiles = call.hidden.div_ceil(8 * plan.class.threads() as usize);
+        let nodes = plan.column.groups.div_ceil(launch.class.teams as usize) as u32;
+        if launch.class.packs == 0 {
+            let tiles = call.hidden.div_ceil((launch.class.pack * threads) as usize);
             let blocks = speed.blocks.unwrap_or((tiles * plan.column.groups) as u32);
-            // SAFETY: as above, for `columns` in backward.cu.
-            unsafe { self.launch(&function("columns")?, blocks, plan.class.threads(), &arguments, stream)? };
+            let function = self.function(module, "columns")?;
+            // SAFETY: as above, for `columns` in backward.cu, which takes the same arguments but the last.
+            unsafe { self.launch(&function, blocks, threads, 0, &arguments, stream)? };
         }
         // Every partial row below `nodes` was written in full by the launch before: each has a first group below `groups`.
         let fold = self.function(Module::Fold { dw: gradient.dw.data.dtype }, "fold_partials")?;
@@ -203,21 +204,7 @@ impl Kernels {
         let dw = gradient.dw.pointer();
         let arguments = [arg(&partial), arg(&dw), arg(&nodes), arg(&level), arg(&hidden)];
         // SAFETY: the arguments are those of `fold_partials` in fold.cu, in order and size.
-        unsafe { self.launch(&fold, hidden.div_ceil(32), 1024, &arguments, stream) }
-    }
-
-    fn rows_function(
-        &self,
-        name: &'static str,
-        plan: &Plan,
-        dtype: Dtype,
-        weight: Option<Vector<DeviceMemory>>,
-        weight_offset: WeightOffset,
-        aligned: bool,
-    ) -> Result<CudaFunction, Error> {
-        let weight = weight.map(|w| w.data.dtype);
-        let zero_centred = weight.is_some() && weight_offset == WeightOffset::One;
-        self.function(Module::Rows { class: plan.class, dtype, weight, zero_centred, aligned }, name)
+        unsafe { self.launch(&fold, hidden.div_ceil(32), 1024, 0, &arguments, stream) }
     }
 
     fn function(&self, module: Module, name: &'static str) -> Result<CudaFunction, Error> {
@@ -245,10 +232,19 @@ impl Kernels {
         function: &CudaFunction,
         blocks: u32,
         threads: u32,
+        shared_bytes: u32,
         arguments: &[*mut c_void],
         stream: CUstream,
     ) -> Result<(), Error> {
         self.bind()?;
+        if shared_bytes > 48 << 10 {
+            function
+                .set_attribute(
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared_bytes as i32,
+                )
+                .map_err(|e| driver_error("cuFuncSetAttribute", e))?;
+        }
         // SAFETY: the caller's promise; the function belongs to this context.
         unsafe {
             sys::cuLaunchKernel(
@@ -259,7 +255,7 @@ impl Kernels {
                 threads,
                 1,
                 1,
-                0,
+                shared_bytes,
                 stream,
                 arguments.as_ptr().cast_mut(),
                 std::ptr::null_mut(),
@@ -268,6 +264,23 @@ impl Kernels {
         .result()
         .map_err(|e| driver_error("cuLaunchKernel", e))
     }
+}
+
+fn rows_module(
+    launch: &Launch,
+    dtype: Dtype,
+    weight: Option<Vector<DeviceMemory>>,
+    weight_offset: WeightOffset,
+    aligned: bool,
+) -> Module {
+    let weight = weight.map(|w| w.data.dtype);
+    let zero_centred = weight.is_some() && weight_offset == WeightOffset::One;
+    Module::Rows { class: launch.class, dtype, weight, zero_centred, aligned, ring: aligned && launch.stages > 0 }
+}
+
+/// Shared memory for the rings of a block's teams, `tensors` rows a stage.
+fn ring_bytes(launch: &Launch, dtype: Dtype, tensors: u32, hidden: usize, aligned: bool) -> u32 {
+    if aligned { launch.class.teams * launch.stages * tensors * (hidden * dtype.bytes()) as u32 } else { 0 }
 }
 
 pub(super) fn arg<T>(value: &T) -> *mut c_void {

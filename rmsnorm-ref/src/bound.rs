@@ -1,0 +1,330 @@
+//! A proven forward error bound for every output element, for arithmetic in f32 with chains and a tree.
+//!
+//! The arithmetic is the one `docs/numerics.md` restates: sums of products by [chains and a tree](depth), `v = sum/N + eps`,
+//! `1/sqrt(v)` with the root first, rows whose squares leave the range computed from `z·2^±100`, one rounding per operation
+//! elsewhere and one conversion at the end. This module knows of no plan: it takes the depths of the sums as arguments.
+//!
+//! Notation: u = 2^-24 and η = 2^-150 of f32; o = u for zero-centred weights, else 0; γ_k = ku/(1−ku); rnd(a) = max(u·a, η),
+//! one rounding. The numbers in brackets are the sections of `docs/numerics.md` that prove the line they stand at.
+//!
+//! A bound is never fitted: each term is the most that a named operation can contribute. It holds for abs(computed − exact),
+//! where exact is computed in f64 by the [crate root](crate); the factor [`SLACK`] pays for that.
+
+use crate::format::{Format, power_of_two};
+
+/// The depths of the three sums, each made by [`depth`]: the most roundings that one summand passes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Depth {
+    /// Of the mean square, forward along the row.
+    pub forward: u64,
+    /// Of `dot = Σ wdy·x_hat`, backward along the row.
+    pub backward: u64,
+    /// Of dw and db, down the column.
+    pub column: u64,
+}
+
+/// Roundings that a summand passes through when `length` products are summed by `chains` chains and a tree: one per fused
+/// step, `ceil(length / chains)`, and one per level of the tree, `log2 P`, P being the chains that hold anything,
+/// `min(chains, length)`, padded to a power of two. Adding the +0.0 of an empty chain is exact, so levels of the tree that only
+/// join empty chains do not count. An empty sum has depth 0.
+///
+/// # Panics
+/// If `chains` is 0 and `length` is not.
+pub fn depth(length: u64, chains: u64) -> u64 {
+    if length == 0 {
+        return 0;
+    }
+    length.div_ceil(chains) + u64::from(chains.min(length).next_power_of_two().trailing_zeros())
+}
+
+/// What the contract allows for one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Allowed {
+    /// NaN and nothing else.
+    Nan,
+    /// NaN or an infinity.
+    NotFinite,
+    /// +Inf and nothing else: rstd of a zero row with eps = 0.
+    Infinite,
+    /// A finite value within `error` of `exact`, or the infinity that an exact value within `reach` of `exact` rounds to.
+    Near {
+        /// What the formulas give.
+        exact: f64,
+        /// Bound on the error before the rounding that may overflow.
+        reach: f64,
+        /// Bound on the error of the stored value.
+        error: f64,
+        /// An intermediate may leave the range of f32: then anything that is not finite is allowed too.
+        may_overflow: bool,
+    },
+}
+
+/// Every bound is multiplied by 1 + 2^-10. It pays for the f64 errors of the reference and of the bound's own evaluation, which
+/// are at most 2^-12 of the bound for at most 2^16 chains. [§9]
+pub const SLACK: f64 = 1.0 + 1.0 / 1024.0;
+
+const F32: Format = Format::F32;
+
+/// γ_k = ku/(1 − ku): the most that k roundings change a value, relatively. Infinite beyond ku = 1/4, where nobody should rely
+/// on a bound. [§2]
+pub fn gamma(k: u64) -> f64 {
+    let ku = k as f64 * F32.unit_roundoff();
+    if ku <= 0.25 { ku / (1.0 - ku) } else { f64::INFINITY }
+}
+
+/// ρ: the relative error of rstd, from the exact `v = mean(x²) + eps` and forward's depth. 0 for v = 0, Inf or NaN, of which
+/// the contract asks special values. [§3]
+///
+/// ```text
+/// ρ_v = γ_{D+2} + τ     τ = 0 for v < 2^-127 (scaled up: nothing underflows), 2η(1 + γ_{D+2})/v for v < 2^103, else 2^-51
+/// ρ   = (1 − ρ_v)^-½ · (1+u)/(1−u) − 1 + σ     σ = η/rstd if rstd < 2^-125, else 0
+/// ```
+pub fn relative_rstd(v: f64, depth_forward: u64) -> f64 {
+    if v.is_nan() || v == 0.0 || v.is_infinite() {
+        return 0.0;
+    }
+    let (u, eta) = (F32.unit_roundoff(), F32.half_smallest_subnormal());
+    let rounded = gamma(depth_forward + 2);
+    let underflowed = if v < power_of_two(-127) {
+        0.0
+    } else if v < power_of_two(103) {
+        2.0 * eta * (1.0 + rounded) / v
+    } else {
+        power_of_two(-51)
+    };
+    let rho_v = rounded + underflowed;
+    // (1 − ρ_v)^-½ ≤ 1 + ½ρ_v/(1 − ρ_v), which f64 evaluates without cancellation. So is the next line.
+    let root = 0.5 * rho_v / (1.0 - rho_v);
+    let two = 2.0 * u / (1.0 - u);
+    let rstd = 1.0 / v.sqrt();
+    let subnormal = if rstd < power_of_two(-125) { eta / rstd } else { 0.0 };
+    root + two + root * two + subnormal
+}
+
+/// What is allowed for rstd, stored in f32. [§3]
+pub fn rstd(v: f64, depth_forward: u64) -> Allowed {
+    if v.is_nan() {
+        return Allowed::Nan;
+    }
+    if v == 0.0 {
+        return Allowed::Infinite;
+    }
+    let exact = 1.0 / v.sqrt();
+    let error = exact * relative_rstd(v, depth_forward);
+    allowed(exact, error, error, false)
+}
+
+/// The weight that multiplies, and what its addition and its product may lose.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// w' = weight + weight_offset; 1 without a weight.
+    pub weight: f64,
+    /// o: the relative error of w'.
+    pub relative: f64,
+    /// Whether there is a weight: without one nothing is multiplied, so nothing is rounded.
+    pub multiplies: bool,
+}
+
+/// e_x, the error of x_hat for a row with the relative error `rho` of rstd: `ρ|x| + rnd((1+ρ)x)`. [§4]
+pub fn x_hat_error(x_hat: f64, rho: f64) -> f64 {
+    rho * x_hat.abs() + F32.rounding((1.0 + rho) * x_hat.abs())
+}
+
+/// What is allowed for y, from the exact x_hat. [§5]
+///
+/// ```text
+/// a = |w'|(1+o)·e_x + |x·w'|·o,   e = a + rnd(|y| + a);   without weight e = e_x
+/// ```
+pub fn y(x_hat: f64, rho: f64, scale: Scale, format: Format) -> Allowed {
+    if x_hat.is_nan() {
+        return Allowed::Nan;
+    }
+    let Scale { weight, relative, multiplies } = scale;
+    if !weight.is_finite() {
+        return Allowed::NotFinite;
+    }
+    let exact = x_hat * weight;
+    if multiplies {
+        let before = weight.abs() * (1.0 + relative) * x_hat_error(x_hat, rho) + exact.abs() * relative;
+        rounded_once(exact, before, format, false)
+    } else {
+        // |x_hat| ≤ sqrt(N)·(1 + ρ): far from f32's threshold.
+        converted(exact, x_hat_error(x_hat, rho), format, false)
+    }
+}
+
+/// Backward along one row: what all its elements share. [§6]
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardRow {
+    rstd: f64,
+    rho: f64,
+    /// c = mean(wdy·x_hat), and the error of the computed c beside the factor (1 + φ) that it has from rstd.
+    c: f64,
+    c_error: f64,
+    may_overflow: bool,
+    special: Option<Allowed>,
+}
+
+impl BackwardRow {
+    /// From the row's exact x_hat, with for each column (x_hat, dy, weight).
+    pub fn new(rstd: f64, rho: f64, depth_backward: u64, row: impl Iterator<Item = (f64, f64, Scale)>) -> Self {
+        let (u, eta) = (F32.unit_roundoff(), F32.half_smallest_subnormal());
+        let folded = gamma(depth_backward);
+        let (mut hidden, mut dot, mut sum, mut rounded, mut underflowed) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        let mut wdy_most = 0f64;
+        let mut special = None;
+        for (x_hat, dy, scale) in row {
+            hidden += 1.0;
+            if x_hat.is_nan() {
+                special = Some(Allowed::Nan);
+            } else if !dy.is_finite() || !scale.weight.is_finite() {
+                special = special.or(Some(Allowed::NotFinite));
+            }
+            let wdy = dy * scale.weight;
+            let magnitude = (wdy * x_hat).abs();
+            let (relative, absolute) = wdy_errors(scale);
+            // g: of the product of the two computed factors and of its way through the sum, φ apart.
+            let g = relative + u + folded + relative * u + (relative + u + relative * u) * folded;
+            dot += wdy * x_hat;
+            sum += magnitude;
+            rounded += g * magnitude;
+            if magnitude > 0.0 {
+                let factors = eta * (1.0 + relative) * wdy.abs() + absolute * (1.0 + rho) * (1.0 + u) * x_hat.abs();
+                underflowed += (1.0 + folded) * (factors + eta * absolute + eta);
+            }
+            wdy_most = wdy_most.max(wdy.abs() * (1.0 + relative) + absolute);
+        }
+        let dot_error = (1.0 + rho) * rounded + underflowed;
+        let omega = F32.overflow_threshold();
+        let may_overflow = wdy_most >= omega || sum * (1.0 + rho) + dot_error >= omega;
+        let c = dot / hidden;
+        let before = dot_error / hidden;
+        let c_error = before + F32.rounding(c.abs() * (1.0 + rho) + before);
+        Self { rstd, rho, c, c_error, may_overflow, special }
+    }
+
+    /// What is allowed for one element of dx, whose exact value is `dx`.
+    ///
+    /// With r̂ = rstd(1 + φ), |φ| ≤ ρ, in x_hat, in c and in the last product alike, φ's share of the error is
+    /// `φ(wdy − 3xc) − (3φ² + φ³)xc`, where bounding each place by itself would give `φ(|t| + 2|xc|)`.
+    ///
+    /// ```text
+    /// b = e_wdy + (1+ρ)(|x|e_c + |c|rnd(x)) + rnd(x)·e_c          what is not φ's
+    /// a = rstd·{ρ|wdy − 3xc| + (3ρ² + ρ³)|xc| + (1+ρ)(b + rnd(t))},   e = a + rnd(|dx| + a)
+    /// ```
+    pub fn dx(&self, dx: f64, x_hat: f64, dy: f64, scale: Scale, format: Format) -> Allowed {
+        if let Some(special) = self.special {
+            return special;
+        }
+        let Self { rstd, rho, c, c_error, .. } = *self;
+        let wdy = dy * scale.weight;
+        let (relative, absolute) = wdy_errors(scale);
+        let wdy_error = if wdy == 0.0 { 0.0 } else { relative * wdy.abs() + absolute };
+        let (xc, x_rounding) = (x_hat * c, F32.rounding((1.0 + rho) * x_hat.abs()));
+        let own = wdy_error + (1.0 + rho) * (x_hat.abs() * c_error + c.abs() * x_rounding) + x_rounding * c_error;
+        let t_most = (wdy - xc).abs() + own + (2.0 * rho + rho * rho) * xc.abs();
+        // fma(−0, c, wdy) is exact.
+        let t_rounding = if x_hat == 0.0 { 0.0 } else { F32.rounding(t_most) };
+        let shared = rho * (wdy - 3.0 * xc).abs() + (3.0 + rho) * rho * rho * xc.abs();
+        let before = rstd * (shared + (1.0 + rho) * (own + t_rounding));
+        rounded_once(dx, before, format, self.may_overflow || t_most >= F32.overflow_threshold())
+    }
+}
+
+/// The sums over the rows of one column from which dw and db and their bounds are made. [§7]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ColumnSums {
+    dw: f64,
+    /// ΣA, A = |dy·x_hat|; its share of the error of x_hat, Σ((1+ρ)(1+u) − 1)A; what underflows, in units of η.
+    magnitude: f64,
+    factors: f64,
+    underflowed: f64,
+    db: f64,
+    dy_magnitude: f64,
+    x_hat_nan: bool,
+    dy_not_finite: bool,
+}
+
+impl ColumnSums {
+    /// Takes one row's element.
+    pub fn add(&mut self, x_hat: f64, rho: f64, dy: f64) {
+        self.x_hat_nan |= x_hat.is_nan();
+        self.dy_not_finite |= !dy.is_finite();
+        self.db += dy;
+        self.dy_magnitude += dy.abs();
+        let u = F32.unit_roundoff();
+        let magnitude = (dy * x_hat).abs();
+        self.dw += dy * x_hat;
+        self.magnitude += magnitude;
+        self.factors += (rho + u + rho * u) * magnitude;
+        if magnitude > 0.0 {
+            self.underflowed += dy.abs() + 1.0;
+        }
+    }
+
+    /// Takes the sums over other rows.
+    pub fn merge(&mut self, other: &Self) {
+        self.dw += other.dw;
+        self.magnitude += other.magnitude;
+        self.factors += other.factors;
+        self.underflowed += other.underflowed;
+        self.db += other.db;
+        self.dy_magnitude += other.dy_magnitude;
+        self.x_hat_nan |= other.x_hat_nan;
+        self.dy_not_finite |= other.dy_not_finite;
+    }
+
+    /// What is allowed for dw: `e = (1+γ)Σ((1+ρ)(1+u) − 1)A + γΣA + (1+γ)η(Σ|dy| + M)`, γ of the column's depth.
+    pub fn dw(&self, depth_column: u64, format: Format) -> Allowed {
+        if self.x_hat_nan {
+            return Allowed::Nan;
+        }
+        if self.dy_not_finite {
+            return Allowed::NotFinite;
+        }
+        let folded = gamma(depth_column);
+        let factors = self.factors + F32.half_smallest_subnormal() * self.underflowed;
+        let error = if self.magnitude == 0.0 { 0.0 } else { (1.0 + folded) * factors + folded * self.magnitude };
+        converted(self.dw, error, format, self.magnitude + error >= F32.overflow_threshold())
+    }
+
+    /// What is allowed for db: `e = γΣ|dy|`, γ of one less than the column's depth, since `fma(dy, 1, 0)` is exact.
+    pub fn db(&self, depth_column: u64, format: Format) -> Allowed {
+        if self.dy_not_finite {
+            return Allowed::NotFinite;
+        }
+        let error =
+            if self.dy_magnitude == 0.0 { 0.0 } else { gamma(depth_column.saturating_sub(1)) * self.dy_magnitude };
+        converted(self.db, error, format, self.dy_magnitude + error >= F32.overflow_threshold())
+    }
+}
+
+/// ρ_d and η_d of `wdy = dy·w'`: `(1+o)(1+u) − 1` and η, both 0 without a weight. [§6]
+fn wdy_errors(scale: Scale) -> (f64, f64) {
+    if !scale.multiplies {
+        return (0.0, 0.0);
+    }
+    let u = F32.unit_roundoff();
+    (scale.relative + u + scale.relative * u, F32.half_smallest_subnormal())
+}
+
+/// An f32 operation whose operands carry the error `before`, then the conversion. [§8]
+fn rounded_once(exact: f64, before: f64, format: Format, may_overflow: bool) -> Allowed {
+    let error = before + F32.rounding(exact.abs() + before);
+    match format {
+        Format::F32 => allowed(exact, before, error, may_overflow),
+        _ => converted(exact, error, format, may_overflow),
+    }
+}
+
+/// An f32 value with error `error`, then the conversion, which rounds only if it narrows. [§8]
+fn converted(exact: f64, error: f64, format: Format, may_overflow: bool) -> Allowed {
+    match format {
+        Format::F32 => allowed(exact, error, error, may_overflow),
+        _ => allowed(exact, error, error + format.rounding(exact.abs() + error), may_overflow),
+    }
+}
+
+fn allowed(exact: f64, reach: f64, error: f64, may_overflow: bool) -> Allowed {
+    Allowed::Near { exact, reach: reach * SLACK, error: error * SLACK, may_overflow }
+}

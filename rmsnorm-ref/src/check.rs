@@ -1,0 +1,220 @@
+//! Applies [`bound`] to blocks of rows and judges what an executor returned.
+//!
+//! Rows are independent, so a caller may check blocks of rows in parallel and merge the tallies; column outputs need a
+//! [`Columns`] accumulator, which merges too. Computed values come widened to f64, which is exact for every [`Format`].
+
+use ndarray::{ArrayView1, ArrayView2};
+
+use crate::bound::{self, Allowed, BackwardRow, ColumnSums, Depth, Scale};
+use crate::tally::{Failure, Tally};
+use crate::{Format, backward, forward};
+
+/// What all rows of one problem share.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// One value per column, widened.
+    pub weight: Option<ArrayView1<'a, f64>>,
+    /// Added to every weight: 1 for zero-centred weights, else 0.
+    pub weight_offset: f64,
+    /// Added to the mean square, inside the root.
+    pub eps: f64,
+    /// Depths of the three sums.
+    pub depth: Depth,
+}
+
+/// What [`check_forward`] found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ForwardTallies {
+    /// Of rstd, one element per row; empty if rstd was not given.
+    pub rstd: Tally,
+    /// Of y.
+    pub y: Tally,
+}
+
+impl ForwardTallies {
+    /// Both passed.
+    pub fn passed(&self) -> bool {
+        self.rstd.passed() && self.y.passed()
+    }
+
+    /// Adds another block's findings to these.
+    pub fn merge(&mut self, other: &ForwardTallies) {
+        self.rstd.merge(&other.rstd);
+        self.y.merge(&other.y);
+    }
+}
+
+/// Checks rstd (f32, if given) and y (in `format`) of a block of rows whose first is row `first_row` of the problem.
+///
+/// # Panics
+/// If shapes differ or hidden is 0.
+pub fn check_forward(
+    setting: &Setting,
+    format: Format,
+    first_row: usize,
+    x: ArrayView2<f64>,
+    rstd: Option<&[f32]>,
+    y: ArrayView2<f64>,
+) -> ForwardTallies {
+    assert_eq!(x.dim(), y.dim(), "x and y differ in shape");
+    let exact = forward(x, setting.weight, setting.weight_offset, setting.eps);
+    let mut tallies = ForwardTallies::default();
+    if let Some(rstd) = rstd {
+        assert_eq!(rstd.len(), x.nrows(), "rstd must have one value per row");
+        for (row, &computed) in rstd.iter().enumerate() {
+            let allowed = bound::rstd(setting.v(x.row(row)), setting.depth.forward);
+            judge(&mut tallies.rstd, (first_row + row, 0), allowed, f64::from(computed), Format::F32);
+        }
+    }
+    for row in 0..x.nrows() {
+        let rho = setting.rho(x.row(row));
+        for column in 0..x.ncols() {
+            let allowed = bound::y(exact.x_hat[[row, column]], rho, setting.scale(column), format);
+            judge(&mut tallies.y, (first_row + row, column), allowed, y[[row, column]], format);
+        }
+    }
+    tallies
+}
+
+/// Checks dx (in `format`) of a block of rows whose first is row `first_row` of the problem. The bound presumes that rstd came
+/// from this arithmetic's own forward.
+///
+/// # Panics
+/// If shapes differ or hidden is 0.
+pub fn check_backward_rows(
+    setting: &Setting,
+    format: Format,
+    first_row: usize,
+    x: ArrayView2<f64>,
+    dy: ArrayView2<f64>,
+    dx: ArrayView2<f64>,
+) -> Tally {
+    assert_eq!(x.dim(), dx.dim(), "x and dx differ in shape");
+    let normalised = forward(x, setting.weight, setting.weight_offset, setting.eps);
+    let exact = backward(x, dy, setting.weight, setting.weight_offset, setting.eps);
+    let mut tally = Tally::default();
+    for row in 0..x.nrows() {
+        let element = |column: usize| (normalised.x_hat[[row, column]], dy[[row, column]], setting.scale(column));
+        let rho = setting.rho(x.row(row));
+        let elements = (0..x.ncols()).map(element);
+        let bounds = BackwardRow::new(normalised.rstd[row], rho, setting.depth.backward, elements);
+        for column in 0..x.ncols() {
+            let (x_hat, dy, scale) = element(column);
+            let allowed = bounds.dx(exact.dx[[row, column]], x_hat, dy, scale, format);
+            judge(&mut tally, (first_row + row, column), allowed, dx[[row, column]], format);
+        }
+    }
+    tally
+}
+
+/// Exact column sums with what their bounds need, gathered over blocks of rows.
+#[derive(Clone, Debug)]
+pub struct Columns {
+    sums: Vec<ColumnSums>,
+}
+
+impl Columns {
+    /// No rows yet.
+    pub fn new(hidden: usize) -> Self {
+        Self { sums: vec![ColumnSums::default(); hidden] }
+    }
+
+    /// Takes a block of rows.
+    ///
+    /// # Panics
+    /// If shapes differ.
+    pub fn add_rows(&mut self, setting: &Setting, x: ArrayView2<f64>, dy: ArrayView2<f64>) {
+        assert_eq!(x.dim(), dy.dim(), "x and dy differ in shape");
+        assert_eq!(x.ncols(), self.sums.len(), "hidden differs");
+        let x_hat = forward(x, None, 0.0, setting.eps).x_hat;
+        for row in 0..x.nrows() {
+            let rho = setting.rho(x.row(row));
+            for (column, sums) in self.sums.iter_mut().enumerate() {
+                sums.add(x_hat[[row, column]], rho, dy[[row, column]]);
+            }
+        }
+    }
+
+    /// Takes what another accumulator gathered from other rows.
+    ///
+    /// # Panics
+    /// If hidden differs.
+    pub fn merge(&mut self, other: &Columns) {
+        assert_eq!(other.sums.len(), self.sums.len(), "hidden differs");
+        for (mine, theirs) in self.sums.iter_mut().zip(&other.sums) {
+            mine.merge(theirs);
+        }
+    }
+
+    /// Checks dw (in `format`), `dw[column]` for each column. Columns are reported with row 0.
+    pub fn check_dw(&self, depth: Depth, format: Format, dw: &[f64]) -> Tally {
+        self.check(format, dw, |sums| sums.dw(depth.column, format))
+    }
+
+    /// Checks db as [`check_dw`](Columns::check_dw) does dw.
+    pub fn check_db(&self, depth: Depth, format: Format, db: &[f64]) -> Tally {
+        self.check(format, db, |sums| sums.db(depth.column, format))
+    }
+
+    fn check(&self, format: Format, computed: &[f64], allowed: impl Fn(&ColumnSums) -> Allowed) -> Tally {
+        assert_eq!(computed.len(), self.sums.len(), "hidden differs");
+        let mut tally = Tally::default();
+        for (column, (sums, &computed)) in self.sums.iter().zip(computed).enumerate() {
+            judge(&mut tally, (0, column), allowed(sums), computed, format);
+        }
+        tally
+    }
+}
+
+impl Setting<'_> {
+    /// The exact mean square plus eps.
+    fn v(&self, row: ArrayView1<f64>) -> f64 {
+        row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64 + self.eps
+    }
+
+    fn rho(&self, row: ArrayView1<f64>) -> f64 {
+        bound::relative_rstd(self.v(row), self.depth.forward)
+    }
+
+    fn scale(&self, column: usize) -> Scale {
+        let relative = if self.weight_offset == 0.0 { 0.0 } else { Format::F32.unit_roundoff() };
+        match self.weight {
+            Some(weight) => Scale { weight: weight[column] + self.weight_offset, relative, multiplies: true },
+            None => Scale { weight: 1.0, relative: 0.0, multiplies: false },
+        }
+    }
+}
+
+/// Enters one element into the tally. Comparisons are written so that NaN fails them.
+fn judge(tally: &mut Tally, at: (usize, usize), allowed: Allowed, computed: f64, format: Format) {
+    tally.elements += 1;
+    let (row, column) = at;
+    let mut fail = |exact: f64, bound: f64, reason: &'static str| {
+        tally.count_failure(Failure { row, column, computed, exact, bound, reason });
+    };
+    match allowed {
+        Allowed::Nan if !computed.is_nan() => fail(f64::NAN, f64::NAN, "must be NaN"),
+        Allowed::NotFinite if computed.is_finite() => fail(f64::NAN, f64::NAN, "must not be finite"),
+        Allowed::Infinite if computed != f64::INFINITY => fail(f64::INFINITY, f64::NAN, "must be +Inf"),
+        Allowed::Nan | Allowed::NotFinite | Allowed::Infinite => {}
+        Allowed::Near { exact, reach, error, may_overflow } => {
+            let bounded = error < f64::INFINITY;
+            let distance = (computed - exact).abs();
+            let within = distance <= error || !bounded;
+            // The infinity is that of the interval's end, which may have the other sign than `exact`.
+            let rounds_to_infinity = exact * computed.signum() + reach >= format.overflow_threshold();
+            if computed.is_nan() && !may_overflow {
+                fail(exact, error, "must not be NaN");
+            } else if computed.is_infinite() && !may_overflow && !rounds_to_infinity {
+                fail(exact, error, "must be finite");
+            } else if computed.is_finite() && !within {
+                fail(exact, error, "must be within the bound");
+            }
+            tally.may_overflow += u64::from(may_overflow);
+            tally.unbounded += u64::from(!bounded);
+            if computed.is_finite() && bounded {
+                tally.count_ratio(if distance == 0.0 { 0.0 } else { distance / error }, at);
+            }
+        }
+    }
+}

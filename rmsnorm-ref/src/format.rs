@@ -1,0 +1,110 @@
+//! The number formats of stored values, seen from f64.
+
+/// A binary format that outputs are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// IEEE binary32: 24 significant bits, exponents −126…127.
+    F32,
+    /// IEEE binary16: 11 significant bits, exponents −14…15.
+    F16,
+    /// bfloat16: 8 significant bits, exponents −126…127.
+    Bf16,
+}
+
+impl Format {
+    /// u: rounding to nearest of a normal value is wrong by at most u·|value|. Half of what is called machine epsilon.
+    pub fn unit_roundoff(self) -> f64 {
+        power_of_two(-self.precision())
+    }
+
+    /// η: half the smallest subnormal. Below the normal range rounding is wrong by at most η.
+    pub fn half_smallest_subnormal(self) -> f64 {
+        // u · 2^(least normal exponent), as in every format with subnormals.
+        self.unit_roundoff() * power_of_two(self.least_exponent())
+    }
+
+    /// Ω: the least magnitude that rounds to infinity, the largest finite value plus half its ulp.
+    pub fn overflow_threshold(self) -> f64 {
+        (2.0 - self.unit_roundoff()) * power_of_two(1 - self.least_exponent())
+    }
+
+    /// The most that one rounding to this format moves a value of magnitude `magnitude` or less: `max(u·magnitude, η)`, and
+    /// nothing for 0.
+    pub fn rounding(self, magnitude: f64) -> f64 {
+        if magnitude == 0.0 { 0.0 } else { (self.unit_roundoff() * magnitude).max(self.half_smallest_subnormal()) }
+    }
+
+    fn precision(self) -> i32 {
+        match self {
+            Format::F32 => 24,
+            Format::F16 => 11,
+            Format::Bf16 => 8,
+        }
+    }
+
+    fn least_exponent(self) -> i32 {
+        match self {
+            Format::F32 | Format::Bf16 => -126,
+            Format::F16 => -14,
+        }
+    }
+}
+
+/// How many values of `format` lie between two of its values: 0 if they are equal (+0 equals −0), 1 if they are neighbours;
+/// `u64::MAX` if either is NaN. Infinity follows the largest finite value. For reports only: nothing is judged by it.
+pub fn ulp_distance(format: Format, a: f64, b: f64) -> u64 {
+    if a.is_nan() || b.is_nan() {
+        return u64::MAX;
+    }
+    position(format, a).abs_diff(position(format, b))
+}
+
+/// The index of a value in the ordered list of the format's values, 0 for zero.
+fn position(format: Format, value: f64) -> i64 {
+    let magnitude = value.abs().min(power_of_two(1 - format.least_exponent() + 1));
+    let spacing_at_bottom = 2.0 * format.half_smallest_subnormal();
+    let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(format.least_exponent());
+    let binade = i64::from(exponent - format.least_exponent());
+    let spacing = spacing_at_bottom * power_of_two(binade as i32);
+    let index = (magnitude / spacing) as i64 + (binade << (format.precision() - 1));
+    if value < 0.0 { -index } else { index }
+}
+
+/// 2^exponent for a normal f64, cheaply: bounds ask for it several times per element.
+pub(crate) const fn power_of_two(exponent: i32) -> f64 {
+    f64::from_bits(((1023 + exponent) as u64) << 52)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_those_of_the_formats() {
+        assert_eq!(Format::F32.unit_roundoff(), f64::from(f32::EPSILON) / 2.0);
+        assert_eq!(Format::F32.half_smallest_subnormal(), f64::from(f32::from_bits(1)) / 2.0);
+        let next = f64::from(f32::MAX) + 2f64.powi(103);
+        assert_eq!(Format::F32.overflow_threshold(), next);
+        assert_eq!(Format::F16.unit_roundoff(), 2f64.powi(-11));
+        assert_eq!(Format::F16.half_smallest_subnormal(), 2f64.powi(-25));
+        assert_eq!(Format::F16.overflow_threshold(), 65520.0);
+        assert_eq!(Format::Bf16.unit_roundoff(), 2f64.powi(-8));
+        assert_eq!(Format::Bf16.half_smallest_subnormal(), 2f64.powi(-134));
+        assert_eq!(Format::Bf16.overflow_threshold(), (2.0 - 2f64.powi(-8)) * 2f64.powi(127));
+    }
+
+    #[test]
+    fn ulp_distance_counts_f32_neighbours() {
+        let bits = [0u32, 1, 2, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x7f7f_ffff, 0x7f80_0000];
+        for a in bits {
+            for b in bits {
+                let (x, y) = (f64::from(f32::from_bits(a)), f64::from(f32::from_bits(b)));
+                assert_eq!(ulp_distance(Format::F32, x, y), u64::from(a.abs_diff(b)), "{a:x} {b:x}");
+                assert_eq!(ulp_distance(Format::F32, -x, y), u64::from(a + b), "-{a:x} {b:x}");
+            }
+        }
+        assert_eq!(ulp_distance(Format::F32, f64::NAN, 1.0), u64::MAX);
+        assert_eq!(ulp_distance(Format::Bf16, 1.0, 1.0 + 2f64.powi(-7)), 1);
+        assert_eq!(ulp_distance(Format::F16, 65504.0, f64::INFINITY), 1);
+    }
+}
