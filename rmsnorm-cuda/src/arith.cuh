@@ -75,6 +75,11 @@ __device__ __forceinline__ float scaled_root(float sum, float hidden) { return r
 
 __device__ __forceinline__ float x_hat(float z, RowScale row) { return __fmul_rn(__fmul_rn(z, row.pre), row.post); }
 
+// The same where pre is 1: a product with 1 is exact, and is left out.
+struct OrdinaryRow { float rstd; };
+
+__device__ __forceinline__ float x_hat(float z, OrdinaryRow row) { return __fmul_rn(z, row.rstd); }
+
 // §5 Forward --------------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float effective_weight(float weight, bool zero_centred) {
@@ -88,6 +93,9 @@ __device__ __forceinline__ float weighted(float value, float weight) { return __
 __device__ __forceinline__ float centred(float x_hat, float c, float wdy) { return __fmaf_rn(-x_hat, c, wdy); }
 
 __device__ __forceinline__ float gradient(float t, RowScale row) { return __fmul_rn(__fmul_rn(t, row.post), row.pre); }
+
+__device__ __forceinline__ float gradient(float t, OrdinaryRow row) { return __fmul_rn(t, row.rstd); }
+
 
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
 // dw = reduce(G, dy·x_hat) over the rows: chain(dy, x_hat, acc), then fold over the row groups, then total.

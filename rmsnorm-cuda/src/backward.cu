@@ -7,11 +7,12 @@
 
 #define BACKWARD_PARAMETERS                                                                                             \
     const T *x, u64 x_stride, const T *dy, u64 dy_stride, const W *weight, const float *rstd, T *dx, u64 dx_stride,     \
-        float *partial, u64 rows, u64 groups, u32 hidden, u32 chains
+        float *partial, u64 rows, u64 groups, u32 hidden_given, u32 chains_given
 
 #if PACKS == 0
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
     __shared__ float nodes[2][SETS * WARPS];
     RowFold<SETS> fold_row{nodes};
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -31,6 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
 
 // The partial rows of streamed rows: dw does not need the dot product, so a block takes one tile of columns of one group.
 extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
     __shared__ float nodes[2][SETS * WARPS];
     RowFold<SETS> fold_row{nodes};
     const u32 tiles = (hidden + THREADS * PACK - 1) / (THREADS * PACK);
@@ -88,8 +90,9 @@ __device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS, u32 stages) {
+    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
-    const u32 owned = lane * PACK < chains ? hidden : 0;  // a lane without chains owns nothing
+    const u32 owned = EXACT || lane * PACK < chains ? hidden : 0;  // a lane without chains owns nothing
     __shared__ float nodes[ROWS][2][WARPS];
     RowFold<1> fold_row{nodes[team]};
     Pack<W> w[PACKS];
@@ -142,27 +145,31 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
             auto z = [&](u32 k) { return z_held[k]; };
             auto d = [&](u32 k) { return d_held[k]; };
 #endif
-            const RowScale scale = row_scale(rstd_row, [&] {
-                float q[PACK] = {};
+            auto work = [&](auto scale) {
+                float p[PACK] = {};
 #pragma unroll
-                for (u32 k = 0; k < PACKS; k++) scaled_squares_step(z(k), SCALE_UP, q);
-                return scaled_root(fold_row({fold_pack(q)}), (float)hidden);
-            });
-            float p[PACK] = {};
-#pragma unroll
-            for (u32 k = 0; k < PACKS; k++) {
-                const Pack<T> zk = z(k), dk = d(k);
-                dot_step(zk, dk, w[k], scale, p);
-                column_step(zk, dk, scale, sum[k]);
-            }
-            const float c = mean(fold_row({fold_pack(p)}), (float)hidden);
+                for (u32 k = 0; k < PACKS; k++) {
+                    const Pack<T> zk = z(k), dk = d(k);
+                    dot_step(zk, dk, w[k], scale, p);
+                    column_step(zk, dk, scale, sum[k]);
+                }
+                const float c = mean(fold_row({fold_pack(p)}), (float)hidden);
 #if RING
-            if (WARPS == 1) team_barrier();
-            fetch(ring.before(ring.stage));  // the team has met: nobody reads the row before this one any more
+                if (WARPS == 1) team_barrier();
+                fetch(ring.before(ring.stage));  // the team has met: nobody reads the row before this one any more
 #endif
 #pragma unroll
-            for (u32 k = 0; k < PACKS; k++)
-                store_dx(dx + row * dx_stride, k * chains + lane * PACK, end, z(k), d(k), w[k], scale, c);
+                for (u32 k = 0; k < PACKS; k++)
+                    store_dx(dx + row * dx_stride, k * chains + lane * PACK, end, z(k), d(k), w[k], scale, c);
+            };
+            if (rstd_row == INFINITY_F32)
+                work(row_scale(rstd_row, [&] {
+                    float q[PACK] = {};
+#pragma unroll
+                    for (u32 k = 0; k < PACKS; k++) scaled_squares_step(z(k), SCALE_UP, q);
+                    return scaled_root(fold_row({fold_pack(q)}), (float)hidden);
+                }));
+            else work(OrdinaryRow{rstd_row});
 #if RING
             ring.advance();
 #endif

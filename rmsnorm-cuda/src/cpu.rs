@@ -162,7 +162,7 @@ impl<'a, T> Written<'a, T> {
 
 fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd: &mut [f32]) {
     let hidden = weight.len();
-    let rows_per_job = rows_per_job(hidden);
+    let rows_per_job = rows_per_job(y.data.len().div_ceil(y.row_stride), hidden);
     let mut rstd = rstd.chunks_mut(rows_per_job);
     let jobs: Vec<_> = y.data.chunks_mut(rows_per_job.saturating_mul(y.row_stride)).collect();
     let jobs: Vec<_> = jobs.into_iter().map(|y| (y, rstd.next().unwrap_or_default())).collect();
@@ -190,7 +190,6 @@ struct ForwardJob<'a, T> {
 impl<T: Packed> WithSimd for ForwardJob<'_, T> {
     type Output = ();
 
-    /// While a row is written the next one is read: otherwise the memory would wait for the processor.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc } = self;
@@ -203,25 +202,25 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
             if let Some(rstd) = rstd.get_mut(i) {
                 *rstd = f32::store(stored);
             }
-            let next = ys.peek().map(|_| x.row(first_row + i + 1, hidden));
+            // The last one reads itself once more.
+            let next = ys.peek().map_or(row, |(i, _)| x.row(first_row + i, hidden));
             acc.clear();
-            for tile in tiles(hidden) {
-                if let Some(next) = next {
-                    add_squares(&next[tile.clone()], 1.0, acc.tile(tile.clone()));
-                }
-                normalise(&row[tile.clone()], scale, &weight[tile.clone()], &mut y[tile]);
+            for tile in acc.tiles(hidden) {
+                let (row, y) = (&row[tile.clone()], &mut y[tile.clone()]);
+                normalise(row, scale, &weight[tile.clone()], y, &next[tile], &mut acc.values);
             }
-            if let Some(next) = next {
-                (sum, row) = (tree(acc), next);
-            }
+            (sum, row) = (tree(acc), next);
         }
     }
 }
 
-/// §5 One tile of y.
+/// §5 Writes a row's y and §2 takes the next row's squares. One loop does both: read and written in turns, rows would leave
+/// the memory idle half of the time.
 #[inline(always)]
-fn normalise<T: Packed>(x: &[T], row: RowScale, weight: &[f32], y: &mut [T]) {
-    for ((y, &z), &w) in y.iter_mut().zip(x).zip(weight) {
+fn normalise<T: Packed>(x: &[T], row: RowScale, weight: &[f32], y: &mut [T], next: &[T], acc: &mut [f32]) {
+    for ((((y, &z), &w), next), acc) in y.iter_mut().zip(x).zip(weight).zip(next).zip(acc) {
+        let next = next.unpack();
+        *acc = chain(next, next, *acc);
         *y = T::pack(weighted(x_hat(z, row), w));
     }
 }
@@ -233,7 +232,7 @@ fn normalise<T: Packed>(x: &[T], row: RowScale, weight: &[f32], y: &mut [T]) {
 fn backward<T: Packed>(x: Read<T>, weight: &[f32], rstd: &[f32], dy: Read<T>, dx: Written<T>, scratch: &mut [f32]) {
     let hidden = weight.len();
     let groups = if scratch.is_empty() { rstd.len() } else { scratch.len() / hidden };
-    let per_job = rows_per_job(hidden).min(groups);
+    let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
     let mut partials = scratch.chunks_mut(per_job * hidden);
     let mut jobs: Vec<(Vec<&mut [T]>, &mut [f32])> =
         (0..groups.div_ceil(per_job)).map(|_| (Vec::new(), partials.next().unwrap_or_default())).collect();
@@ -270,7 +269,6 @@ struct BackwardJob<'a, T> {
 impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     type Output = ();
 
-    /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials, acc } = self;
@@ -280,62 +278,69 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
             rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
         });
         let mut rows = rows.peekable();
-        let mut start = |r: usize, acc: &mut Accumulators| {
+        let row = |r: usize, acc: &mut Accumulators| {
             let x = x.row(r, hidden);
             let scale = row_scale(rstd[r], || scaled_root(squares(x, SCALE_UP, acc), hidden as f32));
-            BackwardRow { x, dy: dy.row(r, hidden), scale }
+            Row { x, dy: dy.row(r, hidden), scale }
         };
-        let Some(&(first, ..)) = rows.peek() else { return };
-        let mut row = start(first, acc);
-        acc.clear();
-        for tile in tiles(hidden) {
-            add_products(&row, weight, tile.clone(), acc.tile(tile));
-        }
+        let mut this = row(first_group, acc);
+        let mut sum = products(&this, weight, acc);
         while let Some((_, i, dx)) = rows.next() {
-            let c = mean(tree(acc), hidden as f32);
-            let next = rows.peek().map(|&(r, ..)| start(r, acc));
+            let c = mean(sum, hidden as f32);
+            // The last one reads itself once more.
+            let next = rows.peek().map_or(this, |&(r, ..)| row(r, acc));
             acc.clear();
-            for tile in tiles(hidden) {
-                if let Some(next) = &next {
-                    add_products(next, weight, tile.clone(), acc.tile(tile.clone()));
-                }
+            for tile in acc.tiles(hidden) {
+                let (this, next, dx) = (this.tile(&tile), next.tile(&tile), &mut dx[tile.clone()]);
                 let partial = partials.get_mut(i * hidden..(i + 1) * hidden).map(|p| &mut p[tile.clone()]);
-                gradients(&row, c, weight, tile.clone(), &mut dx[tile], partial);
+                gradients(this, c, &weight[tile], dx, partial, next, &mut acc.values);
             }
-            if let Some(next) = next {
-                row = next;
-            }
+            (sum, this) = (tree(acc), next);
         }
     }
 }
 
-struct BackwardRow<'a, T> {
+/// A row, or a tile of it.
+#[derive(Clone, Copy)]
+struct Row<'a, T> {
     x: &'a [T],
     dy: &'a [T],
     scale: RowScale,
 }
 
-/// §6 One tile of dx, and §7 of the partial if there is one.
+impl<T> Row<'_, T> {
+    #[inline(always)]
+    fn tile(&self, tile: &Range<usize>) -> Self {
+        Row { x: &self.x[tile.clone()], dy: &self.dy[tile.clone()], scale: self.scale }
+    }
+}
+
+/// §6 Writes a row's dx, §7 adds to its group's partial if there is one, and §6 takes the next row's products: as in
+/// [`normalise`], rows are read and written at the same time.
 #[inline(always)]
 fn gradients<T: Packed>(
-    row: &BackwardRow<T>,
+    row: Row<T>,
     c: f32,
     weight: &[f32],
-    tile: Range<usize>,
     dx: &mut [T],
     partial: Option<&mut [f32]>,
+    next: Row<T>,
+    acc: &mut [f32],
 ) {
-    let columns = dx.iter_mut().zip(&row.x[tile.clone()]).zip(&row.dy[tile.clone()]).zip(&weight[tile]);
+    let next_row = next.x.iter().zip(next.dy).zip(acc);
+    let columns = dx.iter_mut().zip(row.x).zip(row.dy).zip(weight).zip(next_row);
     match partial {
         Some(partial) => {
-            for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
+            for (((((dx, &x), &dy), &w), ((&next_x, next_dy), acc)), partial) in columns.zip(partial) {
+                *acc = product(next_x, next.scale, *next_dy, w, *acc);
                 let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
                 *partial = chain(dy, x_hat, *partial);
                 *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale));
             }
         }
         None => {
-            for (((dx, &x), &dy), &w) in columns {
+            for ((((dx, &x), &dy), &w), ((&next_x, next_dy), acc)) in columns {
+                *acc = product(next_x, next.scale, *next_dy, w, *acc);
                 *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale));
             }
         }
@@ -388,45 +393,43 @@ impl Accumulators {
         self.values.fill(0.0);
     }
 
-    /// The chains of a tile. Where chains have several elements, their number is a multiple of the tile's.
+    /// The columns of a row in pieces of one element a chain.
     #[inline(always)]
-    fn tile(&mut self, tile: Range<usize>) -> &mut [f32] {
-        &mut self.values[if tile.start < self.chains { tile.start } else { tile.start % self.chains }..]
+    fn tiles(&self, hidden: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let chains = self.chains;
+        (0..hidden).step_by(chains).map(move |start| start..(start + chains).min(hidden))
     }
-}
-
-/// A row in pieces.
-#[inline(always)]
-fn tiles(hidden: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..hidden).step_by(TILE).map(move |start| start..(start + TILE).min(hidden))
 }
 
 /// §2 `reduce((z·s)²)`.
 #[inline(always)]
 fn squares<T: Packed>(row: &[T], s: f32, acc: &mut Accumulators) -> f32 {
     acc.clear();
-    for tile in tiles(row.len()) {
-        add_squares(&row[tile.clone()], s, acc.tile(tile));
+    for tile in acc.tiles(row.len()) {
+        for (acc, z) in acc.values.iter_mut().zip(&row[tile]) {
+            let z = z.unpack() * s;
+            *acc = chain(z, z, *acc);
+        }
     }
     tree(acc)
 }
 
-/// §2 A step of the chains of one tile in `reduce((z·s)²)`.
+/// §6 `reduce(wdy·x_hat)`.
 #[inline(always)]
-fn add_squares<T: Packed>(row: &[T], s: f32, acc: &mut [f32]) {
-    for (acc, z) in acc.iter_mut().zip(row) {
-        let z = z.unpack() * s;
-        *acc = chain(z, z, *acc);
+fn products<T: Packed>(row: &Row<T>, weight: &[f32], acc: &mut Accumulators) -> f32 {
+    acc.clear();
+    for tile in acc.tiles(weight.len()) {
+        let columns = row.x[tile.clone()].iter().zip(&row.dy[tile.clone()]).zip(&weight[tile]);
+        for (acc, ((&x, &dy), &w)) in acc.values.iter_mut().zip(columns) {
+            *acc = product(x, row.scale, dy, w, *acc);
+        }
     }
+    tree(acc)
 }
 
-/// §6 A step of the chains of one tile in `reduce(wdy·x_hat)`.
 #[inline(always)]
-fn add_products<T: Packed>(row: &BackwardRow<T>, weight: &[f32], tile: Range<usize>, acc: &mut [f32]) {
-    let columns = row.x[tile.clone()].iter().zip(&row.dy[tile.clone()]).zip(&weight[tile]);
-    for (acc, ((&x, dy), &w)) in acc.iter_mut().zip(columns) {
-        *acc = chain(weighted(dy.unpack(), w), x_hat(x, row.scale), *acc);
-    }
+fn product<T: Packed>(x: T, row: RowScale, dy: T, weight: f32, acc: f32) -> f32 {
+    chain(weighted(dy.unpack(), weight), x_hat(x, row), acc)
 }
 
 /// §2 The tree over a multiple of 16 values, and the end of the reduction. Halving the values level by level, each with its
@@ -505,15 +508,13 @@ impl Packed for f16 {
     }
 }
 
-/// How many rows make a job: enough elements to be worth handing to a thread, few enough for its cache.
-fn rows_per_job(hidden: usize) -> usize {
-    (JOB / hidden).max(1)
+/// Rows that make a job: several jobs for each thread, but each worth handing over.
+fn rows_per_job(rows: usize, hidden: usize) -> usize {
+    rows.div_ceil(8 * rayon::current_num_threads()).max(JOB / hidden)
 }
 
-/// Elements.
+/// Elements that are worth handing to a thread; as f32, a part of its cache.
 const JOB: usize = 1 << 14;
-/// Elements: a divisor of every number of chains above 2048.
-const TILE: usize = 256;
 
 #[cfg(test)]
 mod tests {

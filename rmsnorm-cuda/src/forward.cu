@@ -1,12 +1,13 @@
 // y and rstd of every row. Blocks take rows in any order: no row knows another.
 
 #define FORWARD_PARAMETERS                                                                                              \
-    const T *x, u64 x_stride, const W *weight, T *y, u64 y_stride, float *rstd, u64 rows, u32 hidden, u32 chains, float eps
+    const T *x, u64 x_stride, const W *weight, T *y, u64 y_stride, float *rstd, u64 rows, u32 hidden_given, u32 chains_given, float eps
 
 #if PACKS == 0
 
 // The row is read twice, the second time from the cache if it fits.
 extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
     __shared__ float nodes[2][SETS * WARPS];
     RowFold<SETS> fold_row{nodes};
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -24,8 +25,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
 // The weight stays in registers for all rows of a team; so does the row between its statistic and its output, or it stays in
 // shared memory (RING).
 extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS, u32 stages) {
+    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
-    const u32 owned = lane * PACK < chains ? hidden : 0;  // a lane without chains owns nothing
+    const u32 owned = EXACT || lane * PACK < chains ? hidden : 0;  // a lane without chains owns nothing
     __shared__ float nodes[ROWS][2][WARPS];
     RowFold<1> fold_row{nodes[team]};
     Pack<W> w[PACKS];
@@ -72,9 +74,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
         });
         const bool active = RING || row < rows;
         if (rstd && lane == 0 && active) rstd[row] = stat.rstd;
+        auto emit = [&](auto scale) {
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++)
-            store_y(y + row * y_stride, k * chains + lane * PACK, active ? owned : 0, z(k), w[k], stat.scale);
+            for (u32 k = 0; k < PACKS; k++)
+                store_y(y + row * y_stride, k * chains + lane * PACK, active ? owned : 0, z(k), w[k], scale);
+        };
+        if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
+        else emit(stat.scale);
 #if RING
         ring.advance();
 #endif

@@ -174,24 +174,26 @@ pub struct Plan {
 /// The plan for `rows` rows of `hidden` elements of type `dtype` on `arch`.
 pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let (row, column) = (row_order(hidden), column_order(rows, hidden));
-    let lab = |name: &str, default: u32| -> u32 {
-        std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-    };
-    let launch = |direction: &str, work: usize, tensors: usize, per_sm: u32| {
-        let mut class = class(hidden, dtype);
-        class.teams = lab(&format!("LAB_TEAMS_{direction}"), class.teams);
-        let per_sm = lab(&format!("LAB_PER_SM_{direction}"), per_sm).min(arch.threads_per_sm / class.threads()).max(1);
-        let stage_bytes = (class.teams as usize * tensors * hidden * dtype.bytes()) as u32;
-        let mut stages = (arch.block_shared_bytes / per_sm - 10 * 1024) / stage_bytes.max(1);
-        stages = stages.min(lab(&format!("LAB_STAGES_{direction}"), RING_STAGES_MAX));
+    let class = class(hidden, dtype);
+    let launch = |work: usize, tensors: usize, blocks_per_sm: u32| {
+        let blocks_per_sm = blocks_per_sm.min(arch.threads_per_sm / class.threads()).max(1);
+        let stage_bytes = class.teams as usize * tensors * hidden * dtype.bytes();
+        // What a block may have, less what the kernels declare themselves.
+        let ring_bytes = (arch.block_shared_bytes / blocks_per_sm - (10 << 10)) as usize;
+        let stages = (ring_bytes / stage_bytes).min(RING_STAGES_MAX as usize) as u32;
         let ring = class.lanes >= 32 && class.packs > 0 && arch.compute_capability >= (9, 0) && stages >= 2;
-        let blocks = work.div_ceil(class.teams as usize).clamp(1, (arch.sm_count * per_sm) as usize) as u32;
+        let resident = (arch.sm_count * blocks_per_sm) as usize;
+        let blocks = work.div_ceil(class.teams as usize).clamp(1, resident) as u32;
         Launch { class, stages: if ring { stages } else { 0 }, blocks }
     };
-    let backward_work = if hidden > 16384 { rows } else { column.groups };
-    let per_sm = if hidden <= 256 { 8 } else { 1 };
-    let forward_per_sm = if hidden <= 256 { 8 } else { 2 };
-    Plan { row, column, forward: launch("F", rows, 1, forward_per_sm), backward: launch("B", backward_work, 2, per_sm) }
+    let narrow = hidden <= 256;
+    let backward_work = if class.packs == 0 { rows } else { column.groups };
+    Plan {
+        row,
+        column,
+        forward: launch(rows, 1, if narrow { 8 } else { 2 }),
+        backward: launch(backward_work, 2, if narrow { 8 } else { 1 }),
+    }
 }
 
 impl std::fmt::Display for Launch {

@@ -8,12 +8,17 @@
 //   LANES, ROWS   as above; ROWS is a power of two
 //   PACK          4 or 8 elements
 //   PACKS         packs a lane holds of a row: the row is as long as PACKS times the chains, at most; 0: the row is streamed
-//   ALIGNED       every row of every operand begins on 16 bytes and hidden of PACK
+//   ALIGNED       every row of every operand begins on 16 bytes and hidden is a multiple of PACK
+//   EXACT         hidden is LANES·PACK·PACKS: every lane owns every element of every pack
 
 constexpr u32 THREADS = LANES * ROWS;
 constexpr u32 ROW_LANES = LANES < 32 ? LANES : 32;      // lanes of a row within one warp
 constexpr u32 WARPS = LANES < 32 ? 1 : LANES / 32;      // warps that share a row
 constexpr u32 WARPS_PADDED = WARPS <= 1 ? 1 : WARPS <= 2 ? 2 : WARPS <= 4 ? 4 : WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
+
+// Width and chains: constants if they are known.
+__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? LANES * PACK * PACKS : given; }
+__device__ __forceinline__ u32 exact_chains(u32 given) { return EXACT ? LANES * PACK : given; }
 
 struct alignas(16) Words { u32 word[4]; };
 
@@ -27,11 +32,12 @@ template <typename E> struct Pack {
     }
 };
 
-// Elements [column, column + PACK) of a row of `hidden`; those past the end are zero.
+// Elements [column, column + PACK) of a row of `hidden`; those past the end are zero. A row of which this lane shall load
+// nothing is passed as one of no elements.
 template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row, u32 column, u32 hidden) {
     Pack<E> v = {};
     if (ALIGNED) {
-        if (column < hidden) {
+        if (EXACT ? hidden > 0 : column < hidden) {
 #pragma unroll
             for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) v.part[h] = ((const Words*)(row + column))[h];
         }
@@ -49,7 +55,7 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
 // Rounds and writes PACK values, those before the end of the row. The data passes through: nobody here reads it again.
 template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 column, u32 hidden, const float (&value)[PACK]) {
     if (ALIGNED) {
-        if (column >= hidden) return;
+        if (EXACT ? hidden == 0 : column >= hidden) return;
 #pragma unroll
         for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) {
             Words out;
@@ -88,26 +94,26 @@ __device__ __forceinline__ void scaled_squares_step(const Pack<T>& z, float s, f
     for (int i = 0; i < (int)PACK; i++) p[i] = chain(__fmul_rn(z[i], s), __fmul_rn(z[i], s), p[i]);
 }
 
-__device__ __forceinline__ void dot_step(const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, RowScale scale, float (&p)[PACK]) {
+template <typename S> __device__ __forceinline__ void dot_step(const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, S scale, float (&p)[PACK]) {
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) p[i] = chain(weighted(d[i], weight_of(w, i)), x_hat(z[i], scale), p[i]);
 }
 
 // One row's contribution to the column sums of a pack.
-__device__ __forceinline__ void column_step(const Pack<T>& z, const Pack<T>& d, RowScale scale, float (&sum)[PACK]) {
+template <typename S> __device__ __forceinline__ void column_step(const Pack<T>& z, const Pack<T>& d, S scale, float (&sum)[PACK]) {
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) sum[i] = chain(d[i], x_hat(z[i], scale), sum[i]);
 }
 
 // y and dx of a pack.
-__device__ __forceinline__ void store_y(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<W>& w, RowScale scale) {
+template <typename S> __device__ __forceinline__ void store_y(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<W>& w, S scale) {
     float out[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) out[i] = weighted(x_hat(z[i], scale), weight_of(w, i));
     store_pack(row, column, hidden, out);
 }
 
-__device__ __forceinline__ void store_dx(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, RowScale scale, float c) {
+template <typename S> __device__ __forceinline__ void store_dx(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, S scale, float c) {
     float out[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++)

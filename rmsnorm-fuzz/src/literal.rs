@@ -1,7 +1,7 @@
 //! The literal executor: the specification with plain loops. No SIMD, no threads, no blocks, and of the plan only the two
 //! orders; none of the functions of `rmsnorm_cuda::arith`. Every executor must return its bits.
 
-use crate::operands::{get, put};
+use crate::elements::{get, put};
 use rmsnorm_cuda::plan::{column_order, row_order};
 use rmsnorm_cuda::{Backward, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightOffset};
 use std::ops::Range;
@@ -25,14 +25,11 @@ impl Executor for Literal {
                 _ if v < f32::MIN_POSITIVE => UP * (1.0 / (mean_square(&z, UP) + (call.eps * UP) * UP).sqrt()),
                 _ => 1.0 / v.sqrt(),
             };
-            let (x_hat, _) = normalised(&z, rstd);
-            for j in 0..call.hidden {
-                let y = weighted(x_hat[j], &call.weight, call.weight_offset, j);
+            for (j, x_hat) in normalised(&z, rstd).0.into_iter().enumerate() {
+                let y = weighted(x_hat, &call.weight, call.weight_offset, j);
                 put(&mut call.y.data, call.y.offset + i * call.y.row_stride + j, y);
             }
-            if let Some(out) = &mut call.rstd {
-                put(&mut out.data, out.offset + i, rstd);
-            }
+            call.rstd.iter_mut().for_each(|out| put(&mut out.data, out.offset + i, rstd));
         }
         Ok(())
     }
@@ -42,19 +39,19 @@ impl Executor for Literal {
         let n = call.hidden;
         for i in 0..call.rows {
             let z: Vec<f32> = (0..n).map(|j| element(&call.x, i, j)).collect();
-            let (x_hat, scale) = normalised(&z, get(call.rstd.data, call.rstd.offset + i));
+            let rstd = get(call.rstd.data, call.rstd.offset + i);
+            let (x_hat, root) = normalised(&z, rstd);
             let wdy = |j| weighted(element(&call.dy, i, j), &call.weight, call.weight_offset, j);
             let c = reduce(row_order(n).chains, n, 1, |j, _| (wdy(j), x_hat[j]))[0] / n as f32;
-            for j in 0..n {
-                let t = (-x_hat[j]).mul_add(c, wdy(j));
-                let dx = if let Some(root) = scale { (t * root) * UP } else { t * get(call.rstd.data, call.rstd.offset + i) };
+            for (j, x_hat) in x_hat.iter().enumerate() {
+                let t = (-x_hat).mul_add(c, wdy(j));
+                let dx = if rstd == f32::INFINITY { (t * root) * UP } else { t * rstd };
                 put(&mut call.dx.data, call.dx.offset + i * call.dx.row_stride + j, dx);
             }
         }
-        if call.dw.is_some() {
+        if let Some(mut out) = call.dw.take() {
             let sums = dw_columns(&call, 0..n);
-            let out = &mut call.dw.as_mut().expect("asked for").dw;
-            (0..n).for_each(|j| put(&mut out.data, out.offset + j, sums[j]));
+            (0..n).for_each(|j| put(&mut out.dw.data, out.dw.offset + j, sums[j]));
         }
         Ok(())
     }
@@ -80,15 +77,15 @@ fn reduce(chains: usize, steps: usize, width: usize, mut term: impl FnMut(usize,
     let nodes = chains.next_power_of_two();
     let mut p = vec![0.0_f32; nodes * width];
     for i in 0..steps {
-        let chain = &mut p[i % chains * width..][..width];
-        for j in 0..width {
+        for (j, chain) in p[i % chains * width..][..width].iter_mut().enumerate() {
             let (a, b) = term(i, j);
-            chain[j] = a.mul_add(b, chain[j]);
+            *chain = a.mul_add(b, *chain);
         }
     }
-    let distances = std::iter::successors(Some(1), |d| Some(2 * d)).take_while(|d| *d < nodes);
-    for (c, d, j) in distances.flat_map(|d| (0..nodes).step_by(2 * d).flat_map(move |c| (0..width).map(move |j| (c, d, j)))) {
-        p[c * width + j] += p[(c + d) * width + j];
+    for distance in (0..nodes.ilog2()).map(|level| 1 << level) {
+        for node in p.chunks_mut(2 * distance * width) {
+            (0..width).for_each(|j| node[j] += node[distance * width + j]);
+        }
     }
     p[..width].iter().map(|sum| sum + 0.0).collect()
 }
@@ -98,13 +95,13 @@ fn mean_square(z: &[f32], s: f32) -> f32 {
     reduce(row_order(z.len()).chains, z.len(), 1, |j, _| (z[j] * s, z[j] * s))[0] / z.len() as f32
 }
 
-/// §4 `x_hat`, and `r'` if rstd is +Inf.
-fn normalised(z: &[f32], rstd: f32) -> (Vec<f32>, Option<f32>) {
+/// §4 `x_hat`, and rstd or, if that is +Inf, `r'`.
+fn normalised(z: &[f32], rstd: f32) -> (Vec<f32>, f32) {
     if rstd != f32::INFINITY {
-        return (z.iter().map(|z| z * rstd).collect(), None);
+        return (z.iter().map(|z| z * rstd).collect(), rstd);
     }
     let root = 1.0 / mean_square(z, UP).sqrt();
-    (z.iter().map(|z| (z * UP) * root).collect(), Some(root))
+    (z.iter().map(|z| (z * UP) * root).collect(), root)
 }
 
 /// §5 and §6: times `w'`.

@@ -75,20 +75,22 @@ impl Which {
 
 /// The matrix whose rows are asked for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix {
+pub(crate) struct Source {
     pub(crate) values: Values,
     pub(crate) seed: u64,
     pub(crate) rows: usize,
     pub(crate) eps: f32,
 }
 
-impl Matrix {
+impl Source {
     /// Writes row `row`.
     pub(crate) fn fill_row<T: HostElement>(&self, row: usize, out: &mut [T]) {
         let key = mix(self.seed ^ mix(row as u64));
         match self.values {
             Values::Normal => normal(key, 1.0, out),
-            Values::Integers(n) => each(key, out, |h| T::round((h >> 33) as i64 as f32 % (2.0 * f32::from(n) + 1.0) - f32::from(n))),
+            Values::Integers(n) => {
+                each(key, out, |h| T::round((h >> 33) as i64 as f32 % (2.0 * f32::from(n) + 1.0) - f32::from(n)))
+            }
             Values::Signed(v) => each(key, out, |h| T::round(if h >> 63 == 0 { v } else { -v })),
             Values::Constant(v) => out.fill(T::round(v)),
             Values::OneSided(v) => each(key, out, |h| T::round(bell(h).abs() * v)),

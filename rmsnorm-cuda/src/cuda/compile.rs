@@ -23,6 +23,8 @@ pub enum Module {
         aligned: bool,
         /// Whether rows are fetched ahead into shared memory; needs `aligned` and compute capability 9.0.
         ring: bool,
+        /// Whether `hidden` is all that the class holds, and so a constant.
+        exact: bool,
     },
     /// `fold_partials`.
     Fold {
@@ -34,11 +36,12 @@ pub enum Module {
 impl std::fmt::Display for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Module::Rows { class, dtype, weight, zero_centred, aligned, ring } => {
+            Module::Rows { class, dtype, weight, zero_centred, aligned, ring, exact } => {
                 write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
                 f.write_str(if *zero_centred { "+1" } else { "" })?;
                 f.write_str(if *aligned { " aligned" } else { " unaligned" })?;
-                f.write_str(if *ring { " ring" } else { "" })
+                f.write_str(if *ring { " ring" } else { "" })?;
+                f.write_str(if *exact { " exact" } else { "" })
             }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
@@ -54,9 +57,9 @@ impl Module {
             Dtype::Bf16 => "bf16",
         };
         match *self {
-            Module::Rows { class, dtype, weight, zero_centred, aligned, ring } => format!(
+            Module::Rows { class, dtype, weight, zero_centred, aligned, ring, exact } => format!(
                 "{ARITH}\ntypedef {t} T;\ntypedef {w} W;\nconstexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, \
-                 ALIGNED = {aligned};\nconstexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack};\n#define PACKS {packs}\n#define RING {ring}\n{ROWS}\n{FORWARD}\n{BACKWARD}",
+                 ALIGNED = {aligned}, EXACT = {exact};\nconstexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack};\n#define PACKS {packs}\n#define RING {ring}\n{ROWS}\n{FORWARD}\n{BACKWARD}",
                 t = c(dtype),
                 w = c(weight.unwrap_or(dtype)),
                 has_weight = weight.is_some(),
@@ -105,6 +108,7 @@ pub fn compile_source(source: &str, name: &str, (major, minor): (u32, u32)) -> R
         format!("--gpu-architecture=sm_{major}{minor}"),
         "--std=c++17".into(),
         "--fmad=false".into(), // Only what arith.cuh writes as fma is fused.
+        "--device-as-default-execution-space".into(), // A generic lambda has no place for __device__.
         "--ptxas-options=-v".into(),
     ]
     .map(|o| CString::new(o).unwrap_or_default());

@@ -10,7 +10,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::compile::{Module, compile};
 use super::{driver_error, library};
-use crate::plan::{Arch, Launch, plan};
+use crate::plan::{Arch, Class, Launch, plan};
 use crate::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightOffset};
 
 /// A range of device memory as an operand.
@@ -126,7 +126,7 @@ impl Kernels {
             && call.y.is_aligned()
             && call.weight.is_none_or(|w| w.is_aligned());
         let launch = Launch { blocks: speed.blocks.unwrap_or(plan.forward.blocks), ..plan.forward };
-        let module = rows_module(&launch, dtype, call.weight, call.weight_offset, aligned);
+        let module = rows_module(&launch, dtype, call.weight, call.weight_offset, aligned, call.hidden);
         let function = self.function(module, "forward")?;
         let (x, x_stride) = (call.x.pointer(), call.x.row_stride as u64);
         let (y, y_stride) = (call.y.pointer(), call.y.row_stride as u64);
@@ -169,7 +169,7 @@ impl Kernels {
             && call.weight.is_none_or(|w| w.is_aligned())
             && call.dw.as_ref().is_none_or(|g| g.scratch.is_aligned());
         let launch = Launch { blocks: speed.blocks.unwrap_or(plan.backward.blocks), ..plan.backward };
-        let module = rows_module(&launch, dtype, call.weight, call.weight_offset, aligned);
+        let module = rows_module(&launch, dtype, call.weight, call.weight_offset, aligned, call.hidden);
         let (x, x_stride) = (call.x.pointer(), call.x.row_stride as u64);
         let (dy, dy_stride) = (call.dy.pointer(), call.dy.row_stride as u64);
         let (dx, dx_stride) = (call.dx.pointer(), call.dx.row_stride as u64);
@@ -272,10 +272,13 @@ fn rows_module(
     weight: Option<Vector<DeviceMemory>>,
     weight_offset: WeightOffset,
     aligned: bool,
+    hidden: usize,
 ) -> Module {
     let weight = weight.map(|w| w.data.dtype);
     let zero_centred = weight.is_some() && weight_offset == WeightOffset::One;
-    Module::Rows { class: launch.class, dtype, weight, zero_centred, aligned, ring: aligned && launch.stages > 0 }
+    let Class { lanes, pack, packs, .. } = launch.class;
+    let exact = aligned && hidden == (lanes * pack * packs) as usize;
+    Module::Rows { class: launch.class, dtype, weight, zero_centred, aligned, ring: aligned && launch.stages > 0, exact }
 }
 
 /// Shared memory for the rings of a block's teams, `tensors` rows a stage.

@@ -61,7 +61,7 @@ pub fn nvrtc() -> Result<&'static Nvrtc, Error> {
         }
         Err(Error::Library {
             library: "NVRTC",
-            reason: format!("tried {}; set RMSNORM_NVRTC to the path of libnvrtc.so.13 or .12", tried.join("; ")),
+            reason: format!("could not load {}; set RMSNORM_NVRTC to the path of libnvrtc.so.13 or .12", tried.join(", ")),
         })
     };
     NVRTC.get_or_init(search).as_ref().map_err(Clone::clone)
@@ -94,7 +94,7 @@ fn load_nvrtc(path: &std::path::Path) -> Result<Nvrtc, String> {
     }
     // SAFETY: the initialisers of the vendor's library are trusted; every symbol is used with the type `nvrtc.h` gives it.
     unsafe {
-        let library = Library::new(path).map_err(|e| e.to_string())?;
+        let library = Library::new(path).map_err(|_| path.display().to_string())?;
         macro_rules! symbol {
             ($name:literal) => {
                 *library.get($name).map_err(|e| format!("{}: {e}", path.display()))?

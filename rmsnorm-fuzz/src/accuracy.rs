@@ -1,0 +1,95 @@
+//! Property 2: every output is within the bound of the f64 reference. What "within" means is decided in `rmsnorm-ref`; here
+//! are only blocks of rows and the depths of the plan's orders.
+
+use crate::buffer::{Buffer, Fill};
+use crate::case::{Case, Name};
+use crate::elements::Elements;
+use crate::operands::Operands;
+use crate::property::{Evidence, Finding, Stop};
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+use rmsnorm_cuda::plan::{column_order, row_order};
+use rmsnorm_cuda::{Dtype, Executor, WeightOffset};
+use rmsnorm_ref::{Columns, Depth, Format, ForwardTallies, Setting, Tally, check_backward_rows, check_forward, depth};
+
+/// *Every element of every output is within the forward error bound of the f64 reference.*
+pub(crate) fn accuracy(executor: &dyn Executor, case: &Case) -> Finding {
+    let mut operands = Operands::new(case, Fill::Nan);
+    let outputs = operands.run(executor)?;
+    let Case { rows, hidden, dtype, .. } = *case;
+    let input = |name| operands.buffer(name).expect("always there");
+    let (x, dy) = (input(Name::X), input(Name::Dy));
+    let weight: Option<Array1<f64>> =
+        operands.buffer(Name::Weight).map(|w| (0..hidden).map(|j| f64::from(w.get(0, j))).collect());
+    let row_depth = depth(hidden as u64, row_order(hidden).chains as u64);
+    let setting = Setting {
+        weight: weight.as_ref().map(|w| w.view()),
+        weight_offset: if case.weight_offset == WeightOffset::One { 1.0 } else { 0.0 },
+        eps: f64::from(case.eps),
+        depth: Depth {
+            forward: row_depth,
+            backward: row_depth,
+            column: depth(rows as u64, column_order(rows, hidden).groups as u64),
+        },
+    };
+    let format = format(dtype);
+    let rstd: Vec<f32> = (0..rows).map(|i| outputs.rstd.get(i)).collect();
+    let wants_dw = outputs.dw.is_some();
+
+    // A few spans of rows, each with its own column sums, walked in blocks that fit a cache.
+    let span = rows.div_ceil(2 * rayon::current_num_threads()).max((BLOCK_ELEMENTS / hidden).max(1));
+    let spans: Vec<_> = (0..rows).step_by(span).map(|first| first..rows.min(first + span)).collect();
+    let judged = spans.into_par_iter().map(|span| {
+        let (mut forward, mut dx, mut columns) = (ForwardTallies::default(), Tally::default(), Columns::new(hidden));
+        let block = (BLOCK_ELEMENTS / hidden).max(1);
+        for first in span.clone().step_by(block) {
+            let rows = block.min(span.end - first);
+            let given = |b: &Buffer| Array2::from_shape_fn((rows, hidden), |(i, j)| f64::from(b.get(first + i, j)));
+            let got = |e: &Elements| {
+                Array2::from_shape_fn((rows, hidden), |(i, j)| f64::from(e.get((first + i) * hidden + j)))
+            };
+            let (x, dy) = (given(x), given(dy));
+            let rstd = Some(&rstd[first..first + rows]);
+            forward.merge(&check_forward(&setting, format, first, x.view(), rstd, got(&outputs.y).view()));
+            dx.merge(&check_backward_rows(&setting, format, first, x.view(), dy.view(), got(&outputs.dx).view()));
+            if wants_dw {
+                columns.add_rows(&setting, x.view(), dy.view());
+            }
+        }
+        (forward, dx, columns)
+    });
+    let nothing = || (ForwardTallies::default(), Tally::default(), Columns::new(hidden));
+    let (forward, dx, columns) = judged.reduce(nothing, |mut a, b| {
+        a.0.merge(&b.0);
+        a.1.merge(&b.1);
+        if wants_dw {
+            a.2.merge(&b.2);
+        }
+        a
+    });
+
+    let mut tallies = vec![("rstd", forward.rstd), ("y", forward.y), ("dx", dx)];
+    if let (Some(dw), Some(dtype)) = (&outputs.dw, case.dw_dtype()) {
+        let dw: Vec<f64> = (0..hidden).map(|j| f64::from(dw.get(j))).collect();
+        tallies.push(("dw", columns.check_dw(setting.depth, self::format(dtype), &dw)));
+    }
+    let mut evidence = Evidence { comparisons: 1, ..Evidence::default() };
+    for (output, tally) in tallies {
+        if !tally.passed() {
+            return Err(Stop::Failed(format!("{output}: {tally}")));
+        }
+        evidence.elements += tally.elements;
+        evidence.accuracy.insert(output, tally);
+    }
+    Ok(evidence)
+}
+
+fn format(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::F32 => Format::F32,
+        Dtype::F16 => Format::F16,
+        Dtype::Bf16 => Format::Bf16,
+    }
+}
+
+const BLOCK_ELEMENTS: usize = 1 << 14;

@@ -1,0 +1,199 @@
+//! One operand inside its buffer, with redzones before and after it and in the gaps between its rows.
+
+use crate::case::{Gap, Name, Place};
+use crate::elements::{Elements, PIECE, get, with_elements};
+use crate::values::{HostElement, Source, bell, mix};
+use rayon::prelude::*;
+use rmsnorm_cuda::{Dtype, Rows, Slice, SliceMut, Vector};
+
+/// What fills memory that is not an input: outputs and scratch before a call, redzones and gaps all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// NaNs, each position with another payload.
+    Nan,
+    /// Finite numbers as recycled memory holds them. (−316.2278 is rstd of a zero row at eps 1e-5, seen in issue #781.)
+    Plausible,
+}
+
+/// One operand inside its buffer.
+pub(crate) struct Buffer {
+    name: Name,
+    elements: Elements,
+    fill: Fill,
+    /// What calls get begins here, at an address that is a multiple of 256 bytes, and has `len` elements.
+    start: usize,
+    len: usize,
+    /// From there to the first element of the operand.
+    offset: usize,
+    /// Rows that are stored: 1 under a row stride of 0.
+    stored_rows: usize,
+    rows: usize,
+    hidden: usize,
+    stride: usize,
+    /// The stride that calls are told.
+    told_stride: usize,
+}
+
+impl Buffer {
+    /// Filled with `fill`, and nothing written yet.
+    pub(crate) fn new(name: Name, dtype: Dtype, (rows, hidden): (usize, usize), place: Place, fill: Fill) -> Buffer {
+        let broadcast = name.may_broadcast() && place.gap == Gap::Broadcast;
+        let stride = if let Gap::Elements(gap) = place.gap { hidden + usize::from(gap) } else { hidden };
+        let stored_rows = if broadcast { rows.min(1) } else { rows };
+        let told_stride = match place.gap {
+            Gap::Irrelevant if rows < 2 => 1 << 40,
+            Gap::Broadcast if broadcast => 0,
+            _ => stride,
+        };
+        let offset = REDZONE_BYTES / dtype.bytes() + usize::from(place.offset);
+        let span = if stored_rows == 0 { 0 } else { (stored_rows - 1) * stride + hidden };
+        let len = offset + span + REDZONE_BYTES / dtype.bytes();
+        let mut elements = Elements::zeros(dtype, len + ALIGNMENT_BYTES / dtype.bytes());
+        let start = with_elements!(&mut elements, v => {
+            let start = v.as_ptr().align_offset(ALIGNMENT_BYTES);
+            fill_with(&mut v[start..start + len], 0, fill);
+            start
+        });
+        Buffer { name, elements, fill, start, len, offset, stored_rows, rows, hidden, stride, told_stride }
+    }
+
+    pub(crate) fn rows(&self) -> Rows<Slice<'_>> {
+        Rows { data: self.slice(), offset: self.offset, row_stride: self.told_stride }
+    }
+
+    pub(crate) fn rows_mut(&mut self) -> Rows<SliceMut<'_>> {
+        let (offset, row_stride) = (self.offset, self.told_stride);
+        Rows { data: self.slice_mut(), offset, row_stride }
+    }
+
+    pub(crate) fn vector(&self) -> Vector<Slice<'_>> {
+        Vector { data: self.slice(), offset: self.offset }
+    }
+
+    pub(crate) fn vector_mut(&mut self) -> Vector<SliceMut<'_>> {
+        let offset = self.offset;
+        Vector { data: self.slice_mut(), offset }
+    }
+
+    pub(crate) fn slice(&self) -> Slice<'_> {
+        with_elements!(&self.elements, v => v[self.start..self.start + self.len].into())
+    }
+
+    pub(crate) fn slice_mut(&mut self) -> SliceMut<'_> {
+        with_elements!(&mut self.elements, v => (&mut v[self.start..self.start + self.len]).into())
+    }
+
+    /// Element (`row`, `column`) of the operand, widened.
+    pub(crate) fn get(&self, row: usize, column: usize) -> f32 {
+        let row = if self.stored_rows < self.rows { 0 } else { row };
+        get(self.slice(), self.offset + row * self.stride + column)
+    }
+
+    /// Sums up every bit of the buffer, so that a change shows.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        with_elements!(&self.elements, v => fingerprint(&v[self.start..self.start + self.len]))
+    }
+
+    /// Fills the operand anew with what it held before any call.
+    pub(crate) fn refill(&mut self) {
+        // Not the redzones: what happened to them must stay visible.
+        let Buffer { start, offset, fill, stored_rows, hidden, stride, .. } = *self;
+        with_elements!(&mut self.elements, v => {
+            for at in (0..stored_rows).map(|row| offset + row * stride) {
+                fill_with(&mut v[start + at..][..hidden], at, fill);
+            }
+        });
+    }
+
+    /// Writes the operand: row `i` is row `source(i)` of `data`, times `factor`.
+    pub(crate) fn write(&mut self, data: &Source, source: impl Fn(usize) -> usize + Sync, factor: f32) {
+        let Buffer { start, offset, stride, hidden, stored_rows, .. } = *self;
+        with_elements!(&mut self.elements, v => {
+            let rows = v[start + offset..].par_chunks_mut(stride).take(stored_rows).enumerate();
+            rows.with_min_len((PIECE / 16 / hidden).max(1)).for_each(|(i, row)| {
+                let row = &mut row[..hidden];
+                data.fill_row(source(i), row);
+                if factor != 1.0 {
+                    row.iter_mut().for_each(|e| *e = HostElement::round(e.widen() * factor));
+                }
+            });
+        });
+    }
+
+    /// Takes over what lies in the operand of another buffer of the same shape.
+    pub(crate) fn overwrite(&mut self, other: &Buffer) {
+        let span = (self.stored_rows * self.stride).saturating_sub(self.stride - self.hidden);
+        self.elements.copy_from(self.start + self.offset, &other.elements, other.start + other.offset, span);
+    }
+
+    /// A copy without gaps.
+    pub(crate) fn copy(&self) -> Elements {
+        let mut copy = Elements::zeros(self.elements.dtype(), self.rows * self.hidden);
+        let first = self.start + self.offset;
+        for i in 0..self.stored_rows {
+            copy.copy_from(i * self.hidden, &self.elements, first + i * self.stride, self.hidden);
+        }
+        copy
+    }
+
+    /// The first place outside of the operand whose content changed.
+    pub(crate) fn damaged_redzone(&self) -> Option<String> {
+        with_elements!(&self.elements, v => {
+            let data = &v[self.start..self.start + self.len];
+            let at = |row: usize| self.offset + row * self.stride;
+            let end = |row: usize| at(row) + self.hidden;
+            // Before the first row, between rows, after the last row.
+            let before = self.damage(data, 0, if self.stored_rows == 0 { self.len } else { at(0) });
+            let rows = 0..self.stored_rows;
+            let next = |row: usize| if row + 1 == self.stored_rows { self.len } else { at(row + 1) };
+            let i = before.or_else(|| rows.clone().find_map(|row| self.damage(data, end(row), next(row))))?;
+            Some(format!(
+                "the buffer of {} changed {} elements {} its first element (bits now {:#x})",
+                self.name,
+                i.abs_diff(self.offset),
+                if i < self.offset { "before" } else { "after" },
+                data[i].bits(),
+            ))
+        })
+    }
+
+    fn damage<T: HostElement>(&self, data: &[T], from: usize, to: usize) -> Option<usize> {
+        (from..to).find(|i| data[*i].bits() != guard::<T>(self.fill, *i))
+    }
+}
+
+/// The bits that `fill` puts at position `i` of a buffer.
+#[inline(always)]
+fn guard<T: HostElement>(fill: Fill, i: usize) -> u32 {
+    let h = mix(i as u64 ^ 0x5ca7_c4ed);
+    match fill {
+        Fill::Nan => T::NAN ^ (h as u32 & T::MANTISSA >> 1),
+        Fill::Plausible => match h & 3 {
+            0 => T::round(-316.2278).bits(),
+            1 => T::round(-1.0).bits(),
+            _ => T::round(bell(h)).bits(),
+        },
+    }
+}
+
+/// Fills `data`, whose first element is at position `first` of a buffer.
+fn fill_with<T: HostElement>(data: &mut [T], first: usize, fill: Fill) {
+    data.par_chunks_mut(PIECE).enumerate().for_each(|(p, piece)| {
+        for (i, element) in piece.iter_mut().enumerate() {
+            *element = T::from_bits(guard::<T>(fill, first + p * PIECE + i));
+        }
+    });
+}
+
+fn fingerprint<T: HostElement>(data: &[T]) -> u64 {
+    let piece = |(p, piece): (usize, &[T])| {
+        let sum =
+            piece.iter().fold(p as u64, |h, e| (h ^ u64::from(e.bits())).wrapping_mul(0x100_0000_01b3).rotate_left(29));
+        mix(sum ^ mix(p as u64))
+    };
+    data.par_chunks(PIECE).enumerate().map(piece).reduce(|| 0, u64::wrapping_add)
+}
+
+/// Redzone either side of an operand: wider than the widest vector access and than any row tail.
+const REDZONE_BYTES: usize = 1024;
+const ALIGNMENT_BYTES: usize = 256;

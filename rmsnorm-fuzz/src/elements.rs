@@ -1,0 +1,176 @@
+//! Numbers of one of the element types, whichever it is: made, read, written and compared by bits.
+
+use crate::values::HostElement;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use rmsnorm_cuda::{Dtype, Slice, SliceMut};
+
+/// Numbers of one of the element types.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "named for the element type")]
+pub enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+/// Runs `$body` with `$v` bound to the vector inside, whatever its type.
+macro_rules! with_elements {
+    ($elements:expr, $v:ident => $body:expr) => {
+        match $elements {
+            Elements::F32($v) => $body,
+            Elements::F16($v) => $body,
+            Elements::Bf16($v) => $body,
+        }
+    };
+}
+
+impl Elements {
+    /// `len` zeros.
+    pub fn zeros(dtype: Dtype, len: usize) -> Elements {
+        match dtype {
+            Dtype::F32 => Elements::F32(vec![0.0; len]),
+            Dtype::F16 => Elements::F16(vec![f16::ZERO; len]),
+            Dtype::Bf16 => Elements::Bf16(vec![bf16::ZERO; len]),
+        }
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Elements::F32(_) => Dtype::F32,
+            Elements::F16(_) => Dtype::F16,
+            Elements::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        with_elements!(self, v => v.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element `i`, widened.
+    pub fn get(&self, i: usize) -> f32 {
+        with_elements!(self, v => v[i].widen())
+    }
+
+    /// The bits of element `i`, every NaN being the canonical one (§0).
+    pub fn bits(&self, i: usize) -> u32 {
+        with_elements!(self, v => canonical(v[i]))
+    }
+
+    /// For a call that reads.
+    pub fn slice(&self) -> Slice<'_> {
+        with_elements!(self, v => v[..].into())
+    }
+
+    /// For a call that writes.
+    pub fn slice_mut(&mut self) -> SliceMut<'_> {
+        with_elements!(self, v => (&mut v[..]).into())
+    }
+
+    /// In pieces of `len` elements.
+    pub(crate) fn pieces_mut(&mut self, len: usize) -> Vec<SliceMut<'_>> {
+        with_elements!(self, v => v.chunks_mut(len).map(SliceMut::from).collect())
+    }
+
+    /// Copies `len` elements of `other`, which is of the same type, from `from` to `at`.
+    pub(crate) fn copy_from(&mut self, at: usize, other: &Elements, from: usize, len: usize) {
+        match (self, other) {
+            (Elements::F32(a), Elements::F32(b)) => a[at..at + len].copy_from_slice(&b[from..from + len]),
+            (Elements::F16(a), Elements::F16(b)) => a[at..at + len].copy_from_slice(&b[from..from + len]),
+            (Elements::Bf16(a), Elements::Bf16(b)) => a[at..at + len].copy_from_slice(&b[from..from + len]),
+            _ => panic!("elements of different types cannot be copied"),
+        }
+    }
+
+    fn value_of(dtype: Dtype, bits: u32) -> f32 {
+        match dtype {
+            Dtype::F32 => f32::from_bits(bits),
+            Dtype::F16 => f16::from_bits(bits as u16).to_f32(),
+            Dtype::Bf16 => bf16::from_bits(bits as u16).to_f32(),
+        }
+    }
+
+    pub(crate) fn mapped_difference(
+        &self,
+        got: &Elements,
+        width: usize,
+        source: impl Fn(usize) -> usize + Sync,
+    ) -> Option<Difference> {
+        match (self, got) {
+            (Elements::F32(a), Elements::F32(b)) => difference(a, b, width, source),
+            (Elements::F16(a), Elements::F16(b)) => difference(a, b, width, source),
+            (Elements::Bf16(a), Elements::Bf16(b)) => difference(a, b, width, source),
+            _ => panic!("outputs of different types cannot be compared"),
+        }
+    }
+}
+
+/// §1 of one element of host memory.
+pub fn get(data: Slice<'_>, i: usize) -> f32 {
+    match data {
+        Slice::F32(d) => d[i],
+        Slice::F16(d) => d[i].to_f32(),
+        Slice::Bf16(d) => d[i].to_f32(),
+    }
+}
+
+/// §1 of one element of host memory: one rounding, NaN to the canonical one.
+pub fn put(data: &mut SliceMut<'_>, i: usize, value: f32) {
+    match data {
+        SliceMut::F32(d) => d[i] = if value.is_nan() { f32::from_bits(0x7fff_ffff) } else { value },
+        SliceMut::F16(d) => d[i] = if value.is_nan() { f16::from_bits(0x7fff) } else { f16::from_f32(value) },
+        SliceMut::Bf16(d) => d[i] = if value.is_nan() { bf16::from_bits(0x7fff) } else { bf16::from_f32(value) },
+    }
+}
+
+/// Where two outputs first differ.
+pub(crate) struct Difference {
+    row: usize,
+    column: usize,
+    want: u32,
+    got: u32,
+    dtype: Dtype,
+}
+
+impl Difference {
+    pub(crate) fn describe(&self, output: &str) -> String {
+        let Difference { row, column, want, got, dtype } = *self;
+        let width = 2 + 2 * dtype.bytes();
+        let [w, g] = [want, got].map(|bits| Elements::value_of(dtype, bits));
+        format!("{output}[{row}][{column}]: expected {want:#0width$x} ({w:e}), got {got:#0width$x} ({g:e})")
+    }
+}
+
+fn canonical<T: HostElement>(element: T) -> u32 {
+    if element.widen().is_nan() { T::NAN } else { element.bits() }
+}
+
+fn difference<T: HostElement>(
+    want: &[T],
+    got: &[T],
+    width: usize,
+    source: impl Fn(usize) -> usize + Sync,
+) -> Option<Difference> {
+    let per_piece = PIECE.div_ceil(width) * width;
+    got.par_chunks(per_piece).enumerate().find_map_first(|(p, piece)| {
+        piece.chunks(width).enumerate().find_map(|(r, got)| {
+            let row = p * (per_piece / width) + r;
+            let want = &want[source(row) * width..][..width];
+            let column = (0..width).find(|j| canonical(want[*j]) != canonical(got[*j]))?;
+            let [want, got] = [want[column], got[column]].map(canonical);
+            Some(Difference { row, column, want, got, dtype: T::DTYPE })
+        })
+    })
+}
+
+/// Elements that one task handles.
+pub(crate) const PIECE: usize = 1 << 16;
+
+pub(crate) use with_elements;

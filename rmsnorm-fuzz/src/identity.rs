@@ -1,0 +1,88 @@
+//! Property 1: every executor equals the literal one.
+
+use crate::buffer::Fill;
+use crate::case::{Case, Name};
+use crate::elements::{Elements, put};
+use crate::literal::{Literal, dw_columns};
+use crate::operands::{Operands, Outputs};
+use crate::property::{Evidence, Finding, demand_equal};
+use rayon::prelude::*;
+use rmsnorm_cuda::{Backward, Executor, Forward, Rows, Slice, SliceMut, Vector};
+
+/// *Every output equals the literal executor's, bit for bit*, NaNs being equal.
+pub(crate) fn identity(executor: &dyn Executor, case: &Case) -> Finding {
+    let mut operands = Operands::new(case, Fill::Nan);
+    let got = operands.run(executor)?;
+    let want = literal_outputs(&operands);
+    demand_equal("against the literal executor", want.difference(&got))?;
+    let mut evidence = Evidence::default();
+    evidence.count(got.elements());
+    Ok(evidence)
+}
+
+/// What the literal executor computes from the inputs of `operands`. Blocks of rows, and for `dw` blocks of columns, are
+/// independent of each other by the specification: they are given to it in parallel.
+pub fn literal_outputs(operands: &Operands) -> Outputs {
+    let Case { rows, hidden, dtype, eps, weight_offset, .. } = *operands.case();
+    let view = |name| operands.buffer(name).expect("always there").rows();
+    let (x, dy) = (view(Name::X), view(Name::Dy));
+    let weight = operands.buffer(Name::Weight).map(|w| w.vector());
+    let mut y = Elements::zeros(dtype, rows * hidden);
+    let mut dx = Elements::zeros(dtype, rows * hidden);
+    let mut rstd = Elements::zeros(rmsnorm_cuda::Dtype::F32, rows);
+    let block = (BLOCK_ELEMENTS / hidden).max(1);
+    let mut pieces: Vec<_> = y.pieces_mut(block * hidden).into_iter().zip(rstd.pieces_mut(block)).collect();
+    pieces.par_iter_mut().enumerate().for_each(|(b, (y, rstd))| {
+        let rows = rmsnorm_cuda::Operand::elements(rstd);
+        let call = Forward {
+            rows,
+            hidden,
+            eps,
+            weight_offset,
+            x: from_row(&x, b * block),
+            weight,
+            y: Rows::contiguous(reborrow(y), hidden),
+            rstd: Some(reborrow(rstd).into()),
+        };
+        Literal.forward(call).expect("a good call");
+    });
+    let backward = |first: usize, rows: usize, dx| Backward {
+        rows,
+        hidden,
+        weight_offset,
+        x: from_row(&x, first),
+        weight,
+        rstd: Vector { data: rstd.slice(), offset: first },
+        dy: from_row(&dy, first),
+        dx: Rows::contiguous(dx, hidden),
+        dw: None,
+    };
+    dx.pieces_mut(block * hidden).into_par_iter().enumerate().for_each(|(b, dx)| {
+        let rows = rmsnorm_cuda::Operand::elements(&dx) / hidden;
+        Literal.backward(backward(b * block, rows, dx)).expect("a good call");
+    });
+    let dw = operands.case().dw_dtype().map(|dtype| {
+        let call = backward(0, rows, SliceMut::F32(&mut []));
+        let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
+        let blocks: Vec<_> = (0..hidden).step_by(width).map(|j| j..hidden.min(j + width)).collect();
+        let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|columns| dw_columns(&call, columns)).collect();
+        let mut dw = Elements::zeros(dtype, hidden);
+        sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut dw.slice_mut(), j, sum));
+        dw
+    });
+    Outputs { rows, hidden, y, rstd, dx, dw }
+}
+
+fn from_row<'a>(view: &Rows<Slice<'a>>, row: usize) -> Rows<Slice<'a>> {
+    Rows { offset: view.offset + row * view.row_stride, ..*view }
+}
+
+fn reborrow<'a>(slice: &'a mut SliceMut<'_>) -> SliceMut<'a> {
+    match slice {
+        SliceMut::F32(s) => SliceMut::F32(s),
+        SliceMut::F16(s) => SliceMut::F16(s),
+        SliceMut::Bf16(s) => SliceMut::Bf16(s),
+    }
+}
+
+const BLOCK_ELEMENTS: usize = 1 << 14;

@@ -1,0 +1,229 @@
+//! The buffers of a [`Case`]: every operand lies inside a larger buffer, with redzones before and after it and in the gaps
+//! between its rows. Calls get the whole buffer, so the redzones travel to a device and back.
+
+use crate::buffer::{Buffer, Fill};
+use crate::case::{Case, Name};
+use crate::elements::{Difference, Elements};
+use crate::values::{Source, mix, power_of_two};
+use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Slice, SliceMut, WeightGradient, scratch_len};
+
+/// The operands of a case's two calls.
+pub struct Operands {
+    case: Case,
+    buffers: [Option<Buffer>; Name::ALL.len()],
+}
+
+impl Operands {
+    /// Makes the inputs; everything else is filled with `fill`.
+    pub fn new(case: &Case, fill: Fill) -> Operands {
+        Operands::mapped(case, fill, case.rows, |_, row| row, Doubling::default())
+    }
+
+    /// As [`new`](Self::new), but there are `rows` rows, and row `i` holds what row `source(i)` of the case holds. (Under a
+    /// row stride of 0 every row is the case's first.)
+    pub(crate) fn with_rows(case: &Case, fill: Fill, rows: usize, source: impl Fn(usize) -> usize + Sync) -> Operands {
+        Operands::mapped(case, fill, rows, |_, row| source(row), Doubling::default())
+    }
+
+    /// As [`new`](Self::new), but every row of `operand` is a copy of its first.
+    pub(crate) fn with_copies(case: &Case, fill: Fill, operand: Name) -> Operands {
+        let source = |name: Name, row| if name == operand { 0 } else { row };
+        Operands::mapped(case, fill, case.rows, source, Doubling::default())
+    }
+
+    /// As [`new`](Self::new), with `x` multiplied by 2^`x`, `dy` by 2^`dy`, and eps by 4^`x`.
+    pub(crate) fn doubled(case: &Case, fill: Fill, doubling: Doubling) -> Operands {
+        Operands::mapped(case, fill, case.rows, |_, row| row, doubling)
+    }
+
+    fn mapped(
+        case: &Case,
+        fill: Fill,
+        rows: usize,
+        source: impl Fn(Name, usize) -> usize + Sync,
+        doubling: Doubling,
+    ) -> Operands {
+        let mut built = Case { rows, ..*case };
+        built.eps = (f64::from(case.eps) * 4.0_f64.powi(doubling.x)) as f32;
+        let buffer = |name: Name| {
+            let (dtype, shape) = match name {
+                Name::X | Name::Y | Name::Dy | Name::Dx => (case.dtype, (rows, case.hidden)),
+                Name::Rstd => (Dtype::F32, (1, rows)),
+                Name::Weight => (case.weight_dtype()?, (1, case.hidden)),
+                Name::Dw => (case.dw_dtype()?, (1, case.hidden)),
+                Name::Scratch => {
+                    case.dw_dtype()?;
+                    (Dtype::F32, (1, scratch_len(rows, case.hidden).expect("the width of a case is legal")))
+                }
+            };
+            let mut buffer = Buffer::new(name, dtype, shape, case.place(name), fill);
+            let values = match name {
+                Name::X => case.x,
+                Name::Dy => case.dy,
+                Name::Weight => case.w,
+                _ => return Some(buffer),
+            };
+            // Another seed for each operand. eps is that of the case: it decides values.
+            let seed = mix(case.seed.wrapping_mul(8).wrapping_add(name as u64));
+            let data = Source { values, seed, rows: if name == Name::Weight { 1 } else { case.rows }, eps: case.eps };
+            let factor = match name {
+                Name::X => doubling.x,
+                Name::Dy => doubling.dy,
+                _ => 0,
+            };
+            let row = |i| if name == Name::Weight || case.broadcasts(name) { 0 } else { source(name, i) };
+            buffer.write(&data, row, power_of_two(factor));
+            Some(buffer)
+        };
+        let buffers = Name::ALL.map(buffer);
+        Operands { case: built, buffers }
+    }
+
+    /// The case, with the number of rows and the eps that the operands really have.
+    pub fn case(&self) -> &Case {
+        &self.case
+    }
+
+    /// Forward and backward, every output as the case asks for it. Backward gets the `rstd` that `executor` itself computed; if
+    /// the case does not ask for `rstd`, a second forward call without it makes `y`.
+    pub fn run(&mut self, executor: &dyn Executor) -> Result<Outputs, Error> {
+        self.forward(executor)?;
+        self.backward(executor)?;
+        Ok(self.outputs())
+    }
+
+    /// The forward half of [`run`](Self::run).
+    pub fn forward(&mut self, executor: &dyn Executor) -> Result<(), Error> {
+        executor.forward(self.forward_call(true))?;
+        if !self.case.rstd {
+            self.buffer_mut(Name::Y).refill();
+            executor.forward(self.forward_call(false))?;
+        }
+        Ok(())
+    }
+
+    /// The backward half of [`run`](Self::run).
+    pub fn backward(&mut self, executor: &dyn Executor) -> Result<(), Error> {
+        executor.backward(self.backward_call())
+    }
+
+    /// The forward call.
+    pub fn forward_call(&mut self, with_rstd: bool) -> Forward<Slice<'_>, SliceMut<'_>> {
+        let Case { rows, hidden, eps, weight_offset, .. } = self.case;
+        let [x, weight, y, rstd, ..] = &mut self.buffers;
+        Forward {
+            rows,
+            hidden,
+            eps,
+            weight_offset,
+            x: x.as_ref().expect("always there").rows(),
+            weight: weight.as_ref().map(Buffer::vector),
+            y: y.as_mut().expect("always there").rows_mut(),
+            rstd: rstd.as_mut().filter(|_| with_rstd).map(Buffer::vector_mut),
+        }
+    }
+
+    /// The backward call; the forward call has stored `rstd`.
+    pub fn backward_call(&mut self) -> Backward<Slice<'_>, SliceMut<'_>> {
+        let Case { rows, hidden, weight_offset, .. } = self.case;
+        let [x, weight, _, rstd, dy, dx, dw, scratch] = &mut self.buffers;
+        let dw = dw.as_mut().zip(scratch.as_mut());
+        Backward {
+            rows,
+            hidden,
+            weight_offset,
+            x: x.as_ref().expect("always there").rows(),
+            weight: weight.as_ref().map(Buffer::vector),
+            rstd: rstd.as_ref().expect("always there").vector(),
+            dy: dy.as_ref().expect("always there").rows(),
+            dx: dx.as_mut().expect("always there").rows_mut(),
+            dw: dw.map(|(dw, scratch)| WeightGradient { dw: dw.vector_mut(), scratch: scratch.vector_mut() }),
+        }
+    }
+
+    /// A copy of every output, without gaps.
+    pub fn outputs(&self) -> Outputs {
+        let copy = |name| self.buffer(name).expect("always there").copy();
+        Outputs {
+            rows: self.case.rows,
+            hidden: self.case.hidden,
+            y: copy(Name::Y),
+            rstd: copy(Name::Rstd),
+            dx: copy(Name::Dx),
+            dw: self.buffer(Name::Dw).map(Buffer::copy),
+        }
+    }
+
+    /// The buffer of an operand, if the case has it.
+    pub(crate) fn buffer(&self, name: Name) -> Option<&Buffer> {
+        self.buffers[name as usize].as_ref()
+    }
+
+    pub(crate) fn buffer_mut(&mut self, name: Name) -> &mut Buffer {
+        self.buffers[name as usize].as_mut().expect("an operand that the case has")
+    }
+
+    /// Moves what lies in the outputs and in scratch of `other`, an earlier call of the same shape, into this one's.
+    pub(crate) fn adopt_leftovers(&mut self, other: &Operands) {
+        for name in [Name::Y, Name::Rstd, Name::Dx, Name::Dw, Name::Scratch] {
+            if let (Some(new), Some(old)) = (self.buffers[name as usize].as_mut(), other.buffer(name)) {
+                new.overwrite(old);
+            }
+        }
+    }
+
+    /// The first place outside of every operand whose content changed.
+    pub(crate) fn damaged_redzone(&self) -> Option<String> {
+        self.buffers.iter().flatten().find_map(Buffer::damaged_redzone)
+    }
+}
+
+/// Powers of two that operands are multiplied by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Doubling {
+    pub(crate) x: i32,
+    pub(crate) dy: i32,
+}
+
+/// Every output of a case, without gaps.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Number of rows.
+    pub rows: usize,
+    /// Length of a row.
+    pub hidden: usize,
+    /// M×N.
+    pub y: Elements,
+    /// M, f32.
+    pub rstd: Elements,
+    /// M×N.
+    pub dx: Elements,
+    /// N.
+    pub dw: Option<Elements>,
+}
+
+impl Outputs {
+    /// Where `got` first differs from these outputs, NaNs being equal (§0).
+    pub fn difference(&self, got: &Outputs) -> Option<String> {
+        self.row_difference(got, |row| row).or_else(|| self.dw_difference(got))
+    }
+
+    /// As [`difference`](Self::difference), of `y`, `rstd` and `dx`: row `i` of `got` against row `source(i)` of these.
+    pub(crate) fn row_difference(&self, got: &Outputs, source: impl Fn(usize) -> usize + Sync) -> Option<String> {
+        let [rstd, y, dx] =
+            [(&self.rstd, &got.rstd, 1), (&self.y, &got.y, self.hidden), (&self.dx, &got.dx, self.hidden)]
+                .map(|(want, got, width)| want.mapped_difference(got, width, &source));
+        let name = |name: &str, d: Option<Difference>| d.map(|d| d.describe(name));
+        name("rstd", rstd).or_else(|| name("y", y)).or_else(|| name("dx", dx))
+    }
+
+    pub(crate) fn dw_difference(&self, got: &Outputs) -> Option<String> {
+        let (want, got) = self.dw.as_ref().zip(got.dw.as_ref())?;
+        Some(want.mapped_difference(got, self.hidden, |row| row)?.describe("dw"))
+    }
+
+    /// Number of elements of all outputs.
+    pub fn elements(&self) -> u64 {
+        (self.y.len() + self.rstd.len() + self.dx.len() + self.dw.as_ref().map_or(0, Elements::len)) as u64
+    }
+}
