@@ -6,15 +6,20 @@
 
 use half::bf16;
 use rayon::prelude::*;
-use rmsnorm_cuda::{Backward, Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len};
+use rmsnorm_cuda::{
+    Backward, Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len,
+};
 use std::hint::black_box;
 use std::time::Instant;
 
 fn main() -> Result<(), rmsnorm_cuda::Error> {
     println!("{}, tensors of {} MiB, medians of {REPETITIONS}, GB/s", Cpu.name(), TENSOR_BYTES >> 20);
-    println!("{:>5} {:>6} | {:>5} {:>5} {:>5} | {:>7} {:>5} | {:>8} {:>5}", "type", "hidden", "read", "copy", "triad", "forward", "", "backward", "");
+    println!(
+        "{:>5} {:>6} | {:>5} {:>5} {:>5} | {:>7} {:>5} | {:>8} {:>5}",
+        "type", "hidden", "read", "copy", "triad", "forward", "", "backward", ""
+    );
     for hidden in [64, 256, 1024, 2048, 4096, 8192, 16384, 65536] {
-        measure("f32", hidden, |i| noise(i))?;
+        measure("f32", hidden, noise)?;
         measure("bf16", hidden, |i| bf16::from_f32(noise(i)))?;
     }
     Ok(())
@@ -45,7 +50,10 @@ where
         }));
         seconds[4].push(timed(|| {
             let dx = Rows::contiguous(T::written(&mut out), hidden);
-            let dw = WeightGradient { dw: SliceMut::from(&mut dw[..]).into(), scratch: SliceMut::from(&mut scratch[..]).into() };
+            let dw = WeightGradient {
+                dw: SliceMut::from(&mut dw[..]).into(),
+                scratch: SliceMut::from(&mut scratch[..]).into(),
+            };
             let (x, weight) = (Rows::contiguous(T::slice(&x), hidden), Some(Slice::from(&weight[..]).into()));
             let (dy, rstd) = (Rows::contiguous(T::slice(&dy), hidden), Slice::from(&rstd[..]).into());
             Cpu.backward(Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx, dw: Some(dw) }).unwrap();

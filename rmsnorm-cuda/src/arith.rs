@@ -123,6 +123,13 @@ pub struct RowScale {
     pub post: f32,
 }
 
+/// §4 From a stored rstd. +Inf proves that eps was 0 and the row was scaled up: `root` must then give the reciprocal root of
+/// the scaled row, [`scaled_root`].
+#[inline(always)]
+pub fn row_scale(rstd: f32, root: impl FnOnce() -> f32) -> RowScale {
+    if rstd == f32::INFINITY { RowScale { pre: SCALE_UP, post: root() } } else { RowScale { pre: 1.0, post: rstd } }
+}
+
 /// §4 The statistic of a row from `sum = reduce(z²)`: (rstd, scale) for an ordinary row. `rescale(s)` must give
 /// `reduce((z·s)²)`; it is called for scaled rows only.
 #[inline(always)]
@@ -136,13 +143,6 @@ pub fn statistic(sum: f32, hidden: f32, eps: f32, rescale: impl FnOnce(f32) -> f
     let root = reciprocal_root(mean(rescale(s), hidden) + eps * s * s);
     let rstd = s * root;
     (rstd, row_scale(rstd, || root))
-}
-
-/// §4 From a stored rstd. +Inf proves that eps was 0 and the row was scaled up: `root` must then give the reciprocal root of
-/// the scaled row, [`scaled_root`].
-#[inline(always)]
-pub fn row_scale(rstd: f32, root: impl FnOnce() -> f32) -> RowScale {
-    if rstd == f32::INFINITY { RowScale { pre: SCALE_UP, post: root() } } else { RowScale { pre: 1.0, post: rstd } }
 }
 
 /// §4 The reciprocal root of a row scaled up, eps being 0, from `sum = reduce((z·SCALE_UP)²)`.

@@ -136,14 +136,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
             const bool active = group < groups && row < rows;
             const u32 end = active ? owned : 0;
             const float rstd_row = active ? rstd[row] : 0.0f;
+            auto load = [&](const T* base, u64 stride, u32 k) { return load_pack(base + row * stride, k * chains + lane * PACK, end); };
             Pack<T> z_held[PACKS], d_held[PACKS];
 #pragma unroll
-            for (u32 k = 0; k < PACKS; k++) {
-                z_held[k] = load_pack(x + row * x_stride, k * chains + lane * PACK, end);
-                d_held[k] = load_pack(dy + row * dy_stride, k * chains + lane * PACK, end);
-            }
-            auto z = [&](u32 k) { return z_held[k]; };
-            auto d = [&](u32 k) { return d_held[k]; };
+            for (u32 k = 0; k < PACKS; k++) if (HELD) z_held[k] = load(x, x_stride, k), d_held[k] = load(dy, dy_stride, k);
+            auto z = [&](u32 k) { return HELD ? z_held[k] : load(x, x_stride, k); };
+            auto d = [&](u32 k) { return HELD ? d_held[k] : load(dy, dy_stride, k); };
 #endif
             auto work = [&](auto scale) {
                 float p[PACK] = {};

@@ -19,7 +19,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// The CPU executor. It computes on rayon's current thread pool, whose threads must not flush subnormals (FTZ and DAZ clear,
-/// as Rust leaves them). It allocates a few f32 per chain and thread, and a copy of a weight that is not plain f32.
+/// as Rust leaves them). It allocates an f32 per chain and thread, a slice per 16384 elements or row, and a copy of a weight
+/// that is not plain f32.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
@@ -39,16 +40,11 @@ impl Executor for Cpu {
         }
         let weight = &*effective_weights(weight, weight_offset, hidden);
         let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
+        let at = Layout::new(&y, rows, hidden);
         match (x.data, y.data) {
-            (Slice::F32(xs), SliceMut::F32(ys)) => {
-                forward(Read::new(xs, &x), weight, eps, Written::new(ys, y.offset, y.row_stride, rows, hidden), rstd)
-            }
-            (Slice::F16(xs), SliceMut::F16(ys)) => {
-                forward(Read::new(xs, &x), weight, eps, Written::new(ys, y.offset, y.row_stride, rows, hidden), rstd)
-            }
-            (Slice::Bf16(xs), SliceMut::Bf16(ys)) => {
-                forward(Read::new(xs, &x), weight, eps, Written::new(ys, y.offset, y.row_stride, rows, hidden), rstd)
-            }
+            (Slice::F32(xs), SliceMut::F32(y)) => forward(Read::new(xs, &x), weight, eps, at.of(y), rstd),
+            (Slice::F16(xs), SliceMut::F16(y)) => forward(Read::new(xs, &x), weight, eps, at.of(y), rstd),
+            (Slice::Bf16(xs), SliceMut::Bf16(y)) => forward(Read::new(xs, &x), weight, eps, at.of(y), rstd),
             _ => unreachable!("checked: x and y have one type"),
         }
         Ok(())
@@ -67,18 +63,16 @@ impl Executor for Cpu {
         let scratch = scratch.unwrap_or_default();
         if rows > 0 {
             let rstd = floats(rstd, rows);
+            let at = Layout::new(&dx, rows, hidden);
             match (x.data, dy.data, dx.data) {
-                (Slice::F32(xs), Slice::F32(dys), SliceMut::F32(dxs)) => {
-                    let dx = Written::new(dxs, dx.offset, dx.row_stride, rows, hidden);
-                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dx, scratch)
+                (Slice::F32(xs), Slice::F32(dys), SliceMut::F32(dx)) => {
+                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), at.of(dx), scratch)
                 }
-                (Slice::F16(xs), Slice::F16(dys), SliceMut::F16(dxs)) => {
-                    let dx = Written::new(dxs, dx.offset, dx.row_stride, rows, hidden);
-                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dx, scratch)
+                (Slice::F16(xs), Slice::F16(dys), SliceMut::F16(dx)) => {
+                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), at.of(dx), scratch)
                 }
-                (Slice::Bf16(xs), Slice::Bf16(dys), SliceMut::Bf16(dxs)) => {
-                    let dx = Written::new(dxs, dx.offset, dx.row_stride, rows, hidden);
-                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dx, scratch)
+                (Slice::Bf16(xs), Slice::Bf16(dys), SliceMut::Bf16(dx)) => {
+                    backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), at.of(dx), scratch)
                 }
                 _ => unreachable!("checked: x, dy and dx have one type"),
             }
@@ -144,17 +138,27 @@ impl<'a, T> Read<'a, T> {
     }
 }
 
-/// Rows that are written, from the first element of the first to the last element of the last: a chunk of k·stride elements
-/// is k rows with the gaps behind them.
+/// Rows that are written, from the first element of the first to the last element of the last: a chunk of k·row_stride
+/// elements is k rows with the gaps behind them.
 struct Written<'a, T> {
     data: &'a mut [T],
     row_stride: usize,
 }
 
-impl<'a, T> Written<'a, T> {
-    fn new(data: &'a mut [T], offset: usize, row_stride: usize, rows: usize, hidden: usize) -> Self {
-        let row_stride = if rows < 2 { hidden } else { row_stride };
-        Written { data: &mut data[offset..][..(rows - 1) * row_stride + hidden], row_stride }
+/// Where the rows of an output lie.
+struct Layout {
+    range: Range<usize>,
+    row_stride: usize,
+}
+
+impl Layout {
+    fn new(view: &Rows<SliceMut<'_>>, rows: usize, hidden: usize) -> Self {
+        let row_stride = if rows < 2 { hidden } else { view.row_stride };
+        Layout { range: view.offset..view.offset + (rows - 1) * row_stride + hidden, row_stride }
+    }
+
+    fn of<T>(self, data: &mut [T]) -> Written<'_, T> {
+        Written { data: &mut data[self.range], row_stride: self.row_stride }
     }
 }
 
@@ -164,13 +168,14 @@ fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd:
     let hidden = weight.len();
     let rows_per_job = rows_per_job(y.data.len().div_ceil(y.row_stride), hidden);
     let mut rstd = rstd.chunks_mut(rows_per_job);
-    let jobs: Vec<_> = y.data.chunks_mut(rows_per_job.saturating_mul(y.row_stride)).collect();
-    let jobs: Vec<_> = jobs.into_iter().map(|y| (y, rstd.next().unwrap_or_default())).collect();
+    let y_stride = y.row_stride;
+    let ys = y.data.chunks_mut(rows_per_job.saturating_mul(y_stride));
+    let jobs: Vec<_> = ys.map(|y| (y, rstd.next().unwrap_or_default())).collect();
     jobs.into_par_iter().enumerate().for_each_init(
         || Accumulators::new(hidden),
-        |acc, (job, (ys, rstd))| {
+        |acc, (job, (y, rstd))| {
             let first_row = job * rows_per_job;
-            pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y_stride: y.row_stride, y: ys, rstd, acc });
+            pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc });
         },
     );
 }
@@ -190,6 +195,8 @@ struct ForwardJob<'a, T> {
 impl<T: Packed> WithSimd for ForwardJob<'_, T> {
     type Output = ();
 
+    /// While a row is written the next one is read, tile by tile: in turns, the memory would idle half of the time. Reads come
+    /// first, because a load waits for an unfinished store to the same place of another page.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc } = self;
@@ -202,25 +209,27 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
             if let Some(rstd) = rstd.get_mut(i) {
                 *rstd = f32::store(stored);
             }
-            // The last one reads itself once more.
-            let next = ys.peek().map_or(row, |(i, _)| x.row(first_row + i, hidden));
+            let next = ys.peek().map(|(i, _)| x.row(first_row + i, hidden));
             acc.clear();
-            for tile in acc.tiles(hidden) {
-                let (row, y) = (&row[tile.clone()], &mut y[tile.clone()]);
-                normalise(row, scale, &weight[tile.clone()], y, &next[tile], &mut acc.values);
+            for tile in tiles(hidden) {
+                if let Some(next) = next {
+                    prefetch(next, tile.end);
+                    add_squares(&next[tile.clone()], 1.0, acc.chains(&tile));
+                }
+                prefetch(y, tile.end);
+                normalise(&row[tile.clone()], scale, &weight[tile.clone()], &mut y[tile]);
             }
-            (sum, row) = (tree(acc), next);
+            if let Some(next) = next {
+                (sum, row) = (tree(acc), next);
+            }
         }
     }
 }
 
-/// §5 Writes a row's y and §2 takes the next row's squares. One loop does both: read and written in turns, rows would leave
-/// the memory idle half of the time.
+/// §5 One tile of y.
 #[inline(always)]
-fn normalise<T: Packed>(x: &[T], row: RowScale, weight: &[f32], y: &mut [T], next: &[T], acc: &mut [f32]) {
-    for ((((y, &z), &w), next), acc) in y.iter_mut().zip(x).zip(weight).zip(next).zip(acc) {
-        let next = next.unpack();
-        *acc = chain(next, next, *acc);
+fn normalise<T: Packed>(x: &[T], row: RowScale, weight: &[f32], y: &mut [T]) {
+    for ((y, &z), &w) in y.iter_mut().zip(x).zip(weight) {
         *y = T::pack(weighted(x_hat(z, row), w));
     }
 }
@@ -269,6 +278,7 @@ struct BackwardJob<'a, T> {
 impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     type Output = ();
 
+    /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials, acc } = self;
@@ -278,29 +288,35 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
             rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
         });
         let mut rows = rows.peekable();
-        let row = |r: usize, acc: &mut Accumulators| {
+        let operands = |r: usize, acc: &mut Accumulators| {
             let x = x.row(r, hidden);
             let scale = row_scale(rstd[r], || scaled_root(squares(x, SCALE_UP, acc), hidden as f32));
             Row { x, dy: dy.row(r, hidden), scale }
         };
-        let mut this = row(first_group, acc);
-        let mut sum = products(&this, weight, acc);
+        let mut row = operands(first_group, acc);
+        let mut sum = products(row, weight, acc);
         while let Some((_, i, dx)) = rows.next() {
             let c = mean(sum, hidden as f32);
-            // The last one reads itself once more.
-            let next = rows.peek().map_or(this, |&(r, ..)| row(r, acc));
+            let next = rows.peek().map(|&(r, ..)| operands(r, acc));
             acc.clear();
-            for tile in acc.tiles(hidden) {
-                let (this, next, dx) = (this.tile(&tile), next.tile(&tile), &mut dx[tile.clone()]);
+            for tile in tiles(hidden) {
+                if let Some(next) = &next {
+                    prefetch(next.x, tile.end);
+                    prefetch(next.dy, tile.end);
+                    add_products(next.tile(&tile), &weight[tile.clone()], acc.chains(&tile));
+                }
+                prefetch(dx, tile.end);
                 let partial = partials.get_mut(i * hidden..(i + 1) * hidden).map(|p| &mut p[tile.clone()]);
-                gradients(this, c, &weight[tile], dx, partial, next, &mut acc.values);
+                gradients(row.tile(&tile), c, &weight[tile.clone()], &mut dx[tile], partial);
             }
-            (sum, this) = (tree(acc), next);
+            if let Some(next) = next {
+                (sum, row) = (tree(acc), next);
+            }
         }
     }
 }
 
-/// A row, or a tile of it.
+/// What backward reads of a row, or of a tile of it.
 #[derive(Clone, Copy)]
 struct Row<'a, T> {
     x: &'a [T],
@@ -315,32 +331,20 @@ impl<T> Row<'_, T> {
     }
 }
 
-/// §6 Writes a row's dx, §7 adds to its group's partial if there is one, and §6 takes the next row's products: as in
-/// [`normalise`], rows are read and written at the same time.
+/// §6 One tile of dx, and §7 of the group's partial if there is one.
 #[inline(always)]
-fn gradients<T: Packed>(
-    row: Row<T>,
-    c: f32,
-    weight: &[f32],
-    dx: &mut [T],
-    partial: Option<&mut [f32]>,
-    next: Row<T>,
-    acc: &mut [f32],
-) {
-    let next_row = next.x.iter().zip(next.dy).zip(acc);
-    let columns = dx.iter_mut().zip(row.x).zip(row.dy).zip(weight).zip(next_row);
+fn gradients<T: Packed>(row: Row<T>, c: f32, weight: &[f32], dx: &mut [T], partial: Option<&mut [f32]>) {
+    let columns = dx.iter_mut().zip(row.x).zip(row.dy).zip(weight);
     match partial {
         Some(partial) => {
-            for (((((dx, &x), &dy), &w), ((&next_x, next_dy), acc)), partial) in columns.zip(partial) {
-                *acc = product(next_x, next.scale, *next_dy, w, *acc);
+            for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
                 let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
                 *partial = chain(dy, x_hat, *partial);
                 *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale));
             }
         }
         None => {
-            for ((((dx, &x), &dy), &w), ((&next_x, next_dy), acc)) in columns {
-                *acc = product(next_x, next.scale, *next_dy, w, *acc);
+            for (((dx, &x), &dy), &w) in columns {
                 *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale));
             }
         }
@@ -393,47 +397,56 @@ impl Accumulators {
         self.values.fill(0.0);
     }
 
-    /// The columns of a row in pieces of one element a chain.
+    /// The chains of a tile: a tile never reaches past the last one and round to the first.
     #[inline(always)]
-    fn tiles(&self, hidden: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let chains = self.chains;
-        (0..hidden).step_by(chains).map(move |start| start..(start + chains).min(hidden))
+    fn chains(&mut self, tile: &Range<usize>) -> &mut [f32] {
+        &mut self.values[tile.start % self.chains..]
     }
+}
+
+#[inline(always)]
+fn tiles(hidden: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..hidden).step_by(TILE).map(move |start| start..(start + TILE).min(hidden))
 }
 
 /// §2 `reduce((z·s)²)`.
 #[inline(always)]
 fn squares<T: Packed>(row: &[T], s: f32, acc: &mut Accumulators) -> f32 {
     acc.clear();
-    for tile in acc.tiles(row.len()) {
-        for (acc, z) in acc.values.iter_mut().zip(&row[tile]) {
-            let z = z.unpack() * s;
-            *acc = chain(z, z, *acc);
-        }
+    for tile in tiles(row.len()) {
+        add_squares(&row[tile.clone()], s, acc.chains(&tile));
     }
     tree(acc)
+}
+
+#[inline(always)]
+fn add_squares<T: Packed>(row: &[T], s: f32, acc: &mut [f32]) {
+    for (acc, z) in acc.iter_mut().zip(row) {
+        let z = z.unpack() * s;
+        *acc = chain(z, z, *acc);
+    }
 }
 
 /// §6 `reduce(wdy·x_hat)`.
 #[inline(always)]
-fn products<T: Packed>(row: &Row<T>, weight: &[f32], acc: &mut Accumulators) -> f32 {
+fn products<T: Packed>(row: Row<T>, weight: &[f32], acc: &mut Accumulators) -> f32 {
     acc.clear();
-    for tile in acc.tiles(weight.len()) {
-        let columns = row.x[tile.clone()].iter().zip(&row.dy[tile.clone()]).zip(&weight[tile]);
-        for (acc, ((&x, &dy), &w)) in acc.values.iter_mut().zip(columns) {
-            *acc = product(x, row.scale, dy, w, *acc);
-        }
+    for tile in tiles(weight.len()) {
+        add_products(row.tile(&tile), &weight[tile.clone()], acc.chains(&tile));
     }
     tree(acc)
 }
 
 #[inline(always)]
-fn product<T: Packed>(x: T, row: RowScale, dy: T, weight: f32, acc: f32) -> f32 {
-    chain(weighted(dy.unpack(), weight), x_hat(x, row), acc)
+fn add_products<T: Packed>(row: Row<T>, weight: &[f32], acc: &mut [f32]) {
+    for (((acc, &x), dy), &w) in acc.iter_mut().zip(row.x).zip(row.dy).zip(weight) {
+        *acc = chain(weighted(dy.unpack(), w), x_hat(x, row.scale), *acc);
+    }
 }
 
-/// §2 The tree over a multiple of 16 values, and the end of the reduction. Halving the values level by level, each with its
-/// neighbour, folds the same nodes as distance 1, 2, 4, … does. More pads than the next power of two asks for change no bit.
+/// §2 The tree over the accumulators, and the end of the reduction. Halving the values level by level, each with its
+/// neighbour, folds the same nodes as distance 1, 2, 4, … does, in place and with whole vectors. Each level is padded with
+/// +0.0 to whole vectors, here more and there fewer times than the leaves would ask for: no bit depends on that.
 #[inline(always)]
 fn tree(acc: &mut Accumulators) -> f32 {
     let p = &mut acc.values[..];
@@ -442,22 +455,15 @@ fn tree(acc: &mut Accumulators) -> f32 {
         let padded = len.next_multiple_of(16);
         p[len..padded].fill(0.0);
         for k in 0..padded / 16 {
+            // An array, so that the compiler sees two vectors become one.
             let v: [f32; 16] = p[16 * k..][..16].try_into().unwrap();
-            p[8 * k..][..8].copy_from_slice(&halve::<16, 8>(v));
+            let nodes: [f32; 8] = std::array::from_fn(|i| fold(v[2 * i], v[2 * i + 1]));
+            p[8 * k..][..8].copy_from_slice(&nodes);
         }
         len = padded / 2;
     }
     let [a, b, c, d, e, f, g, h] = p[..8].try_into().unwrap();
     total(fold(fold(fold(a, b), fold(c, d)), fold(fold(e, f), fold(g, h))))
-}
-
-#[inline(always)]
-fn halve<const N: usize, const HALF: usize>(v: [f32; N]) -> [f32; HALF] {
-    let mut nodes = [0.0; HALF];
-    for i in 0..HALF {
-        nodes[i] = fold(v[2 * i], v[2 * i + 1]);
-    }
-    nodes
 }
 
 /// §4 The normalised element.
@@ -508,6 +514,20 @@ impl Packed for f16 {
     }
 }
 
+/// Asks for the lines of a tile that is read or written next: rows are short, and the processor's own prefetching ends with
+/// each page (measured: 10 % in forward).
+#[inline(always)]
+fn prefetch<T>(row: &[T], start: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let (true, Some(sse)) = (start < row.len(), pulp::core_arch::x86::Sse::try_new()) {
+        for line in row[start..].chunks(64 / size_of::<T>()).take(TILE * size_of::<T>() / 64) {
+            sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, start);
+}
+
 /// Rows that make a job: several jobs for each thread, but each worth handing over.
 fn rows_per_job(rows: usize, hidden: usize) -> usize {
     rows.div_ceil(8 * rayon::current_num_threads()).max(JOB / hidden)
@@ -515,6 +535,9 @@ fn rows_per_job(rows: usize, hidden: usize) -> usize {
 
 /// Elements that are worth handing to a thread; as f32, a part of its cache.
 const JOB: usize = 1 << 14;
+/// Elements that are read and written in turns: a divisor of every number of chains above 2048. Measured: 64 to 256 are
+/// alike, 512 loses 15 %.
+const TILE: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -561,7 +584,8 @@ mod tests {
             for rows in [groups - 1, groups, groups + 1, 2 * groups + groups / 3] {
                 let dtype = Dtype::ALL[random.below(3)];
                 let weight = [None, Some(Dtype::F32), Some(dtype)][random.below(3)];
-                Case { rows, hidden, dtype, weight, zero_centred: random.flip(), dense: random.flip() }.check(&mut random);
+                Case { rows, hidden, dtype, weight, zero_centred: random.flip(), dense: random.flip() }
+                    .check(&mut random);
             }
         }
     }
@@ -607,8 +631,13 @@ mod tests {
             let weight_vector = || w.as_ref().map(|w| Vector { data: w.slice(), offset: 3 });
             let mut rstd = vec![7.0_f32; rows + 2];
             let forward = Forward {
-                rows, hidden, eps, weight_offset: offset,
-                x: x.read(), weight: weight_vector(), y: y.written(),
+                rows,
+                hidden,
+                eps,
+                weight_offset: offset,
+                x: x.read(),
+                weight: weight_vector(),
+                y: y.written(),
                 rstd: Some(Vector { data: (&mut rstd[..]).into(), offset: 1 }),
             };
             Cpu.forward(forward).unwrap();
@@ -642,10 +671,14 @@ mod tests {
             let mut dw = Matrix::new(dw_type, 1, hidden, (1, hidden), |_, _| random.pattern());
             let wanted = random.below(5) > 0;
             let backward = Backward {
-                rows, hidden, weight_offset: offset,
-                x: x.read(), weight: weight_vector(),
+                rows,
+                hidden,
+                weight_offset: offset,
+                x: x.read(),
+                weight: weight_vector(),
                 rstd: Vector { data: (&*rstd).into(), offset: 0 },
-                dy: dy.read(), dx: dx.written(),
+                dy: dy.read(),
+                dx: dx.written(),
                 dw: wanted.then(|| WeightGradient {
                     dw: Vector { data: dw.buffer.slice_mut(), offset: 1 },
                     scratch: Vector { data: (&mut scratch[..]).into(), offset: 5 },
@@ -835,7 +868,10 @@ mod tests {
                     Some((r, c)) if r < self.rows && c < self.hidden => self.buffer.bits(i, expected(r, c)),
                     _ => self.buffer.bits(i, self.before[i]),
                 };
-                assert_eq!(got, bits, "{what}: element {i}, row and column {inside:?}: got {got:#x}, expected {bits:#x}");
+                assert_eq!(
+                    got, bits,
+                    "{what}: element {i}, row and column {inside:?}: got {got:#x}, expected {bits:#x}"
+                );
             }
         }
     }
@@ -861,7 +897,8 @@ mod tests {
         }
         /// An element of row `row`, which decides the magnitude; now and then a special value.
         fn element(&mut self, row: usize) -> f32 {
-            let scale = [1.0, 1e-30, 1e30, 1e-40, 3e38, 0.0, 1.0, 1e-5, 1e-4, 4e4, 1.0][(row * 5 + self.0 as usize % 2 * 3) % 11];
+            let scale = [1.0, 1e-30, 1e30, 1e-40, 3e38, 0.0, 1.0, 1e-5, 1e-4, 4e4, 1.0]
+                [(row * 5 + self.0 as usize % 2 * 3) % 11];
             let unit = (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0;
             match self.below(3000) {
                 0 => f32::INFINITY,

@@ -22,8 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
 
 #else
 
-// The weight stays in registers for all rows of a team; so does the row between its statistic and its output, or it stays in
-// shared memory (RING).
+// The weight stays in registers for all rows of a team.
 extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS, u32 stages) {
     const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
@@ -53,10 +52,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
         auto z = [&](u32 k) { return load_pack(z_row, k * chains + lane * PACK, owned); };
 #else
     for (u64 first = (u64)blockIdx.x * ROWS; first < rows; first += step, row += step) {
+        const u32 end = row < rows ? owned : 0;
+        auto load = [&](u32 k) { return load_pack(x + row * x_stride, k * chains + lane * PACK, end); };
         Pack<T> held[PACKS];
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) held[k] = load_pack(x + row * x_stride, k * chains + lane * PACK, row < rows ? owned : 0);
-        auto z = [&](u32 k) { return held[k]; };
+        for (u32 k = 0; k < PACKS; k++) if (HELD) held[k] = load(k);
+        auto z = [&](u32 k) { return HELD ? held[k] : load(k); };
 #endif
         float p[PACK] = {};
 #pragma unroll

@@ -2,25 +2,32 @@
 //! the grid, the batch, alignment or strides, what the scratch held, nor of whether a GPU or the CPU computed it.
 //!
 //! ```
-//! use rmsnorm_cuda::{Cpu, Executor, Forward, Rows, WeightOffset};
+//! use rmsnorm_cuda::{Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightOffset};
 //!
 //! let (rows, hidden) = (2, 4);
-//! let x = [1.0_f32, -1.0, 1.0, -1.0, 3.0e30, 0.0, 0.0, 0.0]; // the second row's squares overflow f32
+//! let x = [1.0_f32, -1.0, 1.0, -1.0, 2.0e30, 0.0, 0.0, 0.0]; // the squares of the second row overflow
 //! let weight = [1.0_f32, 2.0, 3.0, 4.0];
-//! let mut y = [0.0_f32; 8];
+//! let mut y = [f32::NAN; 8];
 //! Cpu.forward(Forward {
 //!     rows, hidden, eps: 0.0, weight_offset: WeightOffset::Zero,
-//!     x: Rows::contiguous((&x[..]).into(), hidden),
-//!     weight: Some(rmsnorm_cuda::Slice::from(&weight[..]).into()),
-//!     y: Rows::contiguous((&mut y[..]).into(), hidden),
+//!     x: Rows::contiguous(Slice::F32(&x), hidden),
+//!     weight: Some(Slice::F32(&weight).into()),
+//!     y: Rows::contiguous(SliceMut::F32(&mut y), hidden),
 //!     rstd: None,
 //! })?;
 //! assert_eq!(y, [1.0, -2.0, 3.0, -4.0, 2.0, 0.0, 0.0, 0.0]);
 //! # Ok::<(), rmsnorm_cuda::Error>(())
 //! ```
 //!
+//! Scratch, where a call needs some, is lent by the caller and may hold anything; [`scratch_len`] says how much. A call that
+//! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
+//!
 //! Read in this order: [`problem`] (what a call is), [`plan`] (which order, which launch), [`arith`] (the specification),
 //! `forward.cu` and `backward.cu` (how rows move through it), [`cpu`], [`cuda`].
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
 
 pub mod arith;
 pub mod cpu;

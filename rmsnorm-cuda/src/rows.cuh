@@ -16,6 +16,10 @@ constexpr u32 ROW_LANES = LANES < 32 ? LANES : 32;      // lanes of a row within
 constexpr u32 WARPS = LANES < 32 ? 1 : LANES / 32;      // warps that share a row
 constexpr u32 WARPS_PADDED = WARPS <= 1 ? 1 : WARPS <= 2 ? 2 : WARPS <= 4 ? 4 : WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
 
+// Without a ring, a lane keeps its part of a row in registers between the two passes if that is little; else it reads twice,
+// the second time from the cache.
+constexpr bool HELD = PACKS * PACK <= 16;
+
 // Width and chains: constants if they are known.
 __device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? LANES * PACK * PACKS : given; }
 __device__ __forceinline__ u32 exact_chains(u32 given) { return EXACT ? LANES * PACK : given; }

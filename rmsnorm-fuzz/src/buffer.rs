@@ -51,7 +51,13 @@ impl Buffer {
         let mut elements = Elements::zeros(dtype, len + ALIGNMENT_BYTES / dtype.bytes());
         let start = with_elements!(&mut elements, v => {
             let start = v.as_ptr().align_offset(ALIGNMENT_BYTES);
-            fill_with(&mut v[start..start + len], 0, fill);
+            if matches!(name, Name::X | Name::Weight | Name::Dy) && stride == hidden {
+                // All between the redzones will be written.
+                fill_with(&mut v[start..][..offset], 0, fill);
+                fill_with(&mut v[start + offset + span..start + len], offset + span, fill);
+            } else {
+                fill_with(&mut v[start..start + len], 0, fill);
+            }
             start
         });
         Buffer { name, elements, fill, start, len, offset, stored_rows, rows, hidden, stride, told_stride }

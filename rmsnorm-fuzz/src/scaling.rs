@@ -33,8 +33,9 @@ fn permuted(executor: &dyn Executor, case: &Case, want: &Outputs, evidence: &mut
     demand_equal("rows permuted", want.row_difference(&got, source))
 }
 
-/// Nonzero |dy|, |w'| and |x_hat| within 2^±16 and rstd within 2^±30: then no sum, however it cancels, becomes subnormal
-/// before its column or row is multiplied by rstd (a sum of products is a multiple of 2^-94, c of 2^-118).
+/// Doubling commutes with every rounding as long as nothing becomes subnormal or infinite. Sums can cancel, but only down to a
+/// multiple of the last places of their products, 2^-46 of the smallest product: so the smallest and the largest of the nonzero
+/// |wdy|, |x_hat| and |dy| decide which rows and columns are compared.
 fn dy_doubled(
     executor: &dyn Executor,
     case: &Case,
@@ -47,40 +48,78 @@ fn dy_doubled(
     let input = |name| operands.buffer(name).expect("always there");
     let (x, dy, weight) = (input(Name::X), input(Name::Dy), operands.buffer(Name::Weight));
     let offset = if case.weight_offset == WeightOffset::One { 1.0 } else { 0.0 };
-    let ordinary = |v: f32| v == 0.0 || (v.abs() >= power_of_two(-16) && v.abs() <= power_of_two(14));
-    let weights_are = weight.is_none_or(|w| (0..case.hidden).all(|j| ordinary(w.get(0, j) + offset)));
-    let mut ordinary_columns = vec![true; case.hidden];
+    let mut columns = vec![(Magnitudes::default(), Magnitudes::default()); case.hidden];
     for i in 0..case.rows {
         let rstd = want.rstd.get(i);
-        let mut row_is = rstd >= power_of_two(-30) && rstd <= power_of_two(30);
-        for (j, column_is) in ordinary_columns.iter_mut().enumerate() {
-            let element_is = ordinary(dy.get(i, j)) && ordinary(x.get(i, j) * rstd);
-            row_is &= element_is;
-            *column_is &= element_is;
+        let (mut wdys, mut x_hats) = (Magnitudes::default(), Magnitudes::default());
+        for (j, (column_dys, column_x_hats)) in columns.iter_mut().enumerate() {
+            let (dy, x_hat) = (dy.get(i, j), x.get(i, j) * rstd);
+            // A dy without a double spoils its row and its column.
+            let dy = if dy.abs() <= largest_half(case.dtype) { dy } else { f32::INFINITY };
+            wdys.add(f64::from(dy) * weight.map_or(1.0, |w| f64::from(w.get(0, j) + offset)));
+            x_hats.add(f64::from(x_hat));
+            column_dys.add(f64::from(dy));
+            column_x_hats.add(f64::from(x_hat));
         }
-        if !(row_is && weights_are) {
-            evidence.exclude("dx of rows with dy, x_hat, w' or rstd beyond the range for doubling", case.hidden as u64);
+        if !(rstd.is_normal() && wdys.double_in_sums_with(&x_hats, case.hidden)) {
+            evidence.exclude("dx of rows in which doubling may not be exact", case.hidden as u64);
             continue;
         }
+        // Below this, t may be subnormal.
+        let least = power_of_two(-120) * rstd.max(1.0);
         for j in 0..case.hidden {
-            doubled("dx", (i, j), case.dtype, &want.dx, &got.dx, i * case.hidden + j, evidence)?;
+            doubled("dx", (i, j), least, case.dtype, &want.dx, &got.dx, i * case.hidden + j, evidence)?;
         }
     }
     if let (Some(want), Some(got), Some(dtype)) = (&want.dw, &got.dw, case.dw_dtype()) {
-        for (j, column_is) in ordinary_columns.into_iter().enumerate() {
-            if column_is {
-                doubled("dw", (0, j), dtype, want, got, j, evidence)?;
+        for (j, (dys, x_hats)) in columns.into_iter().enumerate() {
+            if dys.double_in_sums_with(&x_hats, 1) && dys.largest * x_hats.largest * (case.rows as f64) < LARGE {
+                doubled("dw", (0, j), power_of_two(-120), dtype, want, got, j, evidence)?;
             } else {
-                evidence.exclude("dw of columns with dy or x_hat beyond the range for doubling", 1);
+                evidence.exclude("dw of columns in which doubling may not be exact", 1);
             }
         }
     }
     Ok(())
 }
 
+/// The smallest and the largest magnitude, zeros apart.
+#[derive(Clone, Copy)]
+struct Magnitudes {
+    smallest: f64,
+    largest: f64,
+}
+
+impl Default for Magnitudes {
+    fn default() -> Self {
+        Magnitudes { smallest: f64::INFINITY, largest: 0.0 }
+    }
+}
+
+impl Magnitudes {
+    fn add(&mut self, value: f64) {
+        if value.is_nan() {
+            self.largest = f64::INFINITY;
+        } else if value != 0.0 {
+            self.smallest = self.smallest.min(value.abs());
+            self.largest = self.largest.max(value.abs());
+        }
+    }
+
+    /// Whether a sum of `count` products of these and `others`, and that sum divided by `count`, doubles with these.
+    fn double_in_sums_with(&self, others: &Magnitudes, count: usize) -> bool {
+        let least = 2.0_f64.powi(-125);
+        let smallest = self.smallest.min(1.0) * others.smallest.min(1.0) * 2.0_f64.powi(-46) / count as f64;
+        let largest = self.largest.max(1.0) * others.largest.max(1.0) * count as f64;
+        self.smallest > least && others.smallest > least && smallest > least && largest < LARGE
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "two elements, and where they are")]
 fn doubled(
     output: &str,
     (i, j): (usize, usize),
+    least: f32,
     dtype: Dtype,
     want: &Elements,
     got: &Elements,
@@ -88,12 +127,9 @@ fn doubled(
     evidence: &mut Evidence,
 ) -> Result<(), Stop> {
     let (want, got) = (want.get(at), got.get(at));
-    let (least, most) = match dtype {
-        Dtype::F16 => (power_of_two(-14), 32752.0),
-        Dtype::F32 | Dtype::Bf16 => (power_of_two(-80), power_of_two(126)),
-    };
+    let least = if dtype == Dtype::F16 { least.max(power_of_two(-14)) } else { least };
     let rounded_to_a_grid = want.abs() <= least && got.abs() <= 2.0 * least && !(want == 0.0 && got == 0.0);
-    if want.abs() > most || rounded_to_a_grid {
+    if want.abs() > largest_half(dtype) || rounded_to_a_grid {
         evidence.exclude("results whose double leaves the normal range", 1);
         return Ok(());
     }
@@ -165,9 +201,19 @@ fn shifts_exactly(case: &Case, row: usize, k: i32, x: &Buffer, scaled: &Buffer) 
     ordinary(v) && ordinary(v * factor * factor)
 }
 
+/// Up to here numbers of this type can be doubled.
+fn largest_half(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => 32752.0,
+        Dtype::F32 | Dtype::Bf16 => power_of_two(126),
+    }
+}
+
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Products and sums below this can be doubled in f32.
+const LARGE: f64 = (1_u128 << 120) as f64;
 /// Powers of two that a case is scaled by.
 const FACTORS: u64 = 4;
