@@ -1,11 +1,7 @@
 // THE SPECIFICATION, CUDA half. Its twin is arith.rs: the same sections, names and order; the prose stands there.
 //
 // Only __fadd_rn, __fmul_rn, __fmaf_rn, __fdiv_rn and __fsqrt_rn: the compiler never merges or splits these. No header is
-// included. NVRTC is never given a fast-math option, and -ftz=true would break them all.
-
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+// included but ptx.cuh. NVRTC is never given a fast-math option, and -ftz=true would break them all.
 
 struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
@@ -13,18 +9,18 @@ struct bf16 { u16 bits; };
 // §1 Widen and store ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float widen(float v) { return v; }
-__device__ __forceinline__ float widen(f16 v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v.bits)); return r; }
+__device__ __forceinline__ float widen(f16 v) { return f32_from_f16(v.bits); }
 __device__ __forceinline__ float widen(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
 
 template <typename T> __device__ __forceinline__ T store(float v);
 template <> __device__ __forceinline__ float store<float>(float v) { return v; }
-template <> __device__ __forceinline__ f16 store<f16>(float v) { f16 r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"(v)); return r; }
-template <> __device__ __forceinline__ bf16 store<bf16>(float v) { bf16 r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(v)); return r; }
+template <> __device__ __forceinline__ f16 store<f16>(float v) { return f16{f16_from_f32(v)}; }
+template <> __device__ __forceinline__ bf16 store<bf16>(float v) { return bf16{bf16_from_f32(v)}; }
 
 // Two at once, the first in the low half: the same bits as one by one.
 template <typename T> __device__ __forceinline__ u32 store_pair(float low, float high);
-template <> __device__ __forceinline__ u32 store_pair<f16>(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
-template <> __device__ __forceinline__ u32 store_pair<bf16>(float low, float high) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+template <> __device__ __forceinline__ u32 store_pair<f16>(float low, float high) { return f16x2_from_f32(low, high); }
+template <> __device__ __forceinline__ u32 store_pair<bf16>(float low, float high) { return bf16x2_from_f32(low, high); }
 
 // §2 The one reduction: chains, then a tree -------------------------------------------------------------------------------
 

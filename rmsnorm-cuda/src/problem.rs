@@ -72,6 +72,18 @@ impl<D> Rows<D> {
     }
 }
 
+impl<D> Rows<D> {
+    fn try_map<N, E>(self, mut f: impl FnMut(D) -> Result<N, E>) -> Result<Rows<N>, E> {
+        Ok(Rows { data: f(self.data)?, offset: self.offset, row_stride: self.row_stride })
+    }
+}
+
+impl<D> Vector<D> {
+    fn try_map<N, E>(self, mut f: impl FnMut(D) -> Result<N, E>) -> Result<Vector<N>, E> {
+        Ok(Vector { data: f(self.data)?, offset: self.offset })
+    }
+}
+
 /// A vector inside a buffer: element `i` is `data[offset + i]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Vector<D> {
@@ -283,6 +295,24 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         }
         check_overlap(&operands)
     }
+
+    /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
+    pub fn try_map<I, O, E>(
+        self,
+        mut read: impl FnMut(In) -> Result<I, E>,
+        mut write: impl FnMut(Out) -> Result<O, E>,
+    ) -> Result<Forward<I, O>, E> {
+        Ok(Forward {
+            rows: self.rows,
+            hidden: self.hidden,
+            eps: self.eps,
+            weight_offset: self.weight_offset,
+            x: self.x.try_map(&mut read)?,
+            weight: self.weight.map(|w| w.try_map(&mut read)).transpose()?,
+            y: self.y.try_map(&mut write)?,
+            rstd: self.rstd.map(|r| r.try_map(&mut write)).transpose()?,
+        })
+    }
 }
 
 impl<In: Operand, Out: Operand> Backward<In, Out> {
@@ -313,6 +343,28 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
             operands.push(vector_extent("scratch", scratch, Role::Written, needed)?);
         }
         check_overlap(&operands)
+    }
+
+    /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
+    pub fn try_map<I, O, E>(
+        self,
+        mut read: impl FnMut(In) -> Result<I, E>,
+        mut write: impl FnMut(Out) -> Result<O, E>,
+    ) -> Result<Backward<I, O>, E> {
+        let gradient = |g: WeightGradient<Out>, write: &mut dyn FnMut(Out) -> Result<O, E>| {
+            Ok(WeightGradient { dw: g.dw.try_map(&mut *write)?, scratch: g.scratch.try_map(write)? })
+        };
+        Ok(Backward {
+            rows: self.rows,
+            hidden: self.hidden,
+            weight_offset: self.weight_offset,
+            x: self.x.try_map(&mut read)?,
+            weight: self.weight.map(|w| w.try_map(&mut read)).transpose()?,
+            rstd: self.rstd.try_map(&mut read)?,
+            dy: self.dy.try_map(&mut read)?,
+            dx: self.dx.try_map(&mut write)?,
+            dw: self.dw.map(|g| gradient(g, &mut write)).transpose()?,
+        })
     }
 }
 

@@ -24,8 +24,6 @@ constexpr bool HELD = PACKS * PACK <= 16;
 __device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? LANES * PACK * PACKS : given; }
 __device__ __forceinline__ u32 exact_chains(u32 given) { return EXACT ? LANES * PACK : given; }
 
-struct alignas(16) Words { u32 word[4]; };
-
 // PACK neighbouring elements of type E, as they lie in memory.
 template <typename E> struct Pack {
     Words part[PACK * sizeof(E) / 16];
@@ -68,8 +66,7 @@ template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 col
                 if constexpr (sizeof(E) == 4) out.word[i] = __float_as_uint(store<E>(value[4 * h + i]));
                 else out.word[i] = store_pair<E>(value[2 * i], value[2 * i + 1]);
             }
-            asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"((Words*)(row + column) + h), "r"(out.word[0]),
-                         "r"(out.word[1]), "r"(out.word[2]), "r"(out.word[3]) : "memory");
+            store_streaming((Words*)(row + column) + h, out);
         }
     } else {
 #pragma unroll
@@ -147,7 +144,7 @@ __device__ __forceinline__ float fold_lanes(float v, u32 width) {
 __device__ __forceinline__ void team_barrier() {
     if (WARPS == 1) __syncwarp();
     else if (ROWS == 1) __syncthreads();
-    else asm volatile("bar.sync %0, %1;" ::"r"(1 + threadIdx.x / LANES), "n"(LANES) : "memory");
+    else named_barrier(1 + threadIdx.x / LANES, LANES);
 }
 
 // Folds the nodes of a team's lanes. Where a team has several warps, their results pass through shared memory, in two buffers
@@ -213,10 +210,7 @@ __device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 ch
 // Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, filled by
 // the team's first lane and waited for by all. A buffer is filled again once the team has met after its last reader.
 
-extern __shared__ Words ring_memory[];
 constexpr u32 STAGES_MAX = 8;
-
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 struct Ring {
     u64* full;            // one barrier a stage: completes when the stage's bytes have arrived
@@ -229,27 +223,25 @@ struct Ring {
         full = barriers[team];
         base = (unsigned char*)ring_memory + team * stages * stage_bytes;
         if (threadIdx.x % LANES == 0) {
-            for (u32 s = 0; s < stages; s++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(full + s)) : "memory");
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            for (u32 s = 0; s < stages; s++) arrival_init(full + s);
+            arrival_init_done();
         }
         __syncthreads();
     }
 
     __device__ __forceinline__ u32 before(u32 s) const { return s == 0 ? stages - 1 : s - 1; }
 
-    __device__ __forceinline__ void expect(u32 s) const {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full + s)), "r"(stage_bytes) : "memory");
-    }
+    // Announces that stage s will be filled.
+    __device__ __forceinline__ void expect(u32 s) const { arrival_expect(full + s, stage_bytes); }
 
     // Begins to fill `bytes` bytes of stage s, `offset` bytes into it.
     __device__ __forceinline__ void fill(u32 s, u32 offset, const void* from, u32 bytes) const {
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(base + s * stage_bytes + offset)),
-                     "l"(from), "r"(bytes), "r"(shared_address(full + s)) : "memory");
+        bulk_copy(base + s * stage_bytes + offset, from, bytes, full + s);
     }
 
     // Waits for the current stage.
     __device__ __forceinline__ const unsigned char* wait() const {
-        asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(shared_address(full + stage)), "r"(phase) : "memory");
+        arrival_wait(full + stage, phase);
         return base + stage * stage_bytes;
     }
 

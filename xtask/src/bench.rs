@@ -7,7 +7,7 @@ use rmsnorm_cuda::{Cpu, Dtype};
 
 /// What to time.
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Cells as TYPE:ROWSxHIDDEN, separated by commas: bf16:32768x4096,f32:8192x8192.
     #[arg(long, value_delimiter = ',')]
     cells: Vec<String>,
@@ -17,7 +17,7 @@ pub struct Options {
 }
 
 /// Runs the bench.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let meter = Meter::new(0)?;
     let theoretical = meter.theoretical_bytes_per_second()?;
     println!(

@@ -1,9 +1,15 @@
 //! `cargo xtask verify`, `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "cuda")]
 mod bench;
+mod progress;
+mod report;
+mod sets;
+mod verify;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Checks and measures RMSNorm.
 #[derive(Parser)]
@@ -15,12 +21,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Try every property on every executor there is.
+    Verify(verify::Options),
     /// Time the kernels against the ceilings of the same machine.
+    #[cfg(feature = "cuda")]
     Bench(bench::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Bench(options) => bench::run(&options),
-    }
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Verify(options) => verify::run(&options),
+        #[cfg(feature = "cuda")]
+        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

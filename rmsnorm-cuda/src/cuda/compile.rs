@@ -49,35 +49,38 @@ impl std::fmt::Display for Module {
 }
 
 impl Module {
-    /// The complete source: the constants of this module, then the files of this crate.
+    /// The complete source: the constants of this module and the files of this crate.
     pub fn source(&self) -> String {
+        self.source_with(PTX)
+    }
+
+    /// The same with another text in place of `ptx.cuh`.
+    pub(super) fn source_with(&self, instructions: &str) -> String {
         let c = |dtype: Dtype| match dtype {
             Dtype::F32 => "float",
             Dtype::F16 => "f16",
             Dtype::Bf16 => "bf16",
         };
-        match *self {
-            Module::Rows { class, dtype, weight, zero_centred, aligned, ring, exact } => format!(
-                "{ARITH}\ntypedef {t} T;\ntypedef {w} W;\nconstexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, \
-                 ALIGNED = {aligned}, EXACT = {exact};\nconstexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack};\n#define PACKS {packs}\n#define RING {ring}\n{ROWS}\n{FORWARD}\n{BACKWARD}",
-                t = c(dtype),
-                w = c(weight.unwrap_or(dtype)),
-                has_weight = weight.is_some(),
-                lanes = class.lanes,
-                teams = class.teams,
-                pack = class.pack,
-                packs = class.packs,
-                ring = u32::from(ring),
-            ),
-            Module::Fold { dw } => format!("{ARITH}\ntypedef {} DW;\n{FOLD}", c(dw)),
-        }
+        let Module::Rows { class, dtype, weight, zero_centred, aligned, ring, exact } = *self else {
+            let Module::Fold { dw } = *self else { return String::new() };
+            return format!("#define RING 0\n{instructions}\n{ARITH}\ntypedef {} DW;\n{FOLD}", c(dw));
+        };
+        let Class { lanes, teams, pack, packs } = class;
+        let (t, w, ring) = (c(dtype), c(weight.unwrap_or(dtype)), u32::from(ring));
+        let has_weight = weight.is_some();
+        format!(
+            "#define RING {ring}\n#define PACKS {packs}\n{instructions}\n{ARITH}\ntypedef {t} T;\ntypedef {w} W;\n\
+             constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, ALIGNED = {aligned}, EXACT = {exact};\n\
+             constexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack};\n{ROWS}\n{FORWARD}\n{BACKWARD}"
+        )
     }
 }
 
 /// The kernel sources of this crate, in the order in which a module contains them.
-pub const SOURCES: [(&str, &str); 5] =
-    [("arith.cuh", ARITH), ("rows.cuh", ROWS), ("forward.cu", FORWARD), ("backward.cu", BACKWARD), ("fold.cu", FOLD)];
+pub const SOURCES: [(&str, &str); 6] =
+    [("ptx.cuh", PTX), ("arith.cuh", ARITH), ("rows.cuh", ROWS), ("forward.cu", FORWARD), ("backward.cu", BACKWARD), ("fold.cu", FOLD)];
 
+const PTX: &str = include_str!("../ptx.cuh");
 const ARITH: &str = include_str!("../arith.cuh");
 const ROWS: &str = include_str!("../rows.cuh");
 const FORWARD: &str = include_str!("../forward.cu");

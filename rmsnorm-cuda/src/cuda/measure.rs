@@ -277,7 +277,7 @@ impl Meter {
     ) -> Result<(), Error> {
         let function = self.module.load_function(name).map_err(|e| driver_error("cuModuleGetFunction", e))?;
         // SAFETY: each caller above passes what the kernel of that name in measure.cu takes, over buffers it sized.
-        unsafe { self.kernels.launch(&function, blocks, threads, 0, arguments, stream) }
+        unsafe { self.kernels.launch(&function, (blocks, threads, 0), arguments, stream) }
     }
 
     fn attribute(&self, attribute: Attribute) -> Result<usize, Error> {

@@ -1,22 +1,25 @@
 //! The CUDA executor: the only `unsafe` in the workspace.
 //!
-//! [`library`] finds the driver and NVRTC, [`compile`] turns the kernels in this crate into modules for the GPU found,
-//! [`launch`] carries out calls on device memory, and [`Cuda`] here does so for host memory, which is what checks use.
+//! [`steps`] says what a call launches, [`library`] finds the driver and NVRTC, [`compile`] turns the kernels of this crate into
+//! modules for the GPU found, [`launch`] hands the steps to a stream, and [`Cuda`] here runs calls on host memory, which is what
+//! checks use. [`measure`] times.
 
 pub mod compile;
+#[cfg(all(feature = "emulator", target_arch = "x86_64", target_os = "linux"))]
+pub mod emulator;
 pub mod launch;
 pub mod library;
 pub mod measure;
+pub mod steps;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 
-use crate::{
-    Backward, Dtype, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector, WeightGradient, bf16, f16,
-    plan::Arch,
-};
-pub use launch::{DeviceMemory, Kernels, Speed};
+use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, bf16, f16, plan::Arch};
+pub use launch::Kernels;
+pub use steps::{DeviceMemory, Speed};
 
 /// Runs calls on host memory on a GPU: copies the buffers there, launches, and copies the outputs back.
 ///
@@ -40,6 +43,12 @@ impl Cuda {
         Ok(Cuda { kernels, stream, speed })
     }
 
+    /// The same executor with a stream of its own, for another thread.
+    pub fn on_new_stream(&self) -> Result<Self, Error> {
+        let stream = self.stream.context().new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
+        Ok(Cuda { stream, ..self.clone() })
+    }
+
     /// The same executor with another choice of what decides only speed: for checks that it decides nothing else.
     pub fn with_speed(&self, speed: Speed) -> Self {
         Cuda { speed, ..self.clone() }
@@ -60,47 +69,6 @@ impl Cuda {
         &self.kernels
     }
 
-    fn upload(&self, data: Slice<'_>) -> Result<Copy, Error> {
-        match data {
-            Slice::F32(d) => self.upload_as(d, Dtype::F32),
-            Slice::F16(d) => self.upload_as(d, Dtype::F16),
-            Slice::Bf16(d) => self.upload_as(d, Dtype::Bf16),
-        }
-    }
-
-    fn upload_as<T: Bytes>(&self, data: &[T], dtype: Dtype) -> Result<Copy, Error> {
-        let lead = data.as_ptr() as usize % 256;
-        let mut bytes = self
-            .stream
-            .alloc_zeros::<u8>((lead + std::mem::size_of_val(data)).max(1))
-            .map_err(|e| driver_error("cuMemAlloc", e))?;
-        if !data.is_empty() {
-            self.stream
-                .memcpy_htod(T::bytes(data), &mut bytes.slice_mut(lead..lead + std::mem::size_of_val(data)))
-                .map_err(|e| driver_error("cuMemcpyHtoD", e))?;
-        }
-        let address = bytes.device_ptr(&self.stream).0 + lead as u64;
-        Ok(Copy { memory: DeviceMemory { dtype, address, elements: data.len() }, lead, bytes })
-    }
-
-    fn download(&self, copy: Copy, data: SliceMut<'_>) -> Result<(), Error> {
-        match data {
-            SliceMut::F32(d) => self.download_as(copy, d),
-            SliceMut::F16(d) => self.download_as(copy, d),
-            SliceMut::Bf16(d) => self.download_as(copy, d),
-        }
-    }
-
-    fn download_as<T: Bytes>(&self, copy: Copy, data: &mut [T]) -> Result<(), Error> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let size = std::mem::size_of_val(data);
-        self.stream
-            .memcpy_dtoh(&copy.bytes.slice(copy.lead..copy.lead + size), T::bytes_mut(data))
-            .map_err(|e| driver_error("cuMemcpyDtoH", e))
-    }
-
     fn wait(&self) -> Result<(), Error> {
         self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
     }
@@ -114,88 +82,90 @@ impl Executor for Cuda {
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
-        let x = self.upload(call.x.data)?;
-        let weight = call.weight.map(|w| self.upload(w.data)).transpose()?;
-        let y = self.upload(shared(&call.y.data))?;
-        let rstd = call.rstd.as_ref().map(|r| self.upload(shared(&r.data))).transpose()?;
-        let on_device = Forward {
-            rows: call.rows,
-            hidden: call.hidden,
-            eps: call.eps,
-            weight_offset: call.weight_offset,
-            x: rows(&x, &call.x),
-            weight: call.weight.as_ref().zip(weight.as_ref()).map(|(w, copy)| vector(copy, w)),
-            y: rows(&y, &call.y),
-            rstd: call.rstd.as_ref().zip(rstd.as_ref()).map(|(r, copy)| vector(copy, r)),
-        };
+        let copies = Copies::on(&self.stream);
+        let on_device = call.try_map(|data| copies.read(data), |data| copies.written(data))?;
         // SAFETY: each operand is a live allocation on this stream's device, as long as the host buffer that `check` measured;
         // the outputs are allocations of their own.
         unsafe { self.kernels.forward(&on_device, &self.speed, self.stream.cu_stream())? };
         self.wait()?;
-        self.download(y, call.y.data)?;
-        if let (Some(copy), Some(rstd)) = (rstd, call.rstd) {
-            self.download(copy, rstd.data)?;
-        }
+        copies.download()?;
         self.wait()
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
-        let x = self.upload(call.x.data)?;
-        let weight = call.weight.map(|w| self.upload(w.data)).transpose()?;
-        let rstd = self.upload(call.rstd.data)?;
-        let dy = self.upload(call.dy.data)?;
-        let dx = self.upload(shared(&call.dx.data))?;
-        let gradient = match &call.dw {
-            Some(g) => Some((self.upload(shared(&g.dw.data))?, self.upload(shared(&g.scratch.data))?)),
-            None => None,
-        };
-        let on_device = Backward {
-            rows: call.rows,
-            hidden: call.hidden,
-            weight_offset: call.weight_offset,
-            x: rows(&x, &call.x),
-            weight: call.weight.as_ref().zip(weight.as_ref()).map(|(w, copy)| vector(copy, w)),
-            rstd: vector(&rstd, &call.rstd),
-            dy: rows(&dy, &call.dy),
-            dx: rows(&dx, &call.dx),
-            dw: call.dw.as_ref().zip(gradient.as_ref()).map(|(g, (dw, scratch))| WeightGradient {
-                dw: vector(dw, &g.dw),
-                scratch: vector(scratch, &g.scratch),
-            }),
-        };
+        let copies = Copies::on(&self.stream);
+        let on_device = call.try_map(|data| copies.read(data), |data| copies.written(data))?;
         // SAFETY: as in `forward`.
         unsafe { self.kernels.backward(&on_device, &self.speed, self.stream.cu_stream())? };
         self.wait()?;
-        self.download(dx, call.dx.data)?;
-        if let (Some((dw, scratch)), Some(host)) = (gradient, call.dw) {
-            self.download(dw, host.dw.data)?;
-            self.download(scratch, host.scratch.data)?;
-        }
+        copies.download()?;
         self.wait()
     }
 }
 
-/// A host buffer's copy on the device.
-struct Copy {
-    memory: DeviceMemory,
-    lead: usize,
-    bytes: CudaSlice<u8>,
+/// Copies of host buffers on the device.
+struct Copies<'a> {
+    stream: &'a Arc<CudaStream>,
+    inputs: RefCell<Vec<CudaSlice<u8>>>,
+    outputs: RefCell<Vec<(CudaSlice<u8>, usize, SliceMut<'a>)>>,
 }
 
-fn rows<D>(copy: &Copy, host: &Rows<D>) -> Rows<DeviceMemory> {
-    Rows { data: copy.memory, offset: host.offset, row_stride: host.row_stride }
-}
+impl<'a> Copies<'a> {
+    fn on(stream: &'a Arc<CudaStream>) -> Self {
+        Copies { stream, inputs: RefCell::default(), outputs: RefCell::default() }
+    }
 
-fn vector<D: Operand>(copy: &Copy, host: &Vector<D>) -> Vector<DeviceMemory> {
-    Vector { data: copy.memory, offset: host.offset }
-}
+    fn read(&self, data: Slice<'_>) -> Result<DeviceMemory, Error> {
+        let (memory, _, bytes) = self.upload(data)?;
+        self.inputs.borrow_mut().push(bytes);
+        Ok(memory)
+    }
 
-fn shared<'a>(data: &'a SliceMut<'_>) -> Slice<'a> {
-    match data {
-        SliceMut::F32(d) => Slice::F32(d),
-        SliceMut::F16(d) => Slice::F16(d),
-        SliceMut::Bf16(d) => Slice::Bf16(d),
+    fn written(&self, data: SliceMut<'a>) -> Result<DeviceMemory, Error> {
+        let shared = match &data {
+            SliceMut::F32(d) => Slice::F32(d),
+            SliceMut::F16(d) => Slice::F16(d),
+            SliceMut::Bf16(d) => Slice::Bf16(d),
+        };
+        let (memory, lead, bytes) = self.upload(shared)?;
+        self.outputs.borrow_mut().push((bytes, lead, data));
+        Ok(memory)
+    }
+
+    /// The copy, and how many bytes before it bring it to the host's address modulo 256.
+    fn upload(&self, data: Slice<'_>) -> Result<(DeviceMemory, usize, CudaSlice<u8>), Error> {
+        let host = match data {
+            Slice::F32(d) => f32::bytes(d),
+            Slice::F16(d) => f16::bytes(d),
+            Slice::Bf16(d) => bf16::bytes(d),
+        };
+        let lead = host.as_ptr() as usize % 256;
+        let mut bytes =
+            self.stream.alloc_zeros::<u8>((lead + host.len()).max(1)).map_err(|e| driver_error("cuMemAlloc", e))?;
+        if !host.is_empty() {
+            self.stream
+                .memcpy_htod(host, &mut bytes.slice_mut(lead..lead + host.len()))
+                .map_err(|e| driver_error("cuMemcpyHtoD", e))?;
+        }
+        let address = bytes.device_ptr(self.stream).0 + lead as u64;
+        Ok((DeviceMemory { dtype: data.dtype(), address, elements: data.elements() }, lead, bytes))
+    }
+
+    fn download(self) -> Result<(), Error> {
+        for (bytes, lead, data) in self.outputs.into_inner() {
+            let host = match data {
+                SliceMut::F32(d) => f32::bytes_mut(d),
+                SliceMut::F16(d) => f16::bytes_mut(d),
+                SliceMut::Bf16(d) => bf16::bytes_mut(d),
+            };
+            if !host.is_empty() {
+                self.stream
+                    .memcpy_dtoh(&bytes.slice(lead..lead + host.len()), host)
+                    .map_err(|e| driver_error("cuMemcpyDtoH", e))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,208 @@
+// Runs the kernels of a module on a CPU: this text, then the module's own, is one C++ file.
+//
+// Blocks run one after another. The threads of a block are fibers that give way where they wait: at barriers, shuffles and
+// arrivals. Whoever may go on does so in an order drawn from a seed, so a missing barrier shows as other bits for some seed.
+// Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too.
+// A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy end the launch with a code.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <random>
+#include <sys/mman.h>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__ static
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct alignas(16) Words { u32 word[4]; };
+struct Index { u32 x; };
+static Index threadIdx, blockIdx, gridDim;
+
+namespace emulator {
+
+enum Code { FINISHED, STUCK, BARRIER_MISUSE, SHUFFLE_MISUSE, COPY_MISALIGNED, TOO_LARGE };
+
+constexpr u32 THREADS_MAX = 1024, STACK_BYTES = 64 << 10, SHARED_BYTES = 227 << 10;
+
+struct Exchange { u32 mask, arrived[2]; u64 turn[32], complete; float value[2][32]; };
+struct Barrier { u32 expected, arrived; u64 generation; };
+struct Arrival { bool armed; u32 phase; std::int64_t pending; };
+struct Copy { void* to; const void* from; u32 bytes; u64* barrier; };
+
+static void* stack_pointer[THREADS_MAX];
+static void* scheduler;
+static u32 current, threads, running;
+static u64 progress;
+static Code code;
+static bool late;
+static std::vector<Exchange> exchanges[THREADS_MAX / 32];
+static Barrier barriers[16];
+static std::map<u64*, Arrival> arrivals;
+static std::vector<Copy> copies;
+static void (*body)();
+
+// Saves the callee-saved registers on this stack and goes on with another one.
+__attribute__((naked, noinline)) static void change(void**, void*) {
+    asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
+        "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
+}
+
+static void give_way() { change(&stack_pointer[current], scheduler); }
+
+static void fail(Code what) {
+    code = what;
+    for (;;) give_way();
+}
+
+template <typename F> static void wait_until(F done) {
+    while (!done()) give_way();
+    progress++;
+}
+
+static void thread_main() {
+    body();
+    running--, progress++;
+    stack_pointer[current] = nullptr;
+    void* unused;
+    change(&unused, scheduler);
+}
+
+static void meet(u32 name, u32 expected) {
+    Barrier& b = barriers[name];
+    if (b.arrived > 0 && b.expected != expected) fail(BARRIER_MISUSE);
+    b.expected = expected;
+    const u64 generation = b.generation;
+    if (++b.arrived == expected) b.arrived = 0, b.generation++;
+    progress++;
+    wait_until([&] { return b.generation != generation; });
+}
+
+static float shuffle(u32 mask, float value, u32 from) {
+    const u32 lane = current % 32;
+    auto& of_warp = exchanges[current / 32];
+    size_t at = 0;
+    while (at < of_warp.size() && of_warp[at].mask != mask) at++;
+    if (at == of_warp.size()) of_warp.push_back(Exchange{mask, {}, {}, 0, {}});
+    auto e = [&]() -> Exchange& { return exchanges[current / 32][at]; };
+    if (!(mask >> lane & 1) || !(mask >> from & 1)) fail(SHUFFLE_MISUSE);
+    const u64 turn = ++e().turn[lane];
+    e().value[turn % 2][lane] = value;
+    if (++e().arrived[turn % 2] == (u32)__builtin_popcount(mask)) e().arrived[turn % 2] = 0, e().complete = turn;
+    progress++;
+    wait_until([&] { return e().complete >= turn; });
+    return e().value[turn % 2][from];
+}
+
+static void arrive(u64* barrier, std::int64_t pending) {
+    Arrival& a = arrivals[barrier];
+    a.pending += pending;
+    if (a.armed && a.pending == 0) a.armed = false, a.phase ^= 1, progress++;
+}
+
+static void carry_out(const Copy& copy) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    arrive(copy.barrier, -(std::int64_t)copy.bytes);
+}
+
+static void run_block(std::mt19937_64& random, unsigned char* stacks) {
+    for (auto& e : exchanges) e.clear();
+    std::fill_n(barriers, 16, Barrier{});
+    arrivals.clear(), copies.clear();
+    std::vector<u32> order(threads);
+    for (u32 t = 0; t < threads; t++) {
+        void** top = (void**)(stacks + (size_t)(t + 1) * STACK_BYTES);
+        top[-1] = nullptr, top[-2] = (void*)thread_main;
+        std::fill_n(top - 8, 6, nullptr);
+        stack_pointer[t] = top - 8;
+        order[t] = t;
+    }
+    running = threads;
+    while (running > 0 && code == FINISHED) {
+        const u64 before = progress;
+        std::shuffle(order.begin(), order.end(), random);
+        for (u32 t : order) {
+            if (!stack_pointer[t] || code != FINISHED) continue;
+            current = threadIdx.x = t;
+            change(&scheduler, stack_pointer[t]);
+        }
+        if (progress == before && code == FINISHED) code = STUCK;
+    }
+}
+
+// Calls a kernel with the arguments that `cells` point to.
+template <typename... A, size_t... I> static void call(void (*kernel)(A...), void** cells, std::index_sequence<I...>) {
+    kernel(*(A*)cells[I]...);
+}
+template <typename... A> static void call(void (*kernel)(A...), void** cells) { call(kernel, cells, std::index_sequence_for<A...>{}); }
+
+}  // namespace emulator
+
+static inline float __shfl_xor_sync(u32 mask, float v, u32 d) { return emulator::shuffle(mask, v, emulator::current % 32 ^ d); }
+static inline void __syncwarp() { emulator::shuffle(~0u, 0.0f, emulator::current % 32); }
+static inline void __syncthreads() { emulator::meet(0, emulator::threads); }
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+static inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+static inline float __uint_as_float(u32 v) { float f; std::memcpy(&f, &v, 4); return f; }
+static inline u32 __float_as_uint(float v) { u32 u; std::memcpy(&u, &v, 4); return u; }
+
+// What ptx.cuh has.
+static inline float f32_from_f16(u16 v) { _Float16 h; std::memcpy(&h, &v, 2); return (float)h; }
+static inline u16 f16_from_f32(float v) { _Float16 h = (_Float16)v; u16 u; std::memcpy(&u, &h, 2); return v != v ? 0x7fff : u; }
+static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); return v != v ? 0x7fff : (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16); }
+static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
+static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
+static inline void store_streaming(Words* to, Words v) { *to = v; }
+static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
+static Words ring_memory[emulator::SHARED_BYTES / 16];
+static inline void arrival_init(u64* barrier) { emulator::arrivals[barrier] = {}; }
+static inline void arrival_init_done() {}
+static inline void arrival_expect(u64* barrier, u32 bytes) { emulator::arrivals[barrier].armed = true, emulator::arrive(barrier, bytes); }
+static inline void arrival_wait(u64* barrier, u32 phase) {
+    emulator::wait_until([=] {
+        std::vector<emulator::Copy> due;
+        std::swap(due, emulator::copies);
+        for (auto& copy : due) copy.barrier == barrier ? emulator::carry_out(copy) : emulator::copies.push_back(copy);
+        return emulator::arrivals[barrier].phase != phase;
+    });
+}
+static inline void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
+    const emulator::Copy copy{to, from, bytes, barrier};
+    if (((u64)to | (u64)from | bytes) % 16 != 0) emulator::fail(emulator::COPY_MISALIGNED);
+    emulator::late ? emulator::copies.push_back(copy) : emulator::carry_out(copy);
+}
+
+// Runs `kernel` over a grid; `cells` point to its arguments. Returns a Code.
+static int emulate(void (*kernel)(void**), u32 blocks, u32 threads, u32 shared_bytes, void** cells, u64 seed) {
+    using namespace emulator;
+    static void (*running_kernel)(void**);
+    static void** running_cells;
+    if (threads > THREADS_MAX || shared_bytes > SHARED_BYTES) return TOO_LARGE;
+    const size_t bytes = (size_t)threads * STACK_BYTES;
+    auto* stacks = (unsigned char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stacks == MAP_FAILED) return TOO_LARGE;
+    running_kernel = kernel, running_cells = cells;
+    body = [] { running_kernel(running_cells); };
+    emulator::threads = threads, late = seed % 2, code = FINISHED, gridDim.x = blocks;
+    std::mt19937_64 random(seed);
+    for (u32 block = 0; block < blocks && code == FINISHED; block++) {
+        blockIdx.x = block;
+        std::memset((void*)ring_memory, 0xff, sizeof ring_memory);
+        run_block(random, stacks);
+    }
+    munmap(stacks, bytes);
+    return code;
+}

@@ -1,0 +1,157 @@
+//! Runs the kernel sources of this crate on a CPU, so that a machine without a GPU can check them: their indexing, barriers and
+//! order, bit for bit. What it cannot show is whether NVRTC compiles them to the same arithmetic; for that there is a GPU.
+//!
+//! `emulator.cc` says how. It needs a C++ compiler (`CXX`, else `c++`) for each module it meets, and x86-64 with Linux.
+
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use libloading::{Library, Symbol};
+
+use super::compile::Module;
+use super::launch::arg;
+use super::steps::{self, DeviceMemory, Kernel, Speed, Step};
+use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
+
+/// An executor that launches the kernels as [`Cuda`](super::Cuda) does, on a CPU.
+pub struct Emulator {
+    speed: Speed,
+    seed: AtomicU64,
+    folder: PathBuf,
+    modules: Mutex<HashMap<Module, Built>>,
+}
+
+/// A module built, or being built; its launches take turns, for its shared memory is static.
+type Built = Arc<OnceLock<Result<Mutex<Library>, Error>>>;
+
+impl Emulator {
+    /// An emulator that plans for `speed` and draws the order of threads from `seed`. Modules are built in a folder of their own,
+    /// which goes with the emulator.
+    pub fn new(speed: Speed, seed: u64) -> Result<Self, Error> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("rmsnorm-emulator-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).map_err(|e| unusable(format!("{}: {e}", folder.display())))?;
+        Ok(Emulator { speed, seed: AtomicU64::new(seed), folder, modules: Mutex::default() })
+    }
+
+    fn run(&self, steps: &[Step]) -> Result<(), Error> {
+        for step in steps {
+            match step {
+                // SAFETY: the address of an output that `check` measured.
+                Step::Clear { address, bytes } => unsafe { std::ptr::write_bytes(*address as *mut u8, 0, *bytes) },
+                Step::Kernel(kernel) => self.launch(kernel)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&self, kernel: &Kernel) -> Result<(), Error> {
+        let slot = {
+            let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+            modules.entry(kernel.module).or_default().clone()
+        };
+        let library = slot.get_or_init(|| self.build(&kernel.module).map(Mutex::new)).as_ref().map_err(Clone::clone)?;
+        let library = library.lock().unwrap_or_else(PoisonError::into_inner);
+        let cells = kernel.arguments.each_ref().map(arg);
+        let seed = self.seed.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: `build` made the entry with this signature; the cells are those of the kernel (steps.rs), over host memory
+        // that `check` measured and the caller borrows.
+        let code = unsafe {
+            let entry: Symbol<'_, unsafe extern "C" fn(u32, u32, u32, *const *mut c_void, u64) -> c_int> =
+                library.get(format!("run_{}", kernel.name).as_bytes()).map_err(|e| unusable(e.to_string()))?;
+            entry(kernel.blocks, kernel.threads, kernel.shared_bytes, cells.as_ptr(), seed)
+        };
+        let codes = ["", "stuck at a barrier", "barrier misused", "shuffle misused", "bulk copy misaligned", "too large"];
+        match codes.get(code as usize) {
+            Some(&"") => Ok(()),
+            Some(code) => Err(Error::Driver { call: "emulated launch", code: format!("{code} in {} of {}", kernel.name, kernel.module) }),
+            None => Err(Error::Driver { call: "emulated launch", code: code.to_string() }),
+        }
+    }
+
+    fn build(&self, module: &Module) -> Result<Library, Error> {
+        let entry = |name: &str| {
+            format!(
+                "extern \"C\" int run_{name}(u32 b, u32 t, u32 s, void** c, u64 seed) {{ return emulate([](void** c) {{ \
+                 emulator::call({name}, c); }}, b, t, s, c, seed); }}\n"
+            )
+        };
+        let kernels: &[&str] = match module {
+            Module::Rows { class, .. } if class.packs == 0 => &["forward", "backward", "columns"],
+            Module::Rows { .. } => &["forward", "backward"],
+            Module::Fold { .. } => &["fold_partials"],
+        };
+        let source = module.source_with(include_str!("emulator.cc"));
+        let source = source + "\n" + &kernels.iter().map(|name| entry(name)).collect::<String>();
+        let name: String = module.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let (text, library) = (self.folder.join(format!("{name}.cc")), self.folder.join(format!("{name}.so")));
+        std::fs::write(&text, source).map_err(|e| unusable(format!("{}: {e}", text.display())))?;
+        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+        let output = Command::new(&compiler)
+            .args(["-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-o"])
+            .args([&library, &text])
+            .output()
+            .map_err(|e| unusable(format!("{}: {e}", compiler.display())))?;
+        if !output.status.success() {
+            let log = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(Error::Compile { kernel: module.to_string(), log });
+        }
+        // SAFETY: just built from the sources of this crate; its initialisers are those of the C++ library.
+        unsafe { Library::new(&library) }.map_err(|e| unusable(e.to_string()))
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Executor for Emulator {
+    fn name(&self) -> String {
+        format!("emulator ({:?})", self.speed.arch)
+    }
+
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
+        self.run(&steps::forward(&call, &self.speed)?)
+    }
+
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
+        self.run(&steps::backward(&call, &self.speed)?)
+    }
+}
+
+fn memory(data: &Slice<'_>) -> DeviceMemory {
+    DeviceMemory { dtype: data.dtype(), address: data.address(), elements: data.elements() }
+}
+
+fn memory_mut(data: SliceMut<'_>) -> DeviceMemory {
+    let (dtype, elements) = (data.dtype(), data.elements());
+    let address = match data {
+        SliceMut::F32(d) => d.as_mut_ptr() as u64,
+        SliceMut::F16(d) => d.as_mut_ptr() as u64,
+        SliceMut::Bf16(d) => d.as_mut_ptr() as u64,
+    };
+    DeviceMemory { dtype, address, elements }
+}
+
+fn unusable(reason: String) -> Error {
+    Error::Library { library: "the emulator", reason }
+}
+
+/// What the emulator's plans are for.
+impl From<crate::plan::Arch> for Speed {
+    fn from(arch: crate::plan::Arch) -> Self {
+        Speed { arch, blocks: None }
+    }
+}
+
