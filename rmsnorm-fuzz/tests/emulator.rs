@@ -1,24 +1,138 @@
-//! The kernel sources, run on the CPU by the emulator, give the literal executor's bits: for every class, with rings and
-//! without, aligned and not, however the threads of a block take turns and whenever bulk copies arrive.
+//! The kernel sources, run on the CPU by the emulator, give the literal executor's bits: in every class, with rings and without,
+//! aligned and not, however the threads of a block take turns and whenever bulk copies arrive. It needs a C++ compiler.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
-use rmsnorm_cuda::Dtype;
-use rmsnorm_cuda::cuda::emulator::Emulator;
+use rayon::prelude::*;
 use rmsnorm_cuda::cuda::Speed;
-use rmsnorm_cuda::plan::{Arch, Class, class, classes, column_order};
-use rmsnorm_fuzz::{Case, Outcome, property};
+use rmsnorm_cuda::cuda::emulator::Emulator;
+use rmsnorm_cuda::plan::{Arch, class, classes, column_order};
+use rmsnorm_cuda::{Dtype, WeightOffset};
+use rmsnorm_fuzz::case::WeightKind;
+use rmsnorm_fuzz::{Case, Name, Outcome, Place, hard_case, property};
+
+fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
+    Emulator::new(Speed { arch, blocks }, seed).expect("a folder for modules")
+}
+
+fn refuted(emulator: &Emulator, case: &Case) -> Option<String> {
+    match property("identity").expect("a property").check(emulator, case) {
+        Outcome::Passed(evidence) => {
+            assert!(evidence.elements > 0 || case.elements() == 0, "{case}: nothing was compared");
+            None
+        }
+        Outcome::Failed { message, .. } => Some(message),
+        Outcome::NotApplicable { reason } => panic!("{case}: {reason}"),
+    }
+}
+
+fn demand_identity(emulator: &Emulator, cases: &[Case]) {
+    let refutations: Vec<String> = cases.par_iter().filter_map(|case| refuted(emulator, case)).collect();
+    assert!(refutations.is_empty(), "{}", refutations.join("\n"));
+    println!("{} cases", cases.len());
+}
+
+/// The widest row of each class, where a kernel knows it as a constant, and a narrower one; a few more rows than there are
+/// groups, where that is not too many.
+fn cases(dtype: Dtype) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (i, class) in classes(dtype).into_iter().enumerate() {
+        let widest = match class.packs {
+            0 => 20_000,
+            packs => (class.lanes * class.pack * packs) as usize,
+        };
+        assert_eq!(rmsnorm_cuda::plan::class(widest, dtype), class);
+        for hidden in [widest, widest - widest / 16 / 8 * 8] {
+            let groups = column_order(usize::MAX, hidden).groups;
+            let rows = if groups * hidden < 1 << 20 { groups + 5 } else { 37 };
+            let weight = [WeightKind::Absent, WeightKind::Same, WeightKind::F32][i % 3];
+            cases.push(Case { weight, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
+        }
+    }
+    cases
+}
 
 #[test]
-fn first_light() {
-    let emulator = Emulator::new(Speed { arch: Arch::H200, blocks: None }, 0).unwrap();
-    for (rows, hidden) in [(3, 7), (3, 64), (20, 300), (5, 1024), (3, 2048), (3, 4097), (2, 20000)] {
-        for dtype in Dtype::ALL {
-            let case = Case { seed: 7, ..Case::new(rows, hidden, dtype) };
-            let t = std::time::Instant::now();
-            match property("identity").unwrap().check(&emulator, &case) {
-                Outcome::Passed(evidence) => println!("{case}: {} elements {:?}", evidence.elements, t.elapsed()),
-                other => panic!("{other:?}"),
-            }
+fn f32_on_h200() {
+    demand_identity(&emulator(Arch::H200, None, 0), &cases(Dtype::F32));
+}
+
+#[test]
+fn bf16_on_h200() {
+    demand_identity(&emulator(Arch::H200, None, 1), &cases(Dtype::Bf16));
+}
+
+/// Without bulk copies.
+#[test]
+fn f16_on_a100() {
+    let some: Vec<Case> = cases(Dtype::F16).into_iter().skip(1).step_by(2).collect();
+    demand_identity(&emulator(Arch::A100, None, 2), &some);
+}
+
+/// Element by element.
+#[test]
+fn unaligned() {
+    let offset = |case: Case| Case {
+        weight_offset: WeightOffset::One,
+        ..case.with_place(Name::X, Place { offset: 1, ..case.place(Name::X) })
+    };
+    let some: Vec<Case> = cases(Dtype::Bf16).into_iter().step_by(3).map(offset).collect();
+    demand_identity(&emulator(Arch::H200, None, 3), &some);
+}
+
+/// A grid of one block, and of more blocks than there is work.
+#[test]
+fn grids() {
+    for blocks in [1, 2, 148] {
+        let rows_and_widths = [(600, 4096), (300, 64), (9, 20_000), (2117, 512)];
+        let cases: Vec<Case> = rows_and_widths.map(|(rows, hidden)| Case::new(rows, hidden, Dtype::Bf16)).into();
+        demand_identity(&emulator(Arch::H200, Some(blocks), 4), &cases);
+    }
+}
+
+/// Rows whose statistic must be scaled, on every path; and the case that the project began with.
+#[test]
+fn degenerate_rows() {
+    let names = ["idle_groups_781", "idle_groups_781_one_short", "no_rows", "no_rows_wide"];
+    let mut cases: Vec<Case> = names.iter().map(|name| hard_case(name).expect(name).case).collect();
+    for values in [rmsnorm_fuzz::Values::Subnormal, rmsnorm_fuzz::Values::Bits] {
+        for hidden in [64, 1000, 1024, 4096, 20_000] {
+            cases.push(Case { eps: 0.0, x: values, ..Case::new(19, hidden, Dtype::F32) });
         }
+    }
+    demand_identity(&emulator(Arch::H200, None, 5), &cases);
+}
+
+/// Each broken kernel gives other bits, or is caught by the emulator itself, for at least one of eight orders of threads.
+#[test]
+fn broken_kernels_are_caught() {
+    let many_teams = Case::new(1400, 2048, Dtype::Bf16);
+    let ring = Case::new(700, 4096, Dtype::Bf16);
+    let narrow = Case::new(40_000, 40, Dtype::F32);
+    let broken: [(&str, &str, &str, Case); 10] = [
+        ("no barrier between the warps of a team", "        team_barrier();\n        // Each lane", "        // Each lane", ring),
+        ("one buffer instead of two that take turns", "turn ^= 1;", "", ring),
+        ("a stage filled while it is read", "fetch(ring.before(ring.stage));", "fetch(ring.stage);", ring),
+        ("a stage read before it has arrived", "arrival_wait(full + stage, phase);", "", ring),
+        ("no barrier between hands", "            __syncthreads();\n            if (rank % (2 * d) == 0", "            if (rank % (2 * d) == 0", many_teams),
+        ("the tree upside down", "for (u32 d = 1; d < width; d *= 2) v = fold", "for (u32 d = width / 2; d > 0; d /= 2) v = fold", ring),
+        ("row-less groups return early", "u64 next_group = (u64)blockIdx.x * ROWS + team", "if (blockIdx.x > 3) return; u64 next_group = (u64)blockIdx.x * ROWS + team", ring),
+        ("eps forgotten", "__fadd_rn(mean(sum, hidden), eps)", "mean(sum, hidden)", narrow),
+        ("no tail", "if (column + i >= hidden) continue;", "if (column + PACK > hidden) continue;", Case::new(50, 39, Dtype::Bf16)),
+        ("groups dealt in blocks", "first < rows; first += groups", "first < rows; first += groups + 1", narrow),
+    ];
+    broken.par_iter().for_each(|(what, from, to, case)| {
+        assert_eq!(refuted(&emulator(Arch::H200, Some(8), 0), case), None, "{what}: the sound kernel");
+        let broken = emulator(Arch::H200, Some(8), 0).patched(from, to);
+        let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
+        assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
+        println!("{what}: {caught}");
+    });
+}
+
+#[test]
+fn every_class_is_reached() {
+    for dtype in Dtype::ALL {
+        let reached: std::collections::BTreeSet<_> = cases(dtype).iter().map(|case| class(case.hidden, dtype)).collect();
+        assert_eq!(reached.len(), classes(dtype).len());
     }
 }

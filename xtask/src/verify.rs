@@ -209,7 +209,7 @@ fn verify(
             progress.tick();
         }
     }
-    eprintln!("PROBE operands, literal {:?}", PROBE.lock().unwrap()); let rows = judge.rows(&machine); for r in &rows { eprintln!("PROBE {} {:.2} {}", r.property, r.thread_s, r.elements); }
+    let rows = judge.rows(&machine);
     let executed = |row: &Row| row.skipped.is_some() || row.cases + row.failed > 0;
     for row in rows.iter().filter(|row| case.is_none() && !executed(row)) {
         failures.push(format!("no case was executed for {} on {}", row.property, row.executor));
@@ -324,8 +324,7 @@ impl<'a> Judge<'a> {
 
     fn judge(&self, item: &Item, depth: Depth) {
         let case = &item.case;
-        let t0 = Instant::now(); let ops = Operands::new(case, Fill::Plausible); let t1 = Instant::now();
-        let want = literal_outputs(&ops); drop(ops); PROBE.lock().unwrap().0 += (t1-t0).as_secs_f64(); PROBE.lock().unwrap().1 += t1.elapsed().as_secs_f64();
+        let want = literal_outputs(&Operands::new(case, Fill::Plausible));
         for Target { name, executor, launches, .. } in self.targets {
             self.record(1, IDENTITY, name, item, || identity(*executor, "", case, &want));
             for launch in launches {
@@ -626,7 +625,6 @@ fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "xtask".into())
 }
 
-static PROBE: Mutex<(f64,f64)> = Mutex::new((0.0,0.0));
 const CPU: &str = "cpu";
 const CUDA: &str = "cuda";
 const IDENTITY: &str = "identity";

@@ -1,7 +1,8 @@
 // Runs the kernels of a module on a CPU: this text, then the module's own, is one C++ file.
 //
 // Blocks run one after another. The threads of a block are fibers that give way where they wait: at barriers, shuffles and
-// arrivals. Whoever may go on does so in an order drawn from a seed, so a missing barrier shows as other bits for some seed.
+// arrivals. Who goes on next is drawn from a seed, and for a while some warps do not go on at all, so a missing barrier shows as
+// other bits for some seed.
 // Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too.
 // A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy end the launch with a code.
 
@@ -128,15 +129,20 @@ static void run_block(std::mt19937_64& random, unsigned char* stacks) {
         order[t] = t;
     }
     running = threads;
+    u32 awake = ~0u, rounds = 0;  // the warps that go on, and for how many rounds more
     while (running > 0 && code == FINISHED) {
         const u64 before = progress;
+        if (rounds == 0) awake = (u32)random() | 1u << random() % (threads / 32 + 1), rounds = 1 + (u32)random() % 64;
         std::shuffle(order.begin(), order.end(), random);
         for (u32 t : order) {
-            if (!stack_pointer[t] || code != FINISHED) continue;
+            if (!stack_pointer[t] || code != FINISHED || !(awake >> t / 32 & 1)) continue;
             current = threadIdx.x = t;
             change(&scheduler, stack_pointer[t]);
         }
-        if (progress == before && code == FINISHED) code = STUCK;
+        rounds--;
+        if (progress != before) continue;
+        if (awake == ~0u && code == FINISHED) code = STUCK;
+        awake = ~0u, rounds = 1;
     }
 }
 

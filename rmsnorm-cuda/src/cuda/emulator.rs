@@ -22,8 +22,11 @@ pub struct Emulator {
     speed: Speed,
     seed: AtomicU64,
     folder: PathBuf,
+    patch: Option<(String, String)>,
     modules: Mutex<HashMap<Module, Built>>,
 }
+
+const EMULATION: &str = include_str!("emulator.cc");
 
 /// A module built, or being built; its launches take turns, for its shared memory is static.
 type Built = Arc<OnceLock<Result<Mutex<Library>, Error>>>;
@@ -36,7 +39,14 @@ impl Emulator {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("rmsnorm-emulator-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| unusable(format!("{}: {e}", folder.display())))?;
-        Ok(Emulator { speed, seed: AtomicU64::new(seed), folder, modules: Mutex::default() })
+        Ok(Emulator { speed, seed: AtomicU64::new(seed), folder, patch: None, modules: Mutex::default() })
+    }
+
+    /// The same with `from` replaced by `to` in the kernel sources, wherever it stands: a broken kernel that a check must catch.
+    /// A module that has no such text is refused.
+    pub fn patched(mut self, from: &str, to: &str) -> Self {
+        self.patch = Some((from.into(), to.into()));
+        self
     }
 
     fn run(&self, steps: &[Step]) -> Result<(), Error> {
@@ -86,14 +96,22 @@ impl Emulator {
             Module::Rows { .. } => &["forward", "backward"],
             Module::Fold { .. } => &["fold_partials"],
         };
-        let source = module.source_with(include_str!("emulator.cc"));
+        let mut source = module.source_with(EMULATION);
+        if let Some((from, to)) = &self.patch {
+            let (emulation, kernels) = source.split_at(source.find(EMULATION).unwrap_or(0) + EMULATION.len());
+            // The fold has a module of its own: a patch need not reach both.
+            if !kernels.contains(from) && !matches!(module, Module::Fold { .. }) {
+                return Err(Error::Compile { kernel: module.to_string(), log: format!("the patch does not apply: {from}") });
+            }
+            source = format!("{emulation}{}", kernels.replace(from, to));
+        }
         let source = source + "\n" + &kernels.iter().map(|name| entry(name)).collect::<String>();
         let name: String = module.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let (text, library) = (self.folder.join(format!("{name}.cc")), self.folder.join(format!("{name}.so")));
         std::fs::write(&text, source).map_err(|e| unusable(format!("{}: {e}", text.display())))?;
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let output = Command::new(&compiler)
-            .args(["-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-w", "-o"])
+            .args(["-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w", "-o"])
             .args([&library, &text])
             .output()
             .map_err(|e| unusable(format!("{}: {e}", compiler.display())))?;

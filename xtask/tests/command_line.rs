@@ -1,0 +1,34 @@
+//! The command as a user meets it.
+
+use std::process::{Command, Output};
+
+fn verify(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xtask")).arg("verify").args(arguments).output().unwrap()
+}
+
+#[test]
+fn one_case_passes_and_is_reported() {
+    let path = std::env::temp_dir().join(format!("verify-{}.json", std::process::id()));
+    let output = verify(&["--case", "idle_groups_781", "--device", "cpu", "--report", path.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("SKIPPED") && text.contains("passed"), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    std::fs::remove_file(path).unwrap();
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["mode"], "case idle_groups_781");
+}
+
+#[test]
+fn an_unknown_case_is_an_error_that_lists_the_names() {
+    let output = verify(&["--case", "idle_groups_782"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains(" idle_groups_781 "));
+}
+
+#[test]
+fn a_gpu_that_is_required_must_be_used() {
+    let output = verify(&["--case", "width_7", "--device", "cpu", "--require-gpu"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a GPU is required"));
+}
