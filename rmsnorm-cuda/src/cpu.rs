@@ -1,4 +1,4 @@
-//! The CPU executor: walks the orders of [`plan`](crate::plan) with the functions of [`arith`](crate::arith).
+//! The CPU executor: walks the orders of [`plan`](crate::plan) with the functions of [`arith`].
 //!
 //! Chains are neighbouring accumulators, so every loop below runs along neighbouring elements and the compiler vectorises it.
 //! [`pulp`] compiles each loop for the instruction sets it knows and picks one at run time; without that, `mul_add` would be a
