@@ -3,9 +3,6 @@
 
 #[cfg(feature = "cuda")]
 mod bench;
-mod progress;
-mod report;
-mod sets;
 mod verify;
 
 use clap::{Parser, Subcommand};

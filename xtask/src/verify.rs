@@ -1,26 +1,28 @@
 //! `cargo xtask verify`: every property of `rmsnorm-fuzz` on every executor there is, and a report of it.
 //!
-//! Cases are tried side by side, the largest first; checks run on one thread each, the CPU executor on all of them. What the
-//! literal executor computes is computed once for each case: property 1 compares every executor, and property 5 every launch,
-//! with that.
+//! Read in this order: [`sets`] (which cases), [`executors`] (on what), [`judge`] (tries them), [`report`] (what is left
+//! behind), [`display`] (what a reader sees).
 
-use crate::progress::Progress;
-use crate::report::{self, Build, Failure, Gpu, Machine, Report, Row};
-use crate::sets::{self, Coverage, Item};
+mod display;
+mod executors;
+#[cfg(feature = "cuda")]
+mod gpu;
+mod judge;
+mod report;
+mod sets;
+
 use anyhow::bail;
-use comfy_table::{CellAlignment, Table, presets};
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use rmsnorm_cuda::{Backward, Cpu, Error, Executor, Forward, Slice, SliceMut};
-use rmsnorm_fuzz::identity::literal_outputs;
-use rmsnorm_fuzz::idle::idle_groups;
-use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome, Outputs, PROPERTIES, hard_case};
-use std::collections::BTreeMap;
+use display::{Progress, print_machine, print_report};
+use executors::{CPU, CUDA, OnAllThreads, Target, find};
+use judge::{Depth, Judge};
+use rayon::ThreadPoolBuilder;
+use report::{Build, Machine, Report, Row};
+use rmsnorm_cuda::{Cpu, Executor};
+use rmsnorm_fuzz::hard_case;
+use sets::{Coverage, Item};
 use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
 /// What to verify, and where.
@@ -57,61 +59,6 @@ enum Device {
     Cuda,
 }
 
-/// An executor under test.
-struct Target<'a> {
-    name: &'static str,
-    executor: &'a dyn Executor,
-    /// The same once more, for two runs that must be equal.
-    again: &'a dyn Executor,
-    launches: Vec<Launch>,
-}
-
-/// The CUDA executor with another choice of what decides only speed.
-struct Launch {
-    what: String,
-    executor: Box<dyn Executor>,
-    /// Larger cases would take too long.
-    elements_max: usize,
-}
-
-/// How much is tried.
-struct Effort {
-    /// Random cases: how many, and their largest number of elements as a power of two.
-    random: &'static [(u64, u32)],
-    /// One random case in so many is tried with every property, the others with identity and accuracy.
-    random_thorough: usize,
-    /// The same for the cases of plan classes.
-    classes_thorough: usize,
-    /// What large hard cases are tried with.
-    large: Depth,
-    /// Whether missing a quota of the random cases is a failure.
-    quotas: bool,
-}
-
-/// Which properties a case is tried with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Depth {
-    /// Identity, launches, exact integers.
-    Large,
-    /// Identity, launches, accuracy. The bits being those of the CPU, accuracy is judged there only.
-    Basic,
-    /// Identity, launches, accuracy, exact integers.
-    Wide,
-    /// All.
-    All,
-}
-
-impl Depth {
-    fn includes(self, property: &str, executor: &str) -> bool {
-        match property {
-            IDENTITY | LAUNCH => true,
-            "accuracy" => self != Depth::Large && (self != Depth::Basic || executor == CPU),
-            "exact" => self != Depth::Basic,
-            _ => self == Depth::All,
-        }
-    }
-}
-
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
@@ -126,10 +73,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         build.bits_version
     )?;
     let case = options.case.as_deref().map(sets::named).transpose()?;
-    let (launches, cuda, machine) = find(options.device);
+    let found = find(options.device);
+    let machine = Machine {
+        cpu: Cpu.name(),
+        gpu: found.as_ref().ok().map(|found| found.gpu.clone()),
+        missing: found.as_ref().err().cloned(),
+    };
     print_machine(&machine, &mut out)?;
-    if machine.missing.is_some() && (options.require_gpu || options.device == Device::Cuda) {
-        bail!("a GPU is required, and there is none");
+    if let Some(reason) = machine.missing.as_ref().filter(|_| options.require_gpu || options.device == Device::Cuda) {
+        bail!("a GPU is required: {reason}");
     }
     if let Some(Item { name, case }) = &case {
         writeln!(out, "case  {name}: {case}")?;
@@ -140,7 +92,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.device != Device::Cuda {
         targets.push(Target { name: CPU, executor: &cpu, again: &Cpu, launches: Vec::new() });
     }
+    let (cuda, launches) = found.ok().map(|found| (found.executor, found.launches)).unzip();
     if let Some(executor) = cuda.as_deref() {
+        let launches = launches.unwrap_or_default();
         targets.push(Target { name: CUDA, executor, again: executor, launches });
     }
     let report = verify(options, case, machine, &targets, &mut out)?;
@@ -152,21 +106,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         writeln!(out, "evidence: {line}")?;
     }
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The CPU executor on a pool of its own, whose threads share every call.
-struct OnAllThreads(ThreadPool);
-
-impl Executor for OnAllThreads {
-    fn name(&self) -> String {
-        self.0.install(|| Cpu.name())
-    }
-    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.0.install(|| Cpu.forward(call))
-    }
-    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.0.install(|| Cpu.backward(call))
-    }
 }
 
 /// Tries every target and prints what was found.
@@ -187,12 +126,13 @@ fn verify(
         let effort = options.effort();
         let drawn = sets::random(options.seed, effort.random);
         let coverage = Coverage::of(&drawn);
-        failures
-            .extend(coverage.shortfalls().into_iter().filter(|_| effort.quotas).map(|q| format!("random cases: {q}")));
+        if effort.quotas {
+            failures.extend(coverage.shortfalls().into_iter().map(|missed| format!("random cases: {missed}")));
+        }
         random = Some(coverage);
         judge.judge_all("hard cases", &sets::hard(false), |_| Depth::All)?;
-        judge
-            .judge_all("plan classes", &sets::plan_classes(), |i| thorough(i, effort.classes_thorough, Depth::Wide))?;
+        let classes = sets::plan_classes();
+        judge.judge_all("plan classes", &classes, |i| thorough(i, effort.classes_thorough, Depth::Wide))?;
         judge.judge_all("random cases", &drawn, |i| thorough(i, effort.random_thorough, Depth::Basic))?;
         judge.judge_all("large hard cases", &sets::hard(true), |_| effort.large)?;
         let sections = report::digested_sections(options.quick);
@@ -209,12 +149,16 @@ fn verify(
             progress.tick();
         }
     }
-    let rows = judge.rows(&machine);
+    let mut rows = judge.rows(&machine);
     let executed = |row: &Row| row.skipped.is_some() || row.cases + row.failed > 0;
-    for row in rows.iter().filter(|row| case.is_none() && !executed(row)) {
-        failures.push(format!("no case was executed for {} on {}", row.property, row.executor));
+    if case.is_some() {
+        // One case is not for every property.
+        rows.retain(|row| executed(row) || !row.not_applicable.is_empty());
+    } else {
+        let without = rows.iter().filter(|row| !executed(row));
+        failures.extend(without.map(|row| format!("no case was executed for {} on {}", row.property, row.executor)));
     }
-    if rows.iter().all(|row| row.cases == 0) {
+    if rows.iter().all(|row| row.cases + row.failed == 0) {
         failures.push("no case was executed at all".into());
     }
     let report = Report {
@@ -279,374 +223,29 @@ impl Options {
     }
 }
 
-/// Tries cases and keeps what was found.
-struct Judge<'a> {
-    targets: &'a [Target<'a>],
-    rows: Mutex<BTreeMap<(u32, &'static str, &'static str), Row>>,
+/// How much is tried.
+struct Effort {
+    /// Random cases: how many, and their largest number of elements as a power of two.
+    random: &'static [(u64, u32)],
+    /// One random case in so many is tried with every property, the others with identity and accuracy.
+    random_thorough: usize,
+    /// The same for the cases of plan classes.
+    classes_thorough: usize,
+    /// What large hard cases are tried with.
+    large: Depth,
+    /// Whether missing a quota of the random cases is a failure.
+    quotas: bool,
 }
 
-impl<'a> Judge<'a> {
-    fn new(targets: &'a [Target<'a>]) -> Self {
-        let mut rows = BTreeMap::new();
-        for target in targets {
-            for (number, property) in properties() {
-                // The CPU has no launches.
-                if property != LAUNCH || !target.launches.is_empty() {
-                    rows.insert((number, property, target.name), row(number, property, target.name));
-                }
-            }
-        }
-        Judge { targets, rows: Mutex::new(rows) }
-    }
-
-    /// Tries `items`, largest first.
-    fn judge_all(&self, what: &str, items: &[Item], depth: impl Fn(usize) -> Depth + Sync) -> anyhow::Result<()> {
-        let mut order: Vec<usize> = (0..items.len()).collect();
-        order.sort_by_key(|i| std::cmp::Reverse(items[*i].case.elements()));
-        let (large, small) = order.split_at(order.partition_point(|i| items[*i].case.elements() > LARGE));
-        let progress = Progress::new(what, items.len());
-        let threads = rayon::current_num_threads();
-        for (order, workers) in [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)] {
-            let next = AtomicUsize::new(0);
-            let work = || {
-                while let Some(i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    self.judge(&items[*i], depth(*i));
-                    progress.tick();
-                }
-            };
-            // A pool for each worker: a shared one would begin a new case whenever it waits within another.
-            let pool = |_| ThreadPoolBuilder::new().num_threads(threads / workers).build();
-            let pools: Vec<ThreadPool> = (0..workers.min(order.len())).map(pool).collect::<Result<_, _>>()?;
-            std::thread::scope(|scope| pools.iter().for_each(|pool| drop(scope.spawn(|| pool.install(work)))));
-        }
-        Ok(())
-    }
-
-    fn judge(&self, item: &Item, depth: Depth) {
-        let case = &item.case;
-        let want = literal_outputs(&Operands::new(case, Fill::Plausible));
-        for Target { name, executor, launches, .. } in self.targets {
-            self.record(1, IDENTITY, name, item, || identity(*executor, "", case, &want));
-            for launch in launches {
-                self.record(5, LAUNCH, name, item, || {
-                    if case.elements() > launch.elements_max {
-                        let excluded = BTreeMap::from([(TOO_LARGE, 1)]);
-                        return Outcome::Passed(Evidence { excluded, ..Evidence::default() });
-                    }
-                    identity(&*launch.executor, &launch.what, case, &want)
-                });
-            }
-        }
-        drop(want);
-        for Target { name, executor, again, .. } in self.targets {
-            for property in PROPERTIES.iter().filter(|p| p.name != IDENTITY && depth.includes(p.name, name)) {
-                self.record(property.number, property.name, name, item, || property.check(*executor, case));
-            }
-            if depth.includes(REPEAT, name) {
-                self.record(3, REPEAT, name, item, || two_runs(*executor, *again, case));
-            }
-            if item.name == IDLE {
-                self.record(4, IDLE, name, item, || idle_groups(*executor));
-            }
-        }
-    }
-
-    fn record(
-        &self,
-        number: u32,
-        property: &'static str,
-        executor: &'static str,
-        item: &Item,
-        check: impl FnOnce() -> Outcome,
-    ) {
-        let began = Instant::now();
-        let outcome = check();
-        let thread_s = began.elapsed().as_secs_f64();
-        let mut rows = self.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let row = rows.entry((number, property, executor)).or_default();
-        row.thread_s += thread_s;
-        match outcome {
-            Outcome::Passed(found) => row.add(&found),
-            Outcome::NotApplicable { reason } => *row.not_applicable.entry(reason).or_default() += 1,
-            Outcome::Failed { message, .. } => {
-                row.fail(Failure { case: item.name.clone(), elements: item.case.elements() as u64, message });
-            }
-        }
-    }
-
-    /// What was found, and what was not looked for.
-    fn rows(self, machine: &Machine) -> Vec<Row> {
-        let skipped = |number, property, executor, reason: &str| Row {
-            skipped: Some(reason.into()),
-            ..row(number, property, executor)
-        };
-        let mut rows = self.rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(reason) = &machine.missing {
-            for (number, property) in properties() {
-                rows.entry((number, property, CUDA)).or_insert(skipped(number, property, CUDA, in_short(reason)));
-            }
-        }
-        for (number, property) in [(11, "row × width products beyond 32 bits"), (12, "launch failures surface")] {
-            rows.insert((number, property, CUDA), skipped(number, property, CUDA, "no check yet"));
-        }
-        rows.into_values().collect()
-    }
-}
-
-/// Every property that has a check.
-fn properties() -> impl Iterator<Item = (u32, &'static str)> {
-    let here = [(3, REPEAT), (4, IDLE), (5, LAUNCH)];
-    PROPERTIES.iter().map(|property| (property.number, property.name)).chain(here)
-}
-
-fn row(number: u32, property: &str, executor: &str) -> Row {
-    Row { number, property: property.into(), executor: executor.into(), ..Row::default() }
-}
-
-/// *Every output equals the literal executor's*, which computed `want`.
-fn identity(executor: &dyn Executor, how: &str, case: &Case, want: &Outputs) -> Outcome {
-    guarded(executor, case, || {
-        let got = Operands::new(case, Fill::Nan).run(executor).map_err(|e| format!("{how}refused a good call: {e}"))?;
-        want.difference(&got).map_or(Ok(got), |d| Err(format!("{how}against the literal executor: {d}")))
-    })
-}
-
-/// *Two runs are equal.* On the CPU the second is that of one thread.
-fn two_runs(executor: &dyn Executor, again: &dyn Executor, case: &Case) -> Outcome {
-    guarded(executor, case, || {
-        let run = |executor| Operands::new(case, Fill::Nan).run(executor).map_err(|e| e.to_string());
-        let (first, second) = (run(executor)?, run(again)?);
-        first.difference(&second).map_or(Ok(second), |d| Err(format!("the second run: {d}")))
-    })
-}
-
-/// A panic is a failure too.
-fn guarded(executor: &dyn Executor, case: &Case, run: impl FnOnce() -> Result<Outputs, String>) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("panicked".into())) {
-        Ok(got) => Outcome::Passed(Evidence { comparisons: 1, elements: got.elements(), ..Evidence::default() }),
-        Err(message) => {
-            Outcome::Failed { property: IDENTITY, message: format!("{}: {message} [{case}]", executor.name()) }
-        }
-    }
-}
-
-type FoundCuda = (Vec<Launch>, Option<Box<dyn Executor>>, Machine);
-
-/// Looks for a GPU.
-#[cfg(feature = "cuda")]
-fn find(device: Device) -> FoundCuda {
-    use rmsnorm_cuda::cuda::{Cuda, Speed, library::nvrtc};
-    use rmsnorm_cuda::plan::Arch;
-
-    let mut machine = Machine { cpu: Cpu.name(), ..Machine::default() };
-    if device == Device::Cpu {
-        machine.missing = Some("not asked for".into());
-        return (Vec::new(), None, machine);
-    }
-    let found = Cuda::new(0).and_then(|cuda| nvrtc().map(|nvrtc| (cuda, nvrtc)));
-    let (cuda, nvrtc) = match found {
-        Ok(found) => found,
-        Err(error) => {
-            machine.missing = Some(format!("no GPU: {error}"));
-            return (Vec::new(), None, machine);
-        }
-    };
-    machine.gpu = Some(Gpu {
-        name: cuda.name(),
-        driver: driver_version().unwrap_or_else(|| "unknown".into()),
-        nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
-        nvrtc_path: nvrtc.path.clone(),
-    });
-    let (speed, gpu) = (cuda.speed(), cuda.arch());
-    let launch = |what: String, speed: Speed, elements_max| Launch {
-        what: format!("{what}: "),
-        executor: Box::new(cuda.with_speed(speed)),
-        elements_max,
-    };
-    let mut launches: Vec<Launch> = FORCED_BLOCKS
-        .into_iter()
-        .map(|(blocks, elements_max)| {
-            launch(format!("forced to {blocks} blocks"), Speed { blocks: Some(blocks), ..speed }, elements_max)
-        })
-        .collect();
-    for (name, arch) in Arch::ALL {
-        // Shared memory and bulk copies are what a plan may need that another GPU lacks.
-        let fits = arch.block_shared_bytes <= gpu.block_shared_bytes
-            && (arch.compute_capability < (9, 0) || gpu.compute_capability >= (9, 0));
-        // A plan that does not fit is a case that is left out: counted, never a tick.
-        let elements_max = if fits { usize::MAX } else { 0 };
-        launches.push(launch(format!("planned for {name}"), Speed { arch, ..speed }, elements_max));
-    }
-    (launches, Some(Box::new(cuda)), machine)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn find(_: Device) -> FoundCuda {
-    let missing = Some("built without CUDA: build it with the feature `cuda`".into());
-    (Vec::new(), None, Machine { cpu: Cpu.name(), gpu: None, missing })
-}
-
-/// What Linux tells of the driver: the fields after its name.
-#[cfg(feature = "cuda")]
-fn driver_version() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    let words = text.lines().next()?.split_whitespace();
-    words.into_iter().find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit())).map(Into::into)
-}
-
-fn print_machine(machine: &Machine, out: &mut dyn Write) -> anyhow::Result<()> {
-    writeln!(out, "CPU   {}", machine.cpu)?;
-    if let Some(Gpu { name, driver, nvrtc, nvrtc_path }) = &machine.gpu {
-        writeln!(out, "GPU   {name} · driver {driver} · NVRTC {nvrtc} ({nvrtc_path})")?;
-    }
-    if let Some(reason) = &machine.missing {
-        writeln!(out, "GPU   {reason}")?;
-        if reason.starts_with("no GPU") {
-            writeln!(out, "      {ADVICE}")?;
-        }
-    }
-    Ok(())
-}
-
-fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["#", "property", "on", "cases", "calls", "elements", "result", "worst error/bound"]);
-    for column in [0, 3, 4, 5] {
-        table.column_mut(column).expect("a column of the header").set_cell_alignment(CellAlignment::Right);
-    }
-    let missing = report.machine.missing.as_deref().map(in_short);
-    let skipped = |number: &str, property: &str, on: &str, reason: &str| {
-        [number, property, on, "", "", "", &format!("SKIPPED: {reason}"), ""].map(String::from)
-    };
-    for row in &report.rows {
-        let number = row.number.to_string();
-        match &row.skipped {
-            // One line for all of them, below.
-            Some(reason) if missing == Some(reason) => continue,
-            Some(reason) => table.add_row(skipped(&number, &row.property, &row.executor, reason)),
-            None => table.add_row([
-                number,
-                row.property.clone(),
-                row.executor.clone(),
-                row.cases.to_string(),
-                row.comparisons.to_string(),
-                count(row.elements),
-                result(row),
-                worst(row),
-            ]),
-        };
-    }
-    if let Some(reason) = missing {
-        table.add_row(skipped("1–13", "every property", CUDA, reason));
-    }
-    writeln!(out, "\n{}\n", table.trim_fmt())?;
-    print_left_out(report, out)?;
-    if let Some(random) = &report.random {
-        writeln!(out, "random cases: {random}")?;
-    }
-    for row in report.rows.iter().filter(|row| row.failed > 0) {
-        let first = &row.failures[0];
-        writeln!(
-            out,
-            "\nFAILED: {} on {}, {} cases; the smallest is {}",
-            row.property, row.executor, row.failed, first.case
-        )?;
-        writeln!(out, "  {}", first.message)?;
-        writeln!(
-            out,
-            "  {} verify --case {}{}",
-            program(),
-            first.case,
-            if row.executor == CUDA { " --device cuda" } else { "" }
-        )?;
-    }
-    for failure in &report.failures {
-        writeln!(out, "FAILED: {failure}")?;
-    }
-    let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
-    writeln!(
-        out,
-        "{}: {} output elements judged (each once for each comparison), {:.0} s",
-        if report.passed { "passed" } else { "FAILED" },
-        count(elements),
-        report.elapsed_s
-    )?;
-    Ok(())
-}
-
-/// What was not judged, by reason, all executors together.
-fn print_left_out(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
-    let mut reasons: BTreeMap<(u32, &str, &str), u64> = BTreeMap::new();
-    for row in &report.rows {
-        for (reason, count) in row.excluded.iter().chain(&row.not_applicable) {
-            *reasons.entry((row.number, &row.property, reason)).or_default() += count;
-        }
-    }
-    if !reasons.is_empty() {
-        writeln!(out, "left out:")?;
-    }
-    for ((_, property, reason), left_out) in reasons {
-        writeln!(out, "  {property}: {reason}: {}", count(left_out))?;
-    }
-    Ok(())
-}
-
-/// The reason without its causes.
-fn in_short(reason: &str) -> &str {
-    reason.split(':').next().unwrap_or(reason)
-}
-
-fn result(row: &Row) -> String {
-    match (row.failed, row.cases, row.not_applicable.keys().next()) {
-        (0, 0, Some(reason)) => format!("not applicable: {reason}"),
-        (0, 0, None) => "FAILED: no case".into(),
-        (0, _, _) => "ok".into(),
-        (failed, _, _) => format!("FAILED: {failed}"),
-    }
-}
-
-fn worst(row: &Row) -> String {
-    let each =
-        ["rstd", "y", "dx", "dw"].into_iter().filter_map(|output| Some((output, row.accuracy.get(output)?.worst)));
-    each.map(|(output, worst)| format!("{output} {worst:.3}")).collect::<Vec<_>>().join(", ")
-}
-
-/// Three digits are enough for a reader; the report has them all.
-fn count(n: u64) -> String {
-    if n < 100_000 { n.to_string() } else { format!("{:.2e}", n as f64) }
-}
-
-/// How this program is called.
-fn program() -> String {
-    if std::env::var_os("CARGO").is_some() {
-        return "cargo xtask".into();
-    }
-    std::env::args().next().unwrap_or_else(|| "xtask".into())
-}
-
-const CPU: &str = "cpu";
-const CUDA: &str = "cuda";
-const IDENTITY: &str = "identity";
-const REPEAT: &str = "two runs";
-const LAUNCH: &str = "launch";
-const IDLE: &str = "idle_groups_781";
-const TOO_LARGE: &str = "launches of few blocks on large cases, plans that do not fit the GPU";
+/// Where committed reports are, seen from the root of the repository.
 const EVIDENCE: &str = "docs/evidence";
-const ADVICE: &str = "what needs a GPU is skipped: it takes an NVIDIA GPU of compute capability 8.0 or newer, its driver,\n      \
-                      and NVRTC 12 or 13, which is part of the CUDA toolkit (or: pip install nvidia-cuda-nvrtc)";
-/// Numbers of blocks that every launch is forced to, and the largest case that they are tried on.
-#[cfg(feature = "cuda")]
-const FORCED_BLOCKS: [(u32, usize); 5] =
-    [(1, 1 << 22), (2, 1 << 22), (114, usize::MAX), (132, usize::MAX), (148, usize::MAX)];
-/// Up to so many elements a case takes less than 300 MB, whatever is tried.
-const LARGE: usize = 1 << 22;
-/// Larger ones take 1 GB.
-const LARGE_SIDE_BY_SIDE: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use super::executors::Launch;
+    use super::judge::{IDENTITY, IDLE, REPEAT};
     use super::*;
+    use rmsnorm_cuda::{Backward, Error, Forward, Slice, SliceMut};
 
     /// Computes with another eps where rows have seven elements.
     struct Broken;
@@ -690,7 +289,12 @@ mod tests {
 
     #[test]
     fn a_launch_that_differs_fails() {
-        let launches = vec![Launch { what: "forced: ".into(), executor: Box::new(Broken), elements_max: usize::MAX }];
+        let launches = vec![Launch {
+            what: "forced: ".into(),
+            executor: Box::new(Broken),
+            elements_max: usize::MAX,
+            left_out: "",
+        }];
         let (report, text) = verify_case("width_7", &[Target { name: CUDA, executor: &Cpu, again: &Cpu, launches }]);
         assert!(!report.passed && text.contains("FAILED: launch on cuda"), "{text}");
         assert!(text.contains("--case width_7 --device cuda"), "{text}");
@@ -700,10 +304,22 @@ mod tests {
     fn a_healthy_executor_passes_every_property() {
         let (report, text) = verify_case("idle_groups_781", &target(&Cpu));
         assert!(report.passed, "{text}");
+        let (unlike, _) = verify_case("width_5", &target(&Cpu));
+        assert!(unlike.rows.iter().all(|row| row.property != IDLE || row.skipped.is_some()));
         assert!(report.rows.iter().any(|row| row.property == IDLE && row.comparisons == 180), "{text}");
         // What needs a GPU is skipped, with a reason.
         let skipped = report.rows.iter().filter(|row| row.executor == CUDA);
         assert!(skipped.clone().count() > 10 && skipped.clone().all(|row| row.skipped.is_some()), "{text}");
+    }
+
+    #[test]
+    fn the_random_cases_of_full_meet_their_quotas() {
+        let effort = Options { full: true, ..Options::default() }.effort();
+        for seed in [0, 1, 77] {
+            let coverage = Coverage::of(&sets::random(seed, effort.random));
+            println!("{coverage}");
+            assert!(coverage.cases >= 20_000 && coverage.shortfalls().is_empty(), "{:?}", coverage.shortfalls());
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a run of `verify` leaves behind: a JSON file that anyone can check without a GPU, since the CPU computes the same bits.
 
-use crate::sets::{Coverage, plan_classes};
+use super::sets::{Coverage, plan_classes};
 use anyhow::{Context, Result};
 use rmsnorm_cuda::{BITS_VERSION, Executor};
 use rmsnorm_fuzz::golden::{Section, sections};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// A run of `cargo xtask verify`, as `--report FILE.json` writes it. A field keeps its meaning as long as `schema` stays.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Report {
+pub(super) struct Report {
     /// Version of this format: 1.
     pub schema: u32,
     /// Whether nothing failed and something was tried.
@@ -43,7 +43,7 @@ pub(crate) struct Report {
 
 /// The binary.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Build {
+pub(super) struct Build {
     /// Version of the workspace.
     pub version: String,
     /// `rmsnorm_cuda::BITS_VERSION`.
@@ -58,7 +58,7 @@ pub(crate) struct Build {
 
 impl Build {
     /// This binary.
-    pub(crate) fn this() -> Build {
+    pub(super) fn this() -> Build {
         Build {
             version: env!("CARGO_PKG_VERSION").into(),
             bits_version: BITS_VERSION,
@@ -69,7 +69,7 @@ impl Build {
     }
 
     /// The commit, short, with a mark if the sources differed from it.
-    pub(crate) fn commit(&self) -> String {
+    pub(super) fn commit(&self) -> String {
         let commit = &self.commit[..self.commit.len().min(12)];
         if self.dirty == "yes" { format!("{commit}, changed") } else { commit.into() }
     }
@@ -77,7 +77,7 @@ impl Build {
 
 /// The machine. No GPU: `gpu` is absent and `missing` says why.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Machine {
+pub(super) struct Machine {
     /// The CPU executor, with the instruction set it uses and the number of threads.
     pub cpu: String,
     /// The GPU and its libraries.
@@ -88,7 +88,7 @@ pub(crate) struct Machine {
 
 /// A GPU and what drives it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Gpu {
+pub(super) struct Gpu {
     /// The CUDA executor, with the GPU's name.
     pub name: String,
     /// Version of the driver, where the system tells it.
@@ -101,7 +101,7 @@ pub(crate) struct Gpu {
 
 /// What was found of one property on one executor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Row {
+pub(super) struct Row {
     /// Number of the property.
     pub number: u32,
     /// Its name.
@@ -132,7 +132,7 @@ pub(crate) struct Row {
 
 /// Error against bound of one output.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Accuracy {
+pub(super) struct Accuracy {
     /// Elements compared with the reference.
     pub elements: u64,
     /// Largest error/bound.
@@ -143,7 +143,7 @@ pub(crate) struct Accuracy {
 
 /// A case that refutes a property.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Failure {
+pub(super) struct Failure {
     /// What `--case` takes.
     pub case: String,
     /// Elements of a matrix.
@@ -154,7 +154,7 @@ pub(crate) struct Failure {
 
 impl Row {
     /// Adds what one case showed.
-    pub(crate) fn add(&mut self, found: &Evidence) {
+    pub(super) fn add(&mut self, found: &Evidence) {
         self.cases += 1;
         self.comparisons += found.comparisons;
         self.elements += found.elements;
@@ -170,7 +170,7 @@ impl Row {
     }
 
     /// Adds a case that refutes the property.
-    pub(crate) fn fail(&mut self, failure: Failure) {
+    pub(super) fn fail(&mut self, failure: Failure) {
         self.failed += 1;
         self.failures.push(failure);
         self.failures.sort_by(|a, b| (a.elements, &a.case).cmp(&(b.elements, &b.case)));
@@ -180,7 +180,7 @@ impl Row {
 
 /// One digest of the output bits of many cases (`rmsnorm_fuzz::golden`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct SectionDigest {
+pub(super) struct SectionDigest {
     /// Which cases.
     pub section: String,
     /// How many.
@@ -201,14 +201,14 @@ impl SectionDigest {
 }
 
 /// The sections that reports carry, or only those that are quick to compute.
-pub(crate) fn digested_sections(quick: bool) -> Vec<Section> {
+pub(super) fn digested_sections(quick: bool) -> Vec<Section> {
     let classes = plan_classes().into_iter().map(|item| item.case).collect();
     let all = sections().into_iter().chain([Section { name: "plan classes", cases: classes }]);
     all.filter(|section| !quick || section.name != "large hard cases").collect()
 }
 
 /// The digest of a section, computed by every executor; an error if they differ.
-pub(crate) fn digest(section: &Section, executors: &[(&str, &dyn Executor)]) -> Result<SectionDigest> {
+pub(super) fn digest(section: &Section, executors: &[(&str, &dyn Executor)]) -> Result<SectionDigest> {
     let mut computed: Option<(&str, String)> = None;
     for (name, executor) in executors {
         let digest = section.digest(*executor).with_context(|| format!("{} on {name}", section.name))?;
@@ -232,7 +232,7 @@ fn inputs_sha256(cases: &[Case]) -> String {
 
 impl Report {
     /// Writes the report so that the file is either the old one or the whole new one.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
         let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
         let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
         let text = serde_json::to_string_pretty(self)? + "\n";
@@ -243,14 +243,14 @@ impl Report {
     }
 
     /// Reads a report.
-    pub(crate) fn read(path: &Path) -> Result<Report> {
+    pub(super) fn read(path: &Path) -> Result<Report> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no report", path.display()))
     }
 }
 
 /// One line: whether the newest report of a GPU under `folder` says something about this binary.
-pub(crate) fn evidence(folder: &Path, digests: &[SectionDigest]) -> Option<String> {
+pub(super) fn evidence(folder: &Path, digests: &[SectionDigest]) -> Option<String> {
     if !folder.is_dir() {
         return None;
     }
@@ -280,7 +280,7 @@ pub(crate) fn evidence(folder: &Path, digests: &[SectionDigest]) -> Option<Strin
 }
 
 /// The files under `folder` that are called like reports of this command.
-pub(crate) fn reports(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn reports(folder: &Path) -> Vec<PathBuf> {
     let is_report = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("verify-") && name.ends_with(".json")

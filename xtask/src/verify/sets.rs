@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 
 /// A case with the name by which `--case` finds it again.
 #[derive(Clone, Debug)]
-pub(crate) struct Item {
-    pub(crate) name: String,
-    pub(crate) case: Case,
+pub(super) struct Item {
+    pub(super) name: String,
+    pub(super) case: Case,
 }
 
 /// The hard cases that are small enough for every property, or those that are not.
-pub(crate) fn hard(large: bool) -> Vec<Item> {
+pub(super) fn hard(large: bool) -> Vec<Item> {
     let chosen = hard_cases().iter().filter(|hard| hard.is_large() == large);
     chosen.map(|hard| Item { name: hard.name.clone(), case: hard.case }).collect()
 }
 
 /// Every plan class of every type, with every kind of weight: rows that fill the class exactly, rows that do not but are
 /// aligned, and rows that are not aligned. `--case` calls them `class-TYPE-WIDTH-LAYOUT-WEIGHT`.
-pub(crate) fn plan_classes() -> Vec<Item> {
+pub(super) fn plan_classes() -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for dtype in Dtype::ALL {
         for class in classes(dtype) {
@@ -66,7 +66,7 @@ fn layouts(wanted: Class, dtype: Dtype) -> Vec<(&'static str, usize, bool)> {
 
 /// Random cases of this seed: so many of at most two to this power of elements, for each pair. `--case` calls them
 /// `random-POWER-SEED`.
-pub(crate) fn random(seed: u64, parts: &[(u64, u32)]) -> Vec<Item> {
+pub(super) fn random(seed: u64, parts: &[(u64, u32)]) -> Vec<Item> {
     let powers = parts.iter().flat_map(|(count, power)| (0..*count).map(|_| *power));
     powers.zip(seed << 32..).map(|(power, seed)| random_item(power, seed)).collect()
 }
@@ -76,7 +76,7 @@ fn random_item(power: u32, seed: u64) -> Item {
 }
 
 /// The case of this name, wherever it is from.
-pub(crate) fn named(name: &str) -> Result<Item> {
+pub(super) fn named(name: &str) -> Result<Item> {
     if let Some((power, seed)) = name.strip_prefix("random-").and_then(|rest| rest.split_once('-')) {
         if let (Ok(power @ 0..=28), Ok(seed)) = (power.parse(), seed.parse()) {
             return Ok(random_item(power, seed));
@@ -87,19 +87,31 @@ pub(crate) fn named(name: &str) -> Result<Item> {
     if let Some(found) = known.iter().position(|item| item.name == name) {
         return Ok(known.swap_remove(found));
     }
-    let hard = hard_cases().iter().map(|hard| hard.name.as_str()).collect::<Vec<_>>().join(" ");
-    let class: Vec<String> =
-        known.into_iter().map(|item| item.name).filter(|name| name.starts_with("class-")).collect();
+    let class = |item: &&Item| item.name.starts_with("class-");
     bail!(
-        "no case is called {name}. There are\n  the hard cases {hard}\n  the plan classes {}\n  random-POWER-SEED, such as \
-         random-18-7: at most 2^18 elements, seed 7",
-        class.join(" ")
+        "no case is called {name}; there are\n\nhard cases:{}\nplan classes:{}\nrandom-POWER-SEED: random-18-7 has at most 2^18 \
+         elements and seed 7",
+        in_lines(known.iter().filter(|item| !class(item))),
+        in_lines(known.iter().filter(class))
     )
+}
+
+/// The names, in lines that fit a terminal.
+fn in_lines<'a>(items: impl Iterator<Item = &'a Item>) -> String {
+    let (mut lines, mut width) = (String::new(), usize::MAX);
+    for Item { name, .. } in items {
+        if width.saturating_add(name.len()) > LINE {
+            (lines, width) = (lines + "\n ", 1);
+        }
+        lines = lines + " " + name;
+        width += name.len() + 1;
+    }
+    lines
 }
 
 /// What random cases covered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Coverage {
+pub(super) struct Coverage {
     /// Number of cases.
     pub cases: u64,
     /// Elements of a matrix, on average.
@@ -110,7 +122,7 @@ pub(crate) struct Coverage {
 
 impl Coverage {
     /// Of these cases.
-    pub(crate) fn of(items: &[Item]) -> Coverage {
+    pub(super) fn of(items: &[Item]) -> Coverage {
         let count = |has: fn(&Case) -> bool| items.iter().filter(|item| has(&item.case)).count() as u64;
         let elements: usize = items.iter().map(|item| item.case.elements()).sum();
         Coverage {
@@ -121,7 +133,7 @@ impl Coverage {
     }
 
     /// What falls short of the quotas.
-    pub(crate) fn shortfalls(&self) -> Vec<String> {
+    pub(super) fn shortfalls(&self) -> Vec<String> {
         let mut missed = Vec::new();
         if self.mean_elements < MEAN_ELEMENTS {
             missed.push(format!("{:.0} elements on average, expected {MEAN_ELEMENTS}", self.mean_elements));
@@ -163,6 +175,7 @@ const QUOTAS: [Quota; 8] = [
     Quota { name: "f16", percent: 30, has: |c| c.dtype == Dtype::F16 },
     Quota { name: "bf16", percent: 30, has: |c| c.dtype == Dtype::Bf16 },
 ];
+const LINE: usize = 118;
 const MEAN_ELEMENTS: f64 = 65536.0;
 /// The widest row that stands for streamed rows; narrower rows have all classes.
 const STREAMED: usize = 20_000;

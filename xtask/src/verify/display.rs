@@ -1,0 +1,195 @@
+//! What a reader sees: the machine, how far a phase is, and what was found.
+
+use super::executors::{CUDA, NO_GPU};
+use super::report::{Gpu, Machine, Report, Row};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+pub(super) fn print_machine(machine: &Machine, out: &mut dyn Write) -> anyhow::Result<()> {
+    writeln!(out, "CPU   {}", machine.cpu)?;
+    if let Some(Gpu { name, driver, nvrtc, nvrtc_path }) = &machine.gpu {
+        writeln!(out, "GPU   {name} · driver {driver} · NVRTC {nvrtc} ({nvrtc_path})")?;
+    }
+    if let Some(reason) = &machine.missing {
+        writeln!(out, "GPU   {reason}")?;
+        if reason.starts_with(NO_GPU) {
+            writeln!(out, "      {ADVICE}")?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["#", "property", "on", "cases", "calls", "elements", "result", "worst error/bound"]);
+    for column in [0, 3, 4, 5] {
+        table.column_mut(column).expect("a column of the header").set_cell_alignment(CellAlignment::Right);
+    }
+    let missing = report.machine.missing.as_deref().map(in_short);
+    let skipped = |number: &str, property: &str, on: &str, reason: &str| {
+        [number, property, on, "", "", "", &format!("SKIPPED: {reason}"), ""].map(String::from)
+    };
+    for row in &report.rows {
+        let number = row.number.to_string();
+        match &row.skipped {
+            // One line for all of them, below.
+            Some(reason) if missing == Some(reason) => continue,
+            Some(reason) => table.add_row(skipped(&number, &row.property, &row.executor, reason)),
+            None => table.add_row([
+                number,
+                row.property.clone(),
+                row.executor.clone(),
+                row.cases.to_string(),
+                row.comparisons.to_string(),
+                count(row.elements),
+                result(row),
+                worst(row),
+            ]),
+        };
+    }
+    if let Some(reason) = missing {
+        table.add_row(skipped("1–13", "every property", CUDA, reason));
+    }
+    writeln!(out, "\n{}", table.trim_fmt())?;
+    print_left_out(report, out)?;
+    if let Some(random) = &report.random {
+        writeln!(out, "\nrandom cases: {random}")?;
+    }
+    for row in report.rows.iter().filter(|row| row.failed > 0) {
+        let first = &row.failures[0];
+        writeln!(
+            out,
+            "\nFAILED: {} on {}: {} of {} cases, the smallest is {}",
+            row.property,
+            row.executor,
+            row.failed,
+            row.failed + row.cases,
+            first.case
+        )?;
+        writeln!(out, "  {}", first.message)?;
+        writeln!(
+            out,
+            "  {} verify --case {}{}",
+            program(),
+            first.case,
+            if row.executor == CUDA { " --device cuda" } else { "" }
+        )?;
+    }
+    for failure in &report.failures {
+        writeln!(out, "\nFAILED: {failure}")?;
+    }
+    let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
+    writeln!(
+        out,
+        "\n{}: {} output elements judged (each once for each comparison), {:.*} s",
+        if report.passed { "passed" } else { "FAILED" },
+        count(elements),
+        if report.elapsed_s < 10.0 { 1 } else { 0 },
+        report.elapsed_s
+    )?;
+    Ok(())
+}
+
+/// What was not judged, by reason, all executors together.
+fn print_left_out(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut reasons: BTreeMap<(u32, &str, &str), u64> = BTreeMap::new();
+    for row in &report.rows {
+        for (reason, count) in row.excluded.iter().chain(&row.not_applicable) {
+            *reasons.entry((row.number, &row.property, reason)).or_default() += count;
+        }
+    }
+    if !reasons.is_empty() {
+        writeln!(out, "\nleft out:")?;
+    }
+    for ((_, property, reason), left_out) in reasons {
+        writeln!(out, "  {property}: {reason}: {}", count(left_out))?;
+    }
+    Ok(())
+}
+
+/// The reason without its causes.
+pub(super) fn in_short(reason: &str) -> &str {
+    reason.split(':').next().unwrap_or(reason)
+}
+
+fn result(row: &Row) -> String {
+    match (row.failed, row.cases, row.not_applicable.keys().next()) {
+        (0, 0, Some(reason)) => format!("not applicable: {reason}"),
+        (0, 0, None) => "FAILED: no case".into(),
+        (0, _, _) => "ok".into(),
+        (failed, _, _) => format!("FAILED: {failed}"),
+    }
+}
+
+fn worst(row: &Row) -> String {
+    let each =
+        ["rstd", "y", "dx", "dw"].into_iter().filter_map(|output| Some((output, row.accuracy.get(output)?.worst)));
+    each.map(|(output, worst)| format!("{output} {worst:.3}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Three digits are enough for a reader; the report has them all.
+fn count(n: u64) -> String {
+    if n < 100_000 { n.to_string() } else { format!("{:.2e}", n as f64) }
+}
+
+/// How this program is called.
+fn program() -> String {
+    if std::env::var_os("CARGO").is_some() {
+        return "cargo xtask".into();
+    }
+    std::env::args().next().unwrap_or_else(|| "xtask".into())
+}
+
+/// A phase. Ends when it is dropped.
+pub(super) struct Progress {
+    what: String,
+    total: usize,
+    started: Instant,
+    bar: Option<ProgressBar>,
+    done: Mutex<(usize, Instant)>,
+}
+
+impl Progress {
+    /// Begins a phase of `total` steps.
+    pub(super) fn new(what: &str, total: usize) -> Progress {
+        let started = Instant::now();
+        // indicatif prints nothing where stderr is no terminal.
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{msg:18} {bar:40} {pos}/{len} {elapsed}");
+            let bar = ProgressBar::new(total as u64).with_message(what.to_string());
+            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Progress { what: what.into(), total, started, bar, done: Mutex::new((0, started)) }
+    }
+
+    /// One step is done.
+    pub(super) fn tick(&self) {
+        if let Some(bar) = &self.bar {
+            return bar.inc(1);
+        }
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.0 += 1;
+        if done.1.elapsed() > EVERY && done.0 < self.total {
+            done.1 = Instant::now();
+            eprintln!("  {}: {} of {}", self.what, done.0, self.total);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("  {}: {} in {:.1} s", self.what, self.total, self.started.elapsed().as_secs_f64());
+    }
+}
+
+const EVERY: Duration = Duration::from_secs(10);
+const ADVICE: &str = "what needs a GPU is skipped: it takes an NVIDIA GPU of compute capability 8.0 or newer, its driver,\n      \
+                      and NVRTC 12 or 13, which is part of the CUDA toolkit (or: pip install nvidia-cuda-nvrtc)";

@@ -1,0 +1,101 @@
+//! The GPU: what is known of it, and its executor on several streams and with every launch.
+
+use super::executors::{Found, Launch};
+use super::report::Gpu;
+use rmsnorm_cuda::cuda::library::nvrtc;
+use rmsnorm_cuda::cuda::{Cuda, Speed};
+use rmsnorm_cuda::plan::Arch;
+use rmsnorm_cuda::{Backward, Error, Executor, Forward, Slice, SliceMut};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The first GPU.
+pub(super) fn find() -> Result<Found, Error> {
+    let cuda = Cuda::new(0)?;
+    let nvrtc = nvrtc()?;
+    let gpu = Gpu {
+        name: cuda.name(),
+        driver: driver_version().unwrap_or_else(|| "unknown".into()),
+        nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+        nvrtc_path: nvrtc.path.clone(),
+    };
+    let streams = Streams::new(&cuda)?;
+    Ok(Found { gpu, launches: launches(&streams, cuda.arch()), executor: Box::new(streams) })
+}
+
+/// Numbers of blocks that the plan would not choose, and the plans of other GPUs.
+fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
+    let launch = |what: String, speed: Speed, elements_max, left_out| {
+        let executor = Box::new(Streams { speed, ..streams.clone() });
+        Launch { what, executor, elements_max, left_out }
+    };
+    let forced = FORCED_BLOCKS.map(|(blocks, elements_max)| {
+        let speed = Speed { blocks: Some(blocks), ..streams.speed };
+        launch(
+            format!("forced to {blocks} blocks: "),
+            speed,
+            elements_max,
+            "one or two blocks on more than 2^22 elements",
+        )
+    });
+    let planned = Arch::ALL.map(|(name, arch)| {
+        // Shared memory and bulk copies are what a plan may need that another GPU lacks.
+        let fits = arch.block_shared_bytes <= gpu.block_shared_bytes
+            && (arch.compute_capability < (9, 0) || gpu.compute_capability >= (9, 0));
+        let elements_max = if fits { usize::MAX } else { 0 };
+        let speed = Speed { arch, ..streams.speed };
+        launch(format!("planned for {name}: "), speed, elements_max, "a plan that does not fit this GPU")
+    });
+    forced.into_iter().chain(planned).collect()
+}
+
+/// The CUDA executor on several streams, each call on the one that has been idle for longest: what runs beside a call changes
+/// from call to call.
+#[derive(Clone)]
+struct Streams {
+    first: Cuda,
+    speed: Speed,
+    idle: Arc<Mutex<VecDeque<Cuda>>>,
+}
+
+impl Streams {
+    fn new(cuda: &Cuda) -> Result<Streams, Error> {
+        let idle = VecDeque::from([cuda.clone(), cuda.on_new_stream()?]);
+        Ok(Streams { first: cuda.clone(), speed: cuda.speed(), idle: Arc::new(Mutex::new(idle)) })
+    }
+
+    fn run(&self, call: impl FnOnce(Cuda) -> Result<(), Error>) -> Result<(), Error> {
+        let found = self.idle().pop_front();
+        let cuda = found.map_or_else(|| self.first.on_new_stream(), Ok)?;
+        let done = call(cuda.with_speed(self.speed));
+        self.idle().push_back(cuda);
+        done
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Cuda>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Executor for Streams {
+    fn name(&self) -> String {
+        self.first.name()
+    }
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.run(|cuda| cuda.forward(call))
+    }
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.run(|cuda| cuda.backward(call))
+    }
+}
+
+/// What Linux tells of the driver: the first word that looks like a version.
+fn driver_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let is_version = |word: &&str| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit());
+    text.lines().next()?.split_whitespace().find(is_version).map(Into::into)
+}
+
+/// Numbers of blocks that every launch is forced to, and the largest case that they are tried on.
+const FORCED_BLOCKS: [(u32, usize); 5] =
+    [(1, 1 << 22), (2, 1 << 22), (114, usize::MAX), (132, usize::MAX), (148, usize::MAX)];

@@ -1,0 +1,223 @@
+//! Tries cases with properties and keeps what was found.
+//!
+//! Cases are tried side by side, the largest first; checks run on one thread each, the CPU executor on all of them. What the
+//! literal executor computes is computed once for each case: property 1 compares every executor, and property 5 every launch,
+//! with that.
+
+use super::display::{Progress, in_short};
+use super::executors::{CPU, CUDA, Launch, Target};
+use super::report::{Failure, Machine, Row};
+use super::sets::Item;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use rmsnorm_cuda::Executor;
+use rmsnorm_fuzz::identity::literal_outputs;
+use rmsnorm_fuzz::idle::idle_groups;
+use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome, Outputs, PROPERTIES};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Which properties a case is tried with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Identity, launches, exact integers.
+    Large,
+    /// Identity, accuracy. The bits being those of the CPU, accuracy is judged there only.
+    Basic,
+    /// Identity, launches, accuracy, exact integers.
+    Wide,
+    /// All.
+    All,
+}
+
+impl Depth {
+    fn includes(self, property: &str, executor: &str) -> bool {
+        match property {
+            IDENTITY => true,
+            "accuracy" => self != Depth::Large && (self != Depth::Basic || executor == CPU),
+            LAUNCH | "exact" => self != Depth::Basic,
+            _ => self == Depth::All,
+        }
+    }
+}
+
+/// Tries cases and keeps what was found.
+pub(super) struct Judge<'a> {
+    targets: &'a [Target<'a>],
+    rows: Mutex<BTreeMap<(u32, &'static str, &'static str), Row>>,
+}
+
+impl<'a> Judge<'a> {
+    pub(super) fn new(targets: &'a [Target<'a>]) -> Self {
+        let mut rows = BTreeMap::new();
+        for target in targets {
+            for (number, property) in properties() {
+                // The CPU has no launches.
+                if property != LAUNCH || !target.launches.is_empty() {
+                    rows.insert((number, property, target.name), row(number, property, target.name));
+                }
+            }
+        }
+        Judge { targets, rows: Mutex::new(rows) }
+    }
+
+    /// Tries `items`, largest first.
+    pub(super) fn judge_all(
+        &self,
+        what: &str,
+        items: &[Item],
+        depth: impl Fn(usize) -> Depth + Sync,
+    ) -> anyhow::Result<()> {
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(items[*i].case.elements()));
+        let (large, small) = order.split_at(order.partition_point(|i| items[*i].case.elements() > LARGE));
+        let progress = Progress::new(what, items.len());
+        let threads = rayon::current_num_threads();
+        for (order, workers) in [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)] {
+            let next = AtomicUsize::new(0);
+            let work = || {
+                while let Some(i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    self.judge(&items[*i], depth(*i));
+                    progress.tick();
+                }
+            };
+            // A pool for each worker: a shared one would begin a new case whenever it waits within another.
+            let pool = |_| ThreadPoolBuilder::new().num_threads(threads / workers).build();
+            let pools: Vec<ThreadPool> = (0..workers.min(order.len())).map(pool).collect::<Result<_, _>>()?;
+            std::thread::scope(|scope| pools.iter().for_each(|pool| drop(scope.spawn(|| pool.install(work)))));
+        }
+        Ok(())
+    }
+
+    pub(super) fn judge(&self, item: &Item, depth: Depth) {
+        let case = &item.case;
+        let want = literal_outputs(&Operands::new(case, Fill::Plausible));
+        for Target { name, executor, launches, .. } in self.targets {
+            self.record(1, IDENTITY, name, item, || identity(*executor, "", case, &want));
+            if !launches.is_empty() && depth.includes(LAUNCH, name) {
+                self.record(5, LAUNCH, name, item, || every_launch(launches, case, &want));
+            }
+        }
+        drop(want);
+        for Target { name, executor, again, .. } in self.targets {
+            for property in PROPERTIES.iter().filter(|p| p.name != IDENTITY && depth.includes(p.name, name)) {
+                self.record(property.number, property.name, name, item, || property.check(*executor, case));
+            }
+            if depth.includes(REPEAT, name) {
+                self.record(3, REPEAT, name, item, || two_runs(*executor, *again, case));
+            }
+            if item.name == IDLE {
+                self.record(4, IDLE, name, item, || idle_groups(*executor));
+            }
+        }
+    }
+
+    fn record(
+        &self,
+        number: u32,
+        property: &'static str,
+        executor: &'static str,
+        item: &Item,
+        check: impl FnOnce() -> Outcome,
+    ) {
+        let began = Instant::now();
+        let outcome = check();
+        let thread_s = began.elapsed().as_secs_f64();
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = rows.entry((number, property, executor)).or_default();
+        row.thread_s += thread_s;
+        match outcome {
+            Outcome::Passed(found) => row.add(&found),
+            Outcome::NotApplicable { reason } => *row.not_applicable.entry(reason).or_default() += 1,
+            Outcome::Failed { message, .. } => {
+                row.fail(Failure { case: item.name.clone(), elements: item.case.elements() as u64, message });
+            }
+        }
+    }
+
+    /// What was found, and what was not looked for.
+    pub(super) fn rows(self, machine: &Machine) -> Vec<Row> {
+        let skipped = |number, property, executor, reason: &str| Row {
+            skipped: Some(reason.into()),
+            ..row(number, property, executor)
+        };
+        let mut rows = self.rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &machine.missing {
+            for (number, property) in properties() {
+                rows.entry((number, property, CUDA)).or_insert(skipped(number, property, CUDA, in_short(reason)));
+            }
+        }
+        for (number, property) in [(11, "row × width products beyond 32 bits"), (12, "launch failures surface")] {
+            rows.insert((number, property, CUDA), skipped(number, property, CUDA, "no check yet"));
+        }
+        rows.into_values().collect()
+    }
+}
+
+/// Every property that has a check.
+fn properties() -> impl Iterator<Item = (u32, &'static str)> {
+    let here = [(3, REPEAT), (4, IDLE), (5, LAUNCH)];
+    PROPERTIES.iter().map(|property| (property.number, property.name)).chain(here)
+}
+
+fn row(number: u32, property: &str, executor: &str) -> Row {
+    Row { number, property: property.into(), executor: executor.into(), ..Row::default() }
+}
+
+/// *Every output equals the literal executor's*, which computed `want`.
+fn identity(executor: &dyn Executor, how: &str, case: &Case, want: &Outputs) -> Outcome {
+    guarded(executor, case, || {
+        let got = Operands::new(case, Fill::Nan).run(executor).map_err(|e| format!("{how}refused a good call: {e}"))?;
+        want.difference(&got).map_or(Ok(got), |d| Err(format!("{how}against the literal executor: {d}")))
+    })
+}
+
+/// *Every launch is equal.*
+fn every_launch(launches: &[Launch], case: &Case, want: &Outputs) -> Outcome {
+    let mut all = Evidence::default();
+    for Launch { what, executor, elements_max, left_out } in launches {
+        if case.elements() > *elements_max {
+            *all.excluded.entry(left_out).or_default() += 1;
+            continue;
+        }
+        match identity(&**executor, what, case, want) {
+            Outcome::Passed(found) => all.merge(&found),
+            refuted => return refuted,
+        }
+    }
+    if all.comparisons == 0 {
+        return Outcome::NotApplicable { reason: "no launch fits the case".into() };
+    }
+    Outcome::Passed(all)
+}
+
+/// *Two runs are equal.* On the CPU the second is that of one thread, on a GPU it is on another stream, and other cases run beside
+/// it.
+fn two_runs(executor: &dyn Executor, again: &dyn Executor, case: &Case) -> Outcome {
+    guarded(executor, case, || {
+        let run = |executor| Operands::new(case, Fill::Nan).run(executor).map_err(|e| e.to_string());
+        let (first, second) = (run(executor)?, run(again)?);
+        first.difference(&second).map_or(Ok(second), |d| Err(format!("the second run: {d}")))
+    })
+}
+
+/// A panic is a failure too.
+fn guarded(executor: &dyn Executor, case: &Case, run: impl FnOnce() -> Result<Outputs, String>) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("panicked".into())) {
+        Ok(got) => Outcome::Passed(Evidence { comparisons: 1, elements: got.elements(), ..Evidence::default() }),
+        Err(message) => {
+            Outcome::Failed { property: IDENTITY, message: format!("{}: {message} [{case}]", executor.name()) }
+        }
+    }
+}
+
+pub(super) const IDENTITY: &str = "identity";
+pub(super) const REPEAT: &str = "two runs";
+pub(super) const LAUNCH: &str = "launch";
+pub(super) const IDLE: &str = "idle_groups_781";
+/// Up to so many elements a case takes less than 300 MB, whatever is tried.
+const LARGE: usize = 1 << 22;
+/// Larger ones take 1 GB.
+const LARGE_SIDE_BY_SIDE: usize = 4;
