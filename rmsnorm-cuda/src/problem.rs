@@ -434,12 +434,7 @@ fn rows_extent<D: Operand>(
     extent(operand, role, &view.data, view.offset, rows, stride, hidden)
 }
 
-fn vector_extent<D: Operand>(
-    operand: &'static str,
-    view: &Vector<D>,
-    role: Role,
-    len: usize,
-) -> Result<Extent, Error> {
+fn vector_extent<D: Operand>(operand: &'static str, view: &Vector<D>, role: Role, len: usize) -> Result<Extent, Error> {
     extent(operand, role, &view.data, view.offset, usize::from(len > 0), len, len)
 }
 

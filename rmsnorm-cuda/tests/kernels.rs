@@ -30,13 +30,17 @@ fn every_operation_rounds_to_nearest() {
     if !nvrtc_is_there() {
         return;
     }
-    let mut all: Vec<(Module, (u32, u32))> = [Dtype::F32, Dtype::Bf16].into_iter().flat_map(modules).map(|m| (m, (9, 0))).collect();
+    let mut all: Vec<(Module, (u32, u32))> =
+        [Dtype::F32, Dtype::Bf16].into_iter().flat_map(modules).map(|m| (m, (9, 0))).collect();
     // The other architectures, without bulk copies, and what the launch code asks for if something is not aligned.
     for architecture in [(8, 0), (9, 0), (10, 0), (12, 0)] {
-        for (dtype, weight, aligned) in [(Dtype::F16, None, false), (Dtype::F16, Some(Dtype::F32), true), (Dtype::F32, Some(Dtype::F32), false)] {
+        for (dtype, weight, aligned) in
+            [(Dtype::F16, None, false), (Dtype::F16, Some(Dtype::F32), true), (Dtype::F32, Some(Dtype::F32), false)]
+        {
             for hidden in [7, 100, 4096, 1 << 20] {
                 let class = rmsnorm_cuda::plan::class(hidden, dtype);
-                let module = Module::Rows { class, dtype, weight, zero_centred: false, aligned, ring: false, exact: false };
+                let module =
+                    Module::Rows { class, dtype, weight, zero_centred: false, aligned, ring: false, exact: false };
                 all.push((module, architecture));
             }
         }
@@ -64,9 +68,13 @@ fn complaints(ptx: &str) -> Vec<String> {
         let Some(operation) = line.split_whitespace().find(|w| !w.starts_with('@')) else { continue };
         let parts: Vec<&str> = operation.trim_end_matches(';').split('.').collect();
         let is = |part: &str| parts.contains(&part);
-        let arithmetic = matches!(parts[0], "add" | "sub" | "mul" | "fma" | "mad" | "div" | "sqrt" | "rcp" | "rsqrt" | "cvt");
-        let unrounded = is("f32") && !is("rn") && matches!(parts[0], "add" | "sub" | "mul" | "fma" | "mad" | "div" | "sqrt" | "rcp");
-        let approximate = is("approx") || is("ftz") || is("full") || matches!(parts[0], "rsqrt" | "ex2" | "lg2" | "sin" | "cos");
+        let arithmetic =
+            matches!(parts[0], "add" | "sub" | "mul" | "fma" | "mad" | "div" | "sqrt" | "rcp" | "rsqrt" | "cvt");
+        let unrounded = is("f32")
+            && !is("rn")
+            && matches!(parts[0], "add" | "sub" | "mul" | "fma" | "mad" | "div" | "sqrt" | "rcp");
+        let approximate =
+            is("approx") || is("ftz") || is("full") || matches!(parts[0], "rsqrt" | "ex2" | "lg2" | "sin" | "cos");
         let atomic = matches!(parts[0], "atom" | "red") && (is("f32") || is("f16") || is("bf16") || is("f64"));
         if (arithmetic && unrounded) || approximate || atomic {
             found.push(line.to_string());

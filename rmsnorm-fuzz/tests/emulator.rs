@@ -109,15 +109,40 @@ fn broken_kernels_are_caught() {
     let ring = Case::new(700, 4096, Dtype::Bf16);
     let narrow = Case::new(40_000, 40, Dtype::F32);
     let broken: [(&str, &str, &str, Case); 10] = [
-        ("no barrier between the warps of a team", "        team_barrier();\n        // Each lane", "        // Each lane", ring),
+        (
+            "no barrier between the warps of a team",
+            "        team_barrier();\n        // Each lane",
+            "        // Each lane",
+            ring,
+        ),
         ("one buffer instead of two that take turns", "turn ^= 1;", "", ring),
         ("a stage filled while it is read", "fetch(ring.before(ring.stage));", "fetch(ring.stage);", ring),
         ("a stage read before it has arrived", "arrival_wait(full + stage, phase);", "", ring),
-        ("no barrier between hands", "            __syncthreads();\n            if (rank % (2 * d) == 0", "            if (rank % (2 * d) == 0", many_teams),
-        ("the tree upside down", "for (u32 d = 1; d < width; d *= 2) v = fold", "for (u32 d = width / 2; d > 0; d /= 2) v = fold", ring),
-        ("row-less groups return early", "u64 next_group = (u64)blockIdx.x * ROWS + team", "if (blockIdx.x > 3) return; u64 next_group = (u64)blockIdx.x * ROWS + team", ring),
+        (
+            "no barrier between hands",
+            "            __syncthreads();\n            if (rank % (2 * d) == 0",
+            "            if (rank % (2 * d) == 0",
+            many_teams,
+        ),
+        (
+            "the tree upside down",
+            "for (u32 d = 1; d < width; d *= 2) v = fold",
+            "for (u32 d = width / 2; d > 0; d /= 2) v = fold",
+            ring,
+        ),
+        (
+            "row-less groups return early",
+            "u64 next_group = (u64)blockIdx.x * ROWS + team",
+            "if (blockIdx.x > 3) return; u64 next_group = (u64)blockIdx.x * ROWS + team",
+            ring,
+        ),
         ("eps forgotten", "__fadd_rn(mean(sum, hidden), eps)", "mean(sum, hidden)", narrow),
-        ("no tail", "if (column + i >= hidden) continue;", "if (column + PACK > hidden) continue;", Case::new(50, 39, Dtype::Bf16)),
+        (
+            "no tail",
+            "if (column + i >= hidden) continue;",
+            "if (column + PACK > hidden) continue;",
+            Case::new(50, 39, Dtype::Bf16),
+        ),
         ("groups dealt in blocks", "first < rows; first += groups", "first < rows; first += groups + 1", narrow),
     ];
     broken.par_iter().for_each(|(what, from, to, case)| {
@@ -132,7 +157,8 @@ fn broken_kernels_are_caught() {
 #[test]
 fn every_class_is_reached() {
     for dtype in Dtype::ALL {
-        let reached: std::collections::BTreeSet<_> = cases(dtype).iter().map(|case| class(case.hidden, dtype)).collect();
+        let reached: std::collections::BTreeSet<_> =
+            cases(dtype).iter().map(|case| class(case.hidden, dtype)).collect();
         assert_eq!(reached.len(), classes(dtype).len());
     }
 }

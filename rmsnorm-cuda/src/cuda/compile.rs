@@ -77,8 +77,14 @@ impl Module {
 }
 
 /// The kernel sources of this crate, in the order in which a module contains them.
-pub const SOURCES: [(&str, &str); 6] =
-    [("ptx.cuh", PTX), ("arith.cuh", ARITH), ("rows.cuh", ROWS), ("forward.cu", FORWARD), ("backward.cu", BACKWARD), ("fold.cu", FOLD)];
+pub const SOURCES: [(&str, &str); 6] = [
+    ("ptx.cuh", PTX),
+    ("arith.cuh", ARITH),
+    ("rows.cuh", ROWS),
+    ("forward.cu", FORWARD),
+    ("backward.cu", BACKWARD),
+    ("fold.cu", FOLD),
+];
 
 const PTX: &str = include_str!("../ptx.cuh");
 const ARITH: &str = include_str!("../arith.cuh");
@@ -110,7 +116,7 @@ pub fn compile_source(source: &str, name: &str, (major, minor): (u32, u32)) -> R
     let options = [
         format!("--gpu-architecture=sm_{major}{minor}"),
         "--std=c++17".into(),
-        "--fmad=false".into(), // Only what arith.cuh writes as fma is fused.
+        "--fmad=false".into(),                        // Only what arith.cuh writes as fma is fused.
         "--device-as-default-execution-space".into(), // A generic lambda has no place for __device__.
         "--ptxas-options=-v".into(),
     ]

@@ -76,10 +76,14 @@ impl Emulator {
                 library.get(format!("run_{}", kernel.name).as_bytes()).map_err(|e| unusable(e.to_string()))?;
             entry(kernel.blocks, kernel.threads, kernel.shared_bytes, cells.as_ptr(), seed)
         };
-        let codes = ["", "stuck at a barrier", "barrier misused", "shuffle misused", "bulk copy misaligned", "too large"];
+        let codes =
+            ["", "stuck at a barrier", "barrier misused", "shuffle misused", "bulk copy misaligned", "too large"];
         match codes.get(code as usize) {
             Some(&"") => Ok(()),
-            Some(code) => Err(Error::Driver { call: "emulated launch", code: format!("{code} in {} of {}", kernel.name, kernel.module) }),
+            Some(code) => Err(Error::Driver {
+                call: "emulated launch",
+                code: format!("{code} in {} of {}", kernel.name, kernel.module),
+            }),
             None => Err(Error::Driver { call: "emulated launch", code: code.to_string() }),
         }
     }
@@ -101,17 +105,31 @@ impl Emulator {
             let (emulation, kernels) = source.split_at(source.find(EMULATION).unwrap_or(0) + EMULATION.len());
             // The fold has a module of its own: a patch need not reach both.
             if !kernels.contains(from) && !matches!(module, Module::Fold { .. }) {
-                return Err(Error::Compile { kernel: module.to_string(), log: format!("the patch does not apply: {from}") });
+                return Err(Error::Compile {
+                    kernel: module.to_string(),
+                    log: format!("the patch does not apply: {from}"),
+                });
             }
             source = format!("{emulation}{}", kernels.replace(from, to));
         }
         let source = source + "\n" + &kernels.iter().map(|name| entry(name)).collect::<String>();
-        let name: String = module.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let name: String =
+            module.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let (text, library) = (self.folder.join(format!("{name}.cc")), self.folder.join(format!("{name}.so")));
         std::fs::write(&text, source).map_err(|e| unusable(format!("{}: {e}", text.display())))?;
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let output = Command::new(&compiler)
-            .args(["-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w", "-o"])
+            .args([
+                "-std=c++17",
+                "-O1",
+                "-march=native",
+                "-ffp-contract=off",
+                "-fno-gnu-unique",
+                "-fPIC",
+                "-shared",
+                "-w",
+                "-o",
+            ])
             .args([&library, &text])
             .output()
             .map_err(|e| unusable(format!("{}: {e}", compiler.display())))?;
@@ -172,4 +190,3 @@ impl From<crate::plan::Arch> for Speed {
         Speed { arch, blocks: None }
     }
 }
-

@@ -64,8 +64,14 @@ struct Buffer {
 }
 
 /// Launch shapes of the ceilings: kernel, blocks (0: one access a thread, otherwise so many per multiprocessor), threads.
-const COPIES: [(&str, u32, u32); 6] =
-    [("copy_1", 0, 512), ("copy_1", 0, 256), ("copy_2", 8, 256), ("copy_4", 4, 512), ("copy_4", 8, 256), ("copy_4", 2, 1024)];
+const COPIES: [(&str, u32, u32); 6] = [
+    ("copy_1", 0, 512),
+    ("copy_1", 0, 256),
+    ("copy_2", 8, 256),
+    ("copy_4", 4, 512),
+    ("copy_4", 8, 256),
+    ("copy_4", 2, 1024),
+];
 const ADDS: [(&str, u32, u32); 6] =
     [("add_1", 0, 512), ("add_1", 0, 256), ("add_2", 8, 256), ("add_4", 4, 512), ("add_2", 4, 512), ("add_1", 2, 1024)];
 
@@ -78,7 +84,8 @@ impl Meter {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
         let kernels = Kernels::new(&context)?;
-        let compiled = compile_source(include_str!("measure.cu"), "measure.cu", kernels.speed().arch.compute_capability)?;
+        let compiled =
+            compile_source(include_str!("measure.cu"), "measure.cu", kernels.speed().arch.compute_capability)?;
         let module =
             context.load_module(Ptx::from_binary(compiled.cubin)).map_err(|e| driver_error("cuModuleLoadData", e))?;
         Ok(Meter { context, stream, kernels, module })
@@ -157,9 +164,7 @@ impl Meter {
     /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
     pub fn download(&self, tensors: &Tensors) -> Result<Downloaded, Error> {
         let set = &tensors.sets[0];
-        let get = |b: &Buffer| {
-            self.stream.clone_dtoh(&b.bytes).map_err(|e| driver_error("cuMemcpyDtoH", e))
-        };
+        let get = |b: &Buffer| self.stream.clone_dtoh(&b.bytes).map_err(|e| driver_error("cuMemcpyDtoH", e));
         let d = Downloaded {
             cell: tensors.cell,
             x: get(&set.x)?,
@@ -354,7 +359,8 @@ impl Downloaded {
             v
         };
         let (x, dy, weight) = (from(&self.x), from(&self.dy), from(&self.weight));
-        let (mut y, mut dx, mut dw) = (vec![T::default(); x.len()], vec![T::default(); x.len()], vec![T::default(); hidden]);
+        let (mut y, mut dx, mut dw) =
+            (vec![T::default(); x.len()], vec![T::default(); x.len()], vec![T::default(); hidden]);
         let mut rstd = vec![0.0f32; rows];
         let mut scratch = vec![f32::NAN; scratch_len(rows, hidden)?];
         executor.forward(Forward {
