@@ -49,6 +49,15 @@ impl std::fmt::Display for Module {
 }
 
 impl Module {
+    /// Names of the kernels in it.
+    pub fn kernels(&self) -> &'static [&'static str] {
+        match self {
+            Module::Rows { class, .. } if class.packs == 0 => &["forward", "backward", "columns"],
+            Module::Rows { .. } => &["forward", "backward"],
+            Module::Fold { .. } => &["fold_partials"],
+        }
+    }
+
     /// The complete source: the constants of this module and the files of this crate.
     pub fn source(&self) -> String {
         self.source_with(PTX)

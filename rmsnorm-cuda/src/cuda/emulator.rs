@@ -95,11 +95,6 @@ impl Emulator {
                  emulator::call({name}, c); }}, b, t, s, c, seed); }}\n"
             )
         };
-        let kernels: &[&str] = match module {
-            Module::Rows { class, .. } if class.packs == 0 => &["forward", "backward", "columns"],
-            Module::Rows { .. } => &["forward", "backward"],
-            Module::Fold { .. } => &["fold_partials"],
-        };
         let mut source = module.source_with(EMULATION);
         if let Some((from, to)) = &self.patch {
             let (emulation, kernels) = source.split_at(source.find(EMULATION).unwrap_or(0) + EMULATION.len());
@@ -112,7 +107,7 @@ impl Emulator {
             }
             source = format!("{emulation}{}", kernels.replace(from, to));
         }
-        let source = source + "\n" + &kernels.iter().map(|name| entry(name)).collect::<String>();
+        let source = source + "\n" + &module.kernels().iter().map(|name| entry(name)).collect::<String>();
         let name: String =
             module.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let (text, library) = (self.folder.join(format!("{name}.cc")), self.folder.join(format!("{name}.so")));

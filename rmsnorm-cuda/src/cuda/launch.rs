@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUstream};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use cudarc::driver::{CudaContext, CudaFunction};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{Module, compile};
@@ -23,11 +23,12 @@ pub struct Kernels {
 }
 
 /// A module that is there, failed to compile, or is being compiled by the thread that asked first.
-type Loaded = Arc<OnceLock<Result<Arc<CudaModule>, Error>>>;
+type Loaded = Arc<OnceLock<Result<HashMap<&'static str, CudaFunction>, Error>>>;
 
 impl Kernels {
     /// The kernels on `context`'s GPU. Compiles nothing yet, but fails where nothing could be compiled.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        library::driver()?;
         library::nvrtc()?;
         let attribute = |a| context.attribute(a).map(|v| v as u32).map_err(|e| driver_error("cuDeviceGetAttribute", e));
         let arch = Arch {
@@ -116,12 +117,24 @@ impl Kernels {
             modules.entry(kernel.module).or_default().clone()
         };
         // The map is free while a module compiles; who needs the same module waits for it.
-        let loaded = slot.get_or_init(|| {
-            let compiled = compile(&kernel.module, self.speed.arch.compute_capability)?;
-            self.context.load_module(Ptx::from_binary(compiled.cubin)).map_err(|e| driver_error("cuModuleLoadData", e))
-        });
-        let loaded = loaded.as_ref().map_err(Clone::clone)?;
-        loaded.load_function(kernel.name).map_err(|e| driver_error("cuModuleGetFunction", e))
+        let loaded = slot.get_or_init(|| self.load(&kernel.module)).as_ref().map_err(Clone::clone)?;
+        loaded.get(kernel.name).cloned().ok_or_else(|| Error::Compile {
+            kernel: kernel.module.to_string(),
+            log: format!("it has no kernel {}", kernel.name),
+        })
+    }
+
+    fn load(&self, module: &Module) -> Result<HashMap<&'static str, CudaFunction>, Error> {
+        let compiled = compile(module, self.speed.arch.compute_capability)?;
+        let loaded = self
+            .context
+            .load_module(Ptx::from_binary(compiled.cubin))
+            .map_err(|e| driver_error("cuModuleLoadData", e))?;
+        let function = |name: &'static str| {
+            let function = loaded.load_function(name).map_err(|e| driver_error("cuModuleGetFunction", e))?;
+            Ok((name, function))
+        };
+        module.kernels().iter().map(|name| function(name)).collect()
     }
 
     fn bind(&self) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 //! A machine without them gets an [`Error::Library`] that says what was looked for and where. cudarc panics in that case, so
 //! nothing of cudarc is called before [`driver`] has succeeded, and NVRTC is called through the functions found here.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_uint};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -11,19 +11,123 @@ use libloading::Library;
 
 use crate::Error;
 
-/// Loads the driver, once for the process.
+/// What the driver is called, in the order in which cudarc looks for it: the first that loads is the one cudarc will use. Not
+/// so where it finds a name that it tries in between, `libcuda.so.12` among them, which no driver has; nor where another crate
+/// has cudarc linked to `libcuda.so.1` and a different `libcuda.so` comes first.
+const DRIVER_NAMES: [&str; 2] = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
+
+/// The driver functions that calls need, in alphabetical order. `tests/driver.rs` sees to it that no other is called;
+/// [`measure`](super::measure) alone calls more.
+pub const DRIVER_FUNCTIONS: [&str; 28] = [
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuFuncSetAttribute",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAllocAsync",
+    "cuMemAlloc_v2",
+    "cuMemFreeAsync",
+    "cuMemFree_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+
+/// Loads the driver, sees whether it has every one of [`DRIVER_FUNCTIONS`], and initialises it; once for the process, and so is
+/// the error. After it has succeeded, cudarc finds what it would otherwise panic about.
 pub fn driver() -> Result<(), Error> {
-    static DRIVER: OnceLock<Result<Library, Error>> = OnceLock::new();
-    let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
-    let load = || {
+    static DRIVER: OnceLock<Result<(), Error>> = OnceLock::new();
+    DRIVER.get_or_init(load_driver).clone()
+}
+
+fn load_driver() -> Result<(), Error> {
+    let unusable = |reason| Error::Library { library: "the CUDA driver", reason };
+    let mut tried = Vec::new();
+    let loaded = DRIVER_NAMES.into_iter().find_map(|name| {
         // SAFETY: the initialisers of the vendor's driver library are trusted, as everywhere.
-        let library = unsafe { Library::new(name) };
-        library.map_err(|e| Error::Library {
-            library: "the CUDA driver",
-            reason: format!("{e}; it comes with the GPU's driver, look for it with `nvidia-smi`"),
-        })
+        match unsafe { Library::new(name) } {
+            // Never unloaded, not even after an error: threads of the driver may run by then.
+            Ok(library) => Some((name, std::mem::ManuallyDrop::new(library))),
+            Err(error) => {
+                let cause = cause(&error);
+                tried.push(format!("{name}: {}", cause.strip_prefix(&format!("{name}: ")).unwrap_or(&cause)));
+                None
+            }
+        }
+    });
+    let Some((name, library)) = loaded else {
+        let tried = tried.join("; ");
+        return Err(unusable(format!(
+            "{tried}; it comes with the GPU's driver (see `nvidia-smi`) and is looked for where the loader looks: in the \
+             folders of LD_LIBRARY_PATH (Windows: PATH), then in the system's"
+        )));
     };
-    DRIVER.get_or_init(load).as_ref().map(|_| ()).map_err(Clone::clone)
+    // SAFETY: no symbol is called or read here.
+    let is_missing = |function: &&str| unsafe { library.get::<*const ()>(*function) }.is_err();
+    let missing: Vec<&str> = DRIVER_FUNCTIONS.into_iter().filter(is_missing).collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        let version = driver_version(&library).unwrap_or_else(|| "of an unknown version".to_string());
+        return Err(unusable(format!(
+            "{name} ({version}) has no {missing}; the driver is too old, or this is not one"
+        )));
+    }
+    // SAFETY: the type is that of `cuda.h`, and no flags are defined.
+    let code = unsafe {
+        let init = library.get::<unsafe extern "C" fn(c_uint) -> c_int>("cuInit");
+        init.map_err(|e| unusable(cause(&e)))?(0)
+    };
+    if code == 0 { Ok(()) } else { Err(Error::Driver { call: "cuInit", code: init_error(code) }) }
+}
+
+/// What the loader said. The error itself only says that it failed.
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// The newest CUDA that the driver can do. Asked before `cuInit`, which it allows.
+fn driver_version(library: &Library) -> Option<String> {
+    let mut version = 0;
+    // SAFETY: the type is that of `cuda.h`; it writes one integer.
+    let code =
+        unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>("cuDriverGetVersion").ok()?(&mut version) };
+    (code == 0).then(|| format!("a driver for CUDA {}.{}", version / 1000, version % 1000 / 10))
+}
+
+/// What `cuda.h` calls the errors that `cuInit` is known to return. (cudarc's list of them cannot be asked for a number that it
+/// may not have.)
+fn init_error(code: c_int) -> String {
+    let name = match code {
+        2 => "OUT_OF_MEMORY",
+        3 => "NOT_INITIALIZED",
+        34 => "STUB_LIBRARY",
+        46 => "DEVICE_UNAVAILABLE",
+        100 => "NO_DEVICE",
+        101 => "INVALID_DEVICE",
+        304 => "OPERATING_SYSTEM",
+        802 => "SYSTEM_NOT_READY",
+        803 => "SYSTEM_DRIVER_MISMATCH",
+        804 => "COMPAT_NOT_SUPPORTED_ON_DEVICE",
+        999 => "UNKNOWN",
+        _ => return format!("error {code}"),
+    };
+    format!("CUDA_ERROR_{name}")
 }
 
 /// A program being compiled.
@@ -31,7 +135,14 @@ pub(super) type Program = *mut std::ffi::c_void;
 
 /// NVRTC's functions, as `nvrtc.h` declares them. Zero is success.
 pub struct Nvrtc {
-    pub(super) create: unsafe extern "C" fn(*mut Program, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> c_int,
+    pub(super) create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
     pub(super) compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
     pub(super) destroy: unsafe extern "C" fn(*mut Program) -> c_int,
     pub(super) log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
@@ -61,7 +172,10 @@ pub fn nvrtc() -> Result<&'static Nvrtc, Error> {
         }
         Err(Error::Library {
             library: "NVRTC",
-            reason: format!("could not load {}; set RMSNORM_NVRTC to the path of libnvrtc.so.13 or .12", tried.join(", ")),
+            reason: format!(
+                "could not load {}; set RMSNORM_NVRTC to the path of libnvrtc.so.13 or .12",
+                tried.join(", ")
+            ),
         })
     };
     NVRTC.get_or_init(search).as_ref().map_err(Clone::clone)
@@ -97,7 +211,7 @@ fn load_nvrtc(path: &std::path::Path) -> Result<Nvrtc, String> {
         let library = Library::new(path).map_err(|_| path.display().to_string())?;
         macro_rules! symbol {
             ($name:literal) => {
-                *library.get($name).map_err(|e| format!("{}: {e}", path.display()))?
+                *library.get($name).map_err(|e| format!("{} ({})", path.display(), cause(&e)))?
             };
         }
         let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = symbol!(b"nvrtcVersion\0");

@@ -1,0 +1,419 @@
+//! What the CUDA executor makes of the driver: errors instead of panics where it is absent, old, or fails, and exactly the
+//! expected driver calls where it works.
+//!
+//! Needs a C compiler, no GPU: `stand_in_driver.c` takes the place of libcuda and NVRTC. A library is loaded once for a
+//! process, so each test runs itself again in a process of its own, whose first place to look for libraries is a folder of its
+//! own. Without `cc` the tests say so and pass.
+#![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver, nvrtc};
+use rmsnorm_cuda::cuda::{Cuda, DeviceMemory, Kernels};
+use rmsnorm_cuda::cudarc::driver::{CudaContext, sys::CUstream};
+use rmsnorm_cuda::{
+    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
+};
+
+/// What a process finds as libcuda.
+#[derive(Clone, Copy)]
+enum Library {
+    /// Nothing.
+    Absent,
+    /// A file that is no library.
+    Garbage,
+    /// A library without functions.
+    Empty,
+    /// The stand-in.
+    Complete,
+    /// The stand-in without these functions.
+    Without(&'static [&'static str]),
+}
+
+/// The value of this variable is the name of the test that runs in this process alone.
+const CHILD: &str = "RMSNORM_DRIVER_TEST";
+
+/// Runs `body` in a process of its own that finds `library`, with `variables` in its environment. Returns the calls it made,
+/// or nothing in that process itself and where there is no C compiler.
+fn alone(test: &str, library: Library, variables: &[(&str, &str)], body: impl FnOnce()) -> Option<Vec<String>> {
+    if std::env::var_os(CHILD).is_some() {
+        body();
+        return None;
+    }
+    let folder = folder(test, library)?;
+    let log = folder.join("log");
+    std::fs::remove_file(&log).ok();
+    let mut child = Command::new(std::env::current_exe().expect("this test's path"));
+    child.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    child.env(CHILD, test).env("LD_LIBRARY_PATH", &folder).env("STAND_IN_LOG", &log);
+    child.env("RMSNORM_NVRTC", folder.join("libcuda.so.1")).envs(variables.iter().copied());
+    let output = child.output().expect("a process for the test");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{text}");
+    assert!(output.status.success(), "{variables:?}: {}\n{text}", output.status);
+    assert!(text.contains("test result: ok. 1 passed"), "{variables:?}\n{text}");
+    assert!(!text.contains("panicked"), "{variables:?}\n{text}");
+    Some(calls(&log))
+}
+
+/// A folder with `library` in it.
+fn folder(test: &str, library: Library) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver").join(test);
+    std::fs::remove_dir_all(&folder).ok();
+    std::fs::create_dir_all(&folder).expect("a folder for the stand-in");
+    let path = folder.join("libcuda.so.1");
+    let options: Vec<String> = match library {
+        Library::Absent => return Some(folder),
+        Library::Garbage => {
+            std::fs::write(&path, "not a library").expect("a file in the folder");
+            Vec::new()
+        }
+        Library::Empty => ["-xc", "/dev/null"].map(String::from).to_vec(),
+        Library::Complete | Library::Without(_) => {
+            let absent = if let Library::Without(names) = library { names } else { &[] };
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in_driver.c").to_string();
+            absent.iter().map(|name| format!("-D{name}=absent_{name}")).chain([source]).collect()
+        }
+    };
+    if !options.is_empty() {
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o"]).arg(&path).args(options);
+        let Ok(status) = compiler.status() else {
+            println!("SKIPPED: no C compiler `cc` for the stand-in driver");
+            return None;
+        };
+        assert!(status.success(), "the stand-in driver does not compile");
+    }
+    // The name that is looked for first, so that a machine's own driver stays out of it.
+    std::os::unix::fs::symlink("libcuda.so.1", folder.join("libcuda.so")).expect("a link in the folder");
+    Some(folder)
+}
+
+fn calls(log: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().map(|line| line.trim_end().to_string()).collect()
+}
+
+/// The calls that `body` makes, in the process of [`alone`].
+fn calls_of(body: impl FnOnce()) -> Vec<String> {
+    let log = PathBuf::from(std::env::var_os("STAND_IN_LOG").expect("a log"));
+    let before = calls(&log).len();
+    body();
+    calls(&log).split_off(before)
+}
+
+/// The error of every way in, which has to be the same.
+fn refused() -> Error {
+    let error = driver().expect_err("a driver that should not be usable");
+    println!("{error}\n{error:?}");
+    assert_eq!(Cuda::new(0).err().as_ref(), Some(&error));
+    assert_eq!(driver(), Err(error.clone()));
+    error
+}
+
+fn assert_library(error: &Error, expected: &str, parts: &[&str]) {
+    let Error::Library { library, reason } = error else { panic!("{error:?}") };
+    assert_eq!(*library, expected);
+    for part in parts {
+        assert!(reason.contains(part), "no {part:?} in {reason:?}");
+    }
+}
+
+#[test]
+fn no_driver() {
+    alone("no_driver", Library::Absent, &[], || {
+        if driver().is_ok() {
+            return println!("SKIPPED: this machine has a driver");
+        }
+        assert_library(&refused(), "the CUDA driver", &["libcuda.so:", "libcuda.so.1:", "nvidia-smi"]);
+    });
+}
+
+#[test]
+fn a_driver_that_is_no_library() {
+    alone("a_driver_that_is_no_library", Library::Garbage, &[], || {
+        assert_library(&refused(), "the CUDA driver", &["libcuda.so", "libcuda.so.1", "file too short"]);
+    });
+}
+
+#[test]
+fn a_driver_without_functions() {
+    alone("a_driver_without_functions", Library::Empty, &[], || {
+        let all = DRIVER_FUNCTIONS.join(", ");
+        assert_library(&refused(), "the CUDA driver", &["libcuda.so (of an unknown version) has no", &all, "too old"]);
+    });
+}
+
+#[test]
+fn an_old_driver() {
+    let later = &["cuMemAllocAsync", "cuMemFreeAsync"];
+    alone("an_old_driver", Library::Without(later), &[("STAND_IN_VERSION", "11010")], || {
+        let expected = ["libcuda.so (a driver for CUDA 11.1) has no cuMemAllocAsync, cuMemFreeAsync;", "too old"];
+        assert_library(&refused(), "the CUDA driver", &expected);
+    });
+}
+
+#[test]
+fn no_device() {
+    let calls = alone("no_device", Library::Complete, &[("STAND_IN_FAIL", "cuInit 0 100")], || {
+        let code = "CUDA_ERROR_NO_DEVICE".to_string();
+        assert_eq!(refused(), Error::Driver { call: "cuInit", code });
+    });
+    assert!(calls.is_none_or(|calls| calls == ["cuInit flags 0 -> 100"]));
+}
+
+#[test]
+fn an_error_without_a_name() {
+    alone("an_error_without_a_name", Library::Complete, &[("STAND_IN_FAIL", "cuInit 0 4321")], || {
+        assert_eq!(refused(), Error::Driver { call: "cuInit", code: "error 4321".into() });
+    });
+}
+
+#[test]
+fn no_such_gpu() {
+    alone("no_such_gpu", Library::Complete, &[], || {
+        let Err(Error::Driver { code, .. }) = Cuda::new(1) else { panic!("there is one GPU") };
+        assert_eq!(code, "CUDA_ERROR_INVALID_DEVICE");
+    });
+}
+
+#[test]
+fn no_nvrtc() {
+    let path = "/nonexistent/libnvrtc.so.13";
+    alone("no_nvrtc", Library::Complete, &[("RMSNORM_NVRTC", path)], || {
+        let error = nvrtc().err().expect("no NVRTC");
+        println!("{error}\n{error:?}");
+        assert_library(&error, "NVRTC", &[path, "RMSNORM_NVRTC"]);
+        assert_eq!(Cuda::new(0).err(), Some(error));
+    });
+}
+
+/// Calls on host memory that reach every function of the driver that this crate needs.
+fn everything() -> Result<(), Error> {
+    let cuda = Cuda::new(0)?;
+    host_calls(&cuda, 64)?;
+    host_calls(&cuda.on_new_stream()?, 0)
+}
+
+fn host_calls(cuda: &Cuda, rows: usize) -> Result<(), Error> {
+    let hidden = 4096;
+    let (x, weight) = (vec![bf16::ONE; rows * hidden], vec![bf16::ONE; hidden]);
+    let (mut y, mut dx, mut dw) = (x.clone(), x.clone(), weight.clone());
+    let (mut rstd, mut scratch) = (vec![0.0_f32; rows], vec![0.0_f32; scratch_len(rows, hidden)?]);
+    cuda.forward(Forward {
+        rows,
+        hidden,
+        eps: 1e-6,
+        weight_offset: WeightOffset::Zero,
+        x: Rows::contiguous(Slice::Bf16(&x), hidden),
+        weight: Some(Slice::Bf16(&weight).into()),
+        y: Rows::contiguous(SliceMut::Bf16(&mut y), hidden),
+        rstd: Some(SliceMut::F32(&mut rstd).into()),
+    })?;
+    cuda.backward(Backward {
+        rows,
+        hidden,
+        weight_offset: WeightOffset::Zero,
+        x: Rows::contiguous(Slice::Bf16(&x), hidden),
+        weight: Some(Slice::Bf16(&weight).into()),
+        rstd: Slice::F32(&rstd).into(),
+        dy: Rows::contiguous(Slice::Bf16(&y), hidden),
+        dx: Rows::contiguous(SliceMut::Bf16(&mut dx), hidden),
+        dw: Some(WeightGradient { dw: SliceMut::Bf16(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+    })
+}
+
+#[test]
+fn no_other_function_is_called() {
+    let test = "no_other_function_is_called";
+    let run = |variables: &[(&str, &str)]| alone(test, Library::Complete, variables, || everything().expect(test));
+    let Some(with_pools) = run(&[]) else { return };
+    let Some(without) = run(&[("STAND_IN_POOLS", "0")]) else { return };
+    let lines = with_pools.iter().chain(&without);
+    let called: BTreeSet<&str> =
+        lines.filter_map(|line| line.split(' ').next()).filter(|n| n.starts_with("cu")).collect();
+    assert_eq!(called, BTreeSet::from(DRIVER_FUNCTIONS));
+}
+
+/// What cudarc calls last, where a value is dropped and nobody can be told. (It returns other errors of a drop from a later
+/// call.)
+const UNHEARD: [&str; 3] = ["cuDevicePrimaryCtxRelease_v2", "cuModuleUnload", "cuStreamDestroy_v2"];
+
+/// Whichever function fails, at first or later, there is an error; never a panic.
+#[test]
+fn every_function_can_fail() {
+    let body = || {
+        let fail = std::env::var("STAND_IN_FAIL").expect("what fails");
+        let mut result = Ok(());
+        let failed = calls_of(|| result = everything()).iter().any(|call| call.ends_with("-> 700"));
+        match result {
+            Ok(()) => assert!(!failed || UNHEARD.iter().any(|name| fail.starts_with(name)), "{fail}: no error"),
+            Err(Error::Driver { code, .. }) if code == "CUDA_ERROR_ILLEGAL_ADDRESS" || code == "error 700" => {}
+            Err(error) => panic!("{fail}: {error:?}"),
+        }
+    };
+    for function in DRIVER_FUNCTIONS {
+        for (time, pools) in [(1, "1"), (3, "1"), (1, "0")] {
+            let fail = format!("{function} {time} 700");
+            let variables = [("STAND_IN_FAIL", fail.as_str()), ("STAND_IN_POOLS", pools)];
+            if alone("every_function_can_fail", Library::Complete, &variables, body).is_none() {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn out_of_memory() {
+    alone("out_of_memory", Library::Complete, &[("STAND_IN_FAIL", "cuMemAllocAsync 3 2")], || {
+        let cuda = Cuda::new(0).expect("a stand-in");
+        let error = host_calls(&cuda, 64).expect_err("no memory");
+        println!("{error}\n{error:?}");
+        assert_eq!(error, Error::Driver { call: "cuMemAlloc", code: "CUDA_ERROR_OUT_OF_MEMORY".into() });
+        host_calls(&cuda, 64).expect("memory again");
+    });
+}
+
+/// The kernels, and a stream that is only a number.
+fn kernels() -> (Kernels, CUstream) {
+    driver().expect("a stand-in");
+    let context = CudaContext::new(0).expect("a stand-in");
+    (Kernels::new(&context).expect("a stand-in"), std::ptr::without_provenance_mut(77))
+}
+
+/// Operands where no memory is, but for `dw`, which a call without rows clears: the stand-in touches nothing else.
+struct Operands {
+    rows: usize,
+    hidden: usize,
+    next: std::cell::Cell<u64>,
+    dw: Vec<bf16>,
+}
+
+impl Operands {
+    fn new(rows: usize, hidden: usize) -> Self {
+        Operands { rows, hidden, next: 512.into(), dw: vec![bf16::ONE; hidden] }
+    }
+
+    fn memory(&self, dtype: Dtype, elements: usize) -> DeviceMemory {
+        let address = self.next.get();
+        self.next.set(address + ((elements * dtype.bytes()) as u64).next_multiple_of(512));
+        DeviceMemory { dtype, address, elements }
+    }
+
+    fn matrix(&self) -> Rows<DeviceMemory> {
+        Rows::contiguous(self.memory(Dtype::Bf16, self.rows * self.hidden), self.hidden)
+    }
+
+    fn forward(&self) -> Forward<DeviceMemory, DeviceMemory> {
+        Forward {
+            rows: self.rows,
+            hidden: self.hidden,
+            eps: 1e-6,
+            weight_offset: WeightOffset::Zero,
+            x: self.matrix(),
+            weight: Some(self.memory(Dtype::Bf16, self.hidden).into()),
+            y: self.matrix(),
+            rstd: Some(self.memory(Dtype::F32, self.rows).into()),
+        }
+    }
+
+    fn backward(&self) -> Backward<DeviceMemory, DeviceMemory> {
+        let needed = scratch_len(self.rows, self.hidden).expect("a width");
+        Backward {
+            rows: self.rows,
+            hidden: self.hidden,
+            weight_offset: WeightOffset::Zero,
+            x: self.matrix(),
+            weight: Some(self.memory(Dtype::Bf16, self.hidden).into()),
+            rstd: self.memory(Dtype::F32, self.rows).into(),
+            dy: self.matrix(),
+            dx: self.matrix(),
+            dw: Some(WeightGradient {
+                dw: DeviceMemory { dtype: Dtype::Bf16, address: self.dw.as_ptr() as u64, elements: self.hidden }.into(),
+                scratch: self.memory(Dtype::F32, needed).into(),
+            }),
+        }
+    }
+}
+
+/// What a compiled call does: it launches. It allocates nothing, waits for nothing, copies nothing.
+#[test]
+fn the_calls_of_a_call() {
+    alone("the_calls_of_a_call", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        let forward = |rows, hidden| {
+            let call = Operands::new(rows, hidden).forward();
+            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+            unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect("a forward call");
+        };
+        let backward = |rows, hidden| {
+            let operands = Operands::new(rows, hidden);
+            // SAFETY: as above, but `dw` may be cleared: it is a buffer of its length that lives until the end of this closure.
+            unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) }.expect("a backward call");
+        };
+        for (rows, hidden, forward_calls, backward_calls) in GOLDEN {
+            forward(rows, hidden); // Compiles, and so does the next.
+            backward(rows, hidden);
+            assert_eq!(calls_of(|| forward(rows, hidden)), forward_calls, "forward {rows}×{hidden}");
+            assert_eq!(calls_of(|| backward(rows, hidden)), backward_calls, "backward {rows}×{hidden}");
+        }
+    });
+}
+
+/// Rows, width, and the calls of a forward and a backward call in bf16 on an H200.
+const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
+    (
+        4096,
+        4096,
+        &[
+            "cuCtxGetCurrent",
+            "cuFuncSetAttribute forward attribute 8 = 98304",
+            "cuLaunchKernel forward grid 264x1x1 block 512x1x1 shared 98304 stream 77",
+        ],
+        &[
+            "cuCtxGetCurrent",
+            "cuFuncSetAttribute backward attribute 8 = 196608",
+            "cuLaunchKernel backward grid 132x1x1 block 512x1x1 shared 196608 stream 77",
+            "cuLaunchKernel fold_partials grid 128x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (
+        65536,
+        128,
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1056x1x1 block 256x1x1 shared 0 stream 77"],
+        &[
+            "cuCtxGetCurrent",
+            "cuLaunchKernel backward grid 528x1x1 block 256x1x1 shared 0 stream 77",
+            "cuLaunchKernel fold_partials grid 4x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (
+        1000,
+        65536,
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 264x1x1 block 1024x1x1 shared 0 stream 77"],
+        &[
+            "cuCtxGetCurrent",
+            "cuLaunchKernel backward grid 132x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel columns grid 240x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel fold_partials grid 2048x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (0, 4096, &["cuCtxGetCurrent"], &["cuCtxGetCurrent", "cuMemsetD8Async 0 8192 bytes stream 77"]),
+];
+
+#[test]
+fn a_failed_launch_is_the_error_of_its_call() {
+    let fail = [("STAND_IN_FAIL", "cuLaunchKernel 2 701")];
+    alone("a_failed_launch_is_the_error_of_its_call", Library::Complete, &fail, || {
+        let (kernels, stream) = kernels();
+        let call = Operands::new(64, 4096).forward();
+        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+        let launch = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+        assert_eq!(launch(), Ok(()));
+        let code = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES".to_string();
+        assert_eq!(launch(), Err(Error::Driver { call: "cuLaunchKernel", code }));
+        assert_eq!(launch(), Ok(()));
+    });
+}

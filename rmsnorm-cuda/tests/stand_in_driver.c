@@ -1,0 +1,195 @@
+// A libcuda.so.1, and an NVRTC in the same file, for machines without a GPU: device memory is host memory, kernels are not
+// run, and every call is logged. `tests/driver.rs` compiles it.
+//
+// Environment:
+//   STAND_IN_LOG      file that every call is appended to, one line each
+//   STAND_IN_FAIL     "name n code": the n-th call of `name`, counted from 1, returns `code`; n = 0: every call does
+//   STAND_IN_VERSION  what cuDriverGetVersion says, 13000 without
+//   STAND_IN_POOLS    whether the device has memory pools, 1 without
+//
+// A function is left out with the compiler's option -Dname=absent_name.
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int Result;
+typedef uint64_t Address;
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 };
+
+static FILE *log_file;
+static char fail_name[64];
+static int fail_at = -1, fail_code, fail_seen;
+
+__attribute__((constructor)) static void read_environment(void) {
+    const char *log = getenv("STAND_IN_LOG"), *fail = getenv("STAND_IN_FAIL");
+    log_file = fopen(log ? log : "/dev/null", "a");
+    if (fail) sscanf(fail, "%63s %d %d", fail_name, &fail_at, &fail_code);
+}
+
+static int number(const char *variable, int otherwise) {
+    const char *chosen = getenv(variable);
+    return chosen ? atoi(chosen) : otherwise;
+}
+
+// Logs a call, then says what it returns if that was chosen from outside, else 0.
+__attribute__((format(printf, 2, 3))) static Result call(const char *name, const char *arguments, ...) {
+    flockfile(log_file);
+    int chosen = strcmp(name, fail_name) == 0 && (fail_at == 0 || ++fail_seen == fail_at);
+    fputs(name, log_file);
+    va_list list;
+    va_start(list, arguments);
+    vfprintf(log_file, arguments, list);
+    va_end(list);
+    if (chosen) fprintf(log_file, " -> %d", fail_code);
+    fputc('\n', log_file);
+    fflush(log_file);
+    funlockfile(log_file);
+    return chosen ? fail_code : 0;
+}
+
+#define CALL(...)                                        \
+    do {                                                 \
+        Result result = call(__func__, " " __VA_ARGS__); \
+        if (result) return result;                       \
+    } while (0)
+
+// The driver and its one device.
+
+Result cuInit(unsigned flags) { CALL("flags %u", flags); return 0; }
+
+Result cuDriverGetVersion(int *version) { CALL(); *version = number("STAND_IN_VERSION", 13000); return 0; }
+
+Result cuDeviceGet(int *device, int ordinal) {
+    CALL("%d", ordinal);
+    *device = ordinal;
+    return ordinal == 0 ? 0 : INVALID_DEVICE;
+}
+
+Result cuDeviceGetAttribute(int *value, int attribute, int device) {
+    CALL("%d of %d", attribute, device);
+    switch (attribute) {
+    case 16: *value = 132; return 0;    // multiprocessors
+    case 39: *value = 2048; return 0;   // threads of a multiprocessor
+    case 75: *value = 9; return 0;      // compute capability, major
+    case 76: *value = 0; return 0;      // and minor
+    case 97: *value = 232448; return 0; // shared memory that a block can ask for
+    case 115: *value = number("STAND_IN_POOLS", 1); return 0;
+    default: return INVALID_VALUE;
+    }
+}
+
+Result cuDeviceGetName(char *name, int bytes, int device) {
+    CALL("of %d", device);
+    snprintf(name, bytes, "Stand-in H200");
+    return 0;
+}
+
+// Contexts, streams, events: handles that nobody looks behind.
+
+static __thread void *current;
+
+Result cuDevicePrimaryCtxRetain(void **context, int device) { CALL("%d", device); *context = &log_file; return 0; }
+Result cuDevicePrimaryCtxRelease_v2(int device) { CALL("%d", device); return 0; }
+Result cuCtxGetCurrent(void **context) { CALL(); *context = current; return 0; }
+Result cuCtxSetCurrent(void *context) { CALL(); current = context; return 0; }
+Result cuCtxSynchronize(void) { CALL(); return 0; }
+
+static uintptr_t streams = 100, events = 200;
+
+Result cuStreamCreate(void **stream, unsigned flags) { CALL("flags %u", flags); *stream = (void *)++streams; return 0; }
+Result cuStreamDestroy_v2(void *stream) { CALL("%zu", (size_t)stream); return 0; }
+Result cuStreamSynchronize(void *stream) { CALL("%zu", (size_t)stream); return 0; }
+Result cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    CALL("%zu event %zu flags %u", (size_t)stream, (size_t)event, flags);
+    return 0;
+}
+Result cuEventCreate(void **event, unsigned flags) { CALL("flags %u", flags); *event = (void *)++events; return 0; }
+Result cuEventRecord(void *event, void *stream) { CALL("%zu stream %zu", (size_t)event, (size_t)stream); return 0; }
+Result cuEventDestroy_v2(void *event) { CALL("%zu", (size_t)event); return 0; }
+
+// Memory.
+
+static Result allocate(Address *address, size_t bytes) {
+    if (bytes == 0) return INVALID_VALUE;
+    // As aligned as the driver's memory, and as little zero.
+    void *memory = aligned_alloc(512, (bytes + 511) / 512 * 512);
+    if (memory == NULL) return OUT_OF_MEMORY;
+    memset(memory, 0xAA, bytes);
+    *address = (Address)memory;
+    return 0;
+}
+
+Result cuMemAlloc_v2(Address *address, size_t bytes) { CALL("%zu bytes", bytes); return allocate(address, bytes); }
+Result cuMemAllocAsync(Address *address, size_t bytes, void *stream) {
+    CALL("%zu bytes stream %zu", bytes, (size_t)stream);
+    return allocate(address, bytes);
+}
+Result cuMemFree_v2(Address address) { CALL(); free((void *)address); return 0; }
+Result cuMemFreeAsync(Address address, void *stream) {
+    CALL("stream %zu", (size_t)stream);
+    free((void *)address);
+    return 0;
+}
+Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *stream) {
+    CALL("%zu bytes stream %zu", bytes, (size_t)stream);
+    memcpy((void *)to, from, bytes);
+    return 0;
+}
+Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
+    CALL("%zu bytes stream %zu", bytes, (size_t)stream);
+    memcpy(to, (void *)from, bytes);
+    return 0;
+}
+Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *stream) {
+    CALL("%u %zu bytes stream %zu", value, bytes, (size_t)stream);
+    memset((void *)to, value, bytes);
+    return 0;
+}
+
+// Modules: anything is one, and has every function. A function is its name.
+
+Result cuModuleLoadData(void **module, const void *image) { CALL(); *module = (void *)image; return 0; }
+Result cuModuleUnload(void *module) { (void)module; CALL(); return 0; }
+Result cuModuleGetFunction(void **function, void *module, const char *name) {
+    (void)module;
+    CALL("%s", name);
+    *function = strdup(name); // Functions are never destroyed.
+    return 0;
+}
+Result cuFuncSetAttribute(const char *function, int attribute, int value) {
+    CALL("%s attribute %d = %d", function, attribute, value);
+    return 0;
+}
+Result cuLaunchKernel(const char *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared_bytes, void *stream, void **arguments, void **extra) {
+    CALL("%s grid %ux%ux%u block %ux%ux%u shared %u stream %zu", function, gx, gy, gz, bx, by, bz, shared_bytes,
+         (size_t)stream);
+    return arguments && !extra ? 0 : INVALID_VALUE;
+}
+
+// NVRTC: compiles everything to two bytes.
+
+static Result text(char *to) { memcpy(to, "x", 2); return 0; }
+static Result text_size(size_t *bytes) { *bytes = 2; return 0; }
+
+Result nvrtcVersion(int *major, int *minor) { *major = 13, *minor = 0; return 0; }
+Result nvrtcCreateProgram(void **program, const char *source, const char *name, int headers, const char *const *texts,
+                          const char *const *names) {
+    (void)source, (void)name, (void)headers, (void)texts, (void)names;
+    *program = &log_file;
+    return 0;
+}
+Result nvrtcCompileProgram(void *program, int count, const char *const *options) {
+    (void)program;
+    CALL("%s", count ? options[0] : "");
+    return 0;
+}
+Result nvrtcDestroyProgram(void **program) { *program = NULL; return 0; }
+Result nvrtcGetProgramLogSize(void *program, size_t *bytes) { (void)program; return text_size(bytes); }
+Result nvrtcGetProgramLog(void *program, char *to) { (void)program; return text(to); }
+Result nvrtcGetCUBINSize(void *program, size_t *bytes) { (void)program; return text_size(bytes); }
+Result nvrtcGetCUBIN(void *program, char *to) { (void)program; return text(to); }
+Result nvrtcGetPTXSize(void *program, size_t *bytes) { (void)program; return text_size(bytes); }
+Result nvrtcGetPTX(void *program, char *to) { (void)program; return text(to); }
