@@ -4,6 +4,7 @@
 //! nothing of cudarc is called before [`driver`] has succeeded, and NVRTC is called through the functions found here.
 
 use std::ffi::{c_char, c_int, c_uint};
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -52,18 +53,41 @@ pub const DRIVER_FUNCTIONS: [&str; 28] = [
 /// Loads the driver, sees whether it has every one of [`DRIVER_FUNCTIONS`], and initialises it; once for the process, and so is
 /// the error. After it has succeeded, cudarc finds what it would otherwise panic about.
 pub fn driver() -> Result<(), Error> {
-    static DRIVER: OnceLock<Result<(), Error>> = OnceLock::new();
-    DRIVER.get_or_init(load_driver).clone()
+    driver_with(&[])
 }
 
-fn load_driver() -> Result<(), Error> {
-    let unusable = |reason| Error::Library { library: "the CUDA driver", reason };
+/// The same, and whether it has `functions` too.
+pub(super) fn driver_with(functions: &[&str]) -> Result<(), Error> {
+    // Never unloaded, not even after an error: threads of the driver may run by then.
+    static DRIVER: OnceLock<Result<Driver, Error>> = OnceLock::new();
+    demand(DRIVER.get_or_init(load_driver).as_ref().map_err(Clone::clone)?, functions)
+}
+
+/// The driver library, and the name under which it was found.
+type Driver = (&'static str, ManuallyDrop<Library>);
+
+fn demand((name, library): &Driver, functions: &[&str]) -> Result<(), Error> {
+    // SAFETY: no symbol is called or read here.
+    let is_missing = |function: &&&str| unsafe { library.get::<*const ()>(**function) }.is_err();
+    let missing: Vec<&str> = functions.iter().filter(is_missing).copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let version = driver_version(library).unwrap_or_else(|| "of an unknown version".to_string());
+    let missing = missing.join(", ");
+    Err(unusable(format!("{name} ({version}) has no {missing}; the driver is too old, or this is not one")))
+}
+
+fn unusable(reason: String) -> Error {
+    Error::Library { library: "the CUDA driver", reason }
+}
+
+fn load_driver() -> Result<Driver, Error> {
     let mut tried = Vec::new();
     let loaded = DRIVER_NAMES.into_iter().find_map(|name| {
         // SAFETY: the initialisers of the vendor's driver library are trusted, as everywhere.
         match unsafe { Library::new(name) } {
-            // Never unloaded, not even after an error: threads of the driver may run by then.
-            Ok(library) => Some((name, std::mem::ManuallyDrop::new(library))),
+            Ok(library) => Some((name, ManuallyDrop::new(library))),
             Err(error) => {
                 let cause = cause(&error);
                 tried.push(format!("{name}: {}", cause.strip_prefix(&format!("{name}: ")).unwrap_or(&cause)));
@@ -71,29 +95,20 @@ fn load_driver() -> Result<(), Error> {
             }
         }
     });
-    let Some((name, library)) = loaded else {
+    let Some(driver) = loaded else {
         let tried = tried.join("; ");
         return Err(unusable(format!(
             "{tried}; it comes with the GPU's driver (see `nvidia-smi`) and is looked for where the loader looks: in the \
              folders of LD_LIBRARY_PATH (Windows: PATH), then in the system's"
         )));
     };
-    // SAFETY: no symbol is called or read here.
-    let is_missing = |function: &&str| unsafe { library.get::<*const ()>(*function) }.is_err();
-    let missing: Vec<&str> = DRIVER_FUNCTIONS.into_iter().filter(is_missing).collect();
-    if !missing.is_empty() {
-        let missing = missing.join(", ");
-        let version = driver_version(&library).unwrap_or_else(|| "of an unknown version".to_string());
-        return Err(unusable(format!(
-            "{name} ({version}) has no {missing}; the driver is too old, or this is not one"
-        )));
-    }
+    demand(&driver, &DRIVER_FUNCTIONS)?;
     // SAFETY: the type is that of `cuda.h`, and no flags are defined.
     let code = unsafe {
-        let init = library.get::<unsafe extern "C" fn(c_uint) -> c_int>("cuInit");
+        let init = driver.1.get::<unsafe extern "C" fn(c_uint) -> c_int>("cuInit");
         init.map_err(|e| unusable(cause(&e)))?(0)
     };
-    if code == 0 { Ok(()) } else { Err(Error::Driver { call: "cuInit", code: init_error(code) }) }
+    if code == 0 { Ok(driver) } else { Err(Error::Driver { call: "cuInit", code: init_error(code) }) }
 }
 
 /// What the loader said. The error itself only says that it failed.

@@ -78,7 +78,12 @@ const ADDS: [(&str, u32, u32); 6] =
 impl Meter {
     /// GPU `ordinal`.
     pub fn new(ordinal: usize) -> Result<Self, Error> {
-        library::driver()?;
+        library::driver_with(&[
+            "cuEventElapsedTime_v2",
+            "cuMemcpyDtoDAsync_v2",
+            "cuStreamBeginCapture_v2",
+            "cuGraphLaunch",
+        ])?;
         let context = CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))?;
         // SAFETY: every buffer here is used on one stream only.
         unsafe { context.disable_event_tracking() };
