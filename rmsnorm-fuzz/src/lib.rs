@@ -21,6 +21,7 @@ pub mod idle;
 pub mod literal;
 pub mod memory;
 pub mod operands;
+pub mod products;
 pub mod property;
 pub mod refusal;
 pub mod scaling;

@@ -8,6 +8,7 @@ use rmsnorm_cuda::cuda::emulator::Emulator;
 use rmsnorm_cuda::plan::{Arch, class, classes, column_order};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
+use rmsnorm_fuzz::products::products;
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, hard_case, property};
 
 fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
@@ -152,6 +153,23 @@ fn broken_kernels_are_caught() {
         assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
         println!("{what}: {caught}");
     });
+}
+
+/// With bulk copies and without; and a row offset that was 32 bits wide would be seen.
+#[test]
+fn rows_far_apart() {
+    for arch in [Arch::H200, Arch::A100] {
+        let outcome = products(&emulator(arch, None, 0));
+        assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
+    }
+    for (from, to) in [
+        ("x + next * x_stride", "x + (u32)(next * x_stride)"),
+        ("y + row * y_stride", "y + (u32)(row * y_stride * 2) / 2"),
+        ("dx + row * dx_stride", "dx + (u32)(row * dx_stride * 2) / 2"),
+    ] {
+        let outcome = products(&emulator(Arch::H200, Some(4), 0).patched(from, to));
+        assert!(matches!(outcome, Outcome::Failed { .. }), "not caught: {to}");
+    }
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! Property 11: no product of a row and a stride is 32 bits wide.
+
+use crate::property::{Evidence, Finding, Outcome, Stop};
+use half::slice::HalfBitsSliceExt;
+use rmsnorm_cuda::{
+    Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
+};
+
+/// *Two rows so far apart that the second begins beyond 2^31 elements, and in `x` beyond 2^32, give the bits that they give side by
+/// side.* The memory between them is never touched, so the system need not provide it (an executor that copies whole buffers
+/// needs 22 GB).
+pub fn products(executor: &dyn Executor) -> Outcome {
+    match compare(executor) {
+        Ok(evidence) => Outcome::Passed(evidence),
+        Err(Stop::Failed(message)) => {
+            Outcome::Failed { property: "products", message: format!("{}: {message}", executor.name()) }
+        }
+        Err(Stop::NotApplicable(reason)) => Outcome::NotApplicable { reason },
+    }
+}
+
+fn compare(executor: &dyn Executor) -> Finding {
+    let mut evidence = Evidence::default();
+    let near = run(executor, HIDDEN, HIDDEN)?;
+    let far = run(executor, (1 << 32) + 24, (1 << 31) + 24)?;
+    for (name, (near, far)) in ["y", "dx", "dw"].into_iter().zip(near.iter().zip(&far)) {
+        if let Some(at) = (0..near.len()).find(|&i| near[i].to_bits() != far[i].to_bits()) {
+            return Err(Stop::Failed(format!("{name}[{at}] is {} side by side, and {} far apart", near[at], far[at])));
+        }
+        evidence.count(near.len() as u64);
+    }
+    Ok(evidence)
+}
+
+/// y, dx and dw of two rows, `x_stride` apart in x and `stride` in the other tensors.
+fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<bf16>; 3], Stop> {
+    let (rows, hidden, weight_offset) = (2, HIDDEN, WeightOffset::Zero);
+    // Zero bits from the system are pages that do not exist until they are touched.
+    let tensor = |stride: usize| vec![0u16; stride + hidden];
+    let (mut x, mut dy, mut y, mut dx) = (tensor(x_stride), tensor(stride), tensor(stride), tensor(stride));
+    let value = |i: usize, step: usize| bf16::from_f32((i * step % 31) as f32 / 8.0 - 2.0);
+    for i in 0..hidden {
+        for (tensor, stride, step) in [(&mut x, x_stride, 7), (&mut dy, stride, 5)] {
+            tensor[i] = value(i, step).to_bits();
+            tensor[stride + i] = value(i + 3, step + 4).to_bits();
+        }
+    }
+    let weight: Vec<bf16> = (0..hidden).map(|i| value(i, 11)).collect();
+    let (mut rstd, mut dw) = ([0.0f32; 2], vec![bf16::ZERO; hidden]);
+    let mut scratch = vec![f32::NAN; scratch_len(rows, hidden)?];
+    let forward = executor.forward(Forward {
+        rows,
+        hidden,
+        eps: 1e-5,
+        weight_offset,
+        x: Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
+        weight: Some(Slice::Bf16(&weight).into()),
+        y: Rows { data: SliceMut::Bf16(y.reinterpret_cast_mut()), offset: 0, row_stride: stride },
+        rstd: Some(SliceMut::F32(&mut rstd).into()),
+    });
+    forward.map_err(no_memory)?;
+    let backward = executor.backward(Backward {
+        rows,
+        hidden,
+        weight_offset,
+        x: Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
+        weight: Some(Slice::Bf16(&weight).into()),
+        rstd: Slice::F32(&rstd).into(),
+        dy: Rows { data: Slice::Bf16(dy.reinterpret_cast()), offset: 0, row_stride: stride },
+        dx: Rows { data: SliceMut::Bf16(dx.reinterpret_cast_mut()), offset: 0, row_stride: stride },
+        dw: Some(WeightGradient { dw: SliceMut::Bf16(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+    });
+    backward.map_err(no_memory)?;
+    let rows_of = |tensor: &[u16]| {
+        let both = tensor[..hidden].iter().chain(&tensor[stride..][..hidden]);
+        both.map(|&bits| bf16::from_bits(bits)).collect::<Vec<_>>()
+    };
+    Ok([rows_of(&y), rows_of(&dx), dw])
+}
+
+/// A GPU with less memory than that has nothing to say.
+fn no_memory(error: Error) -> Stop {
+    match error {
+        Error::Driver { call: "cuMemAlloc", code } => Stop::NotApplicable(format!("two rows far apart: {code}")),
+        error => error.into(),
+    }
+}
+
+/// Wide enough for bulk copies.
+const HIDDEN: usize = 1024;
