@@ -1,10 +1,9 @@
 //! Judges executors: adversarial inputs, the specification as plain loops, and the properties that every executor must have.
 //!
 //! Read in this order: [`case`] and [`values`] (what an input is), [`operands`], [`buffer`] and [`elements`] (the memory
-//! made from it), [`hard`] (the
-//! named inputs), [`literal`] (the specification with plain loops), [`mod@property`] (the list of properties) and then one file
-//! for each kind of property: [`identity`], [`accuracy`], [`memory`], [`batch`], [`scaling`], [`exact`], [`refusal`].
-//! [`golden`] freezes the bits, [`idle`] is the test that the project began with.
+//! made from it), [`hard`] (the named inputs), [`literal`] (the specification with plain loops), [`mod@property`] (the list of
+//! properties) and then one file for each kind of property: [`identity`], [`accuracy`], [`memory`], [`batch`], [`scaling`],
+//! [`exact`], [`refusal`], [`products`]. [`golden`] freezes the bits, [`idle`] is the test that the project began with.
 
 #![forbid(unsafe_code)]
 
