@@ -40,8 +40,9 @@ impl Property {
     }
 }
 
-/// Every property that one executor on one case can refute. (3 and 5
-/// compare executors, 11 has [inputs of its own](crate::products), 12 needs a driver that fails on demand.) The first three hold every operand once and every output twice, the others at most twice that.
+/// Every property that one executor on one case can refute. (3 and 5 compare executors, 11 has [inputs of its
+/// own](crate::products), 12 needs a driver that fails on demand.) The first three hold every operand once and every output
+/// twice, the others at most twice that.
 pub const PROPERTIES: &[Property] = &[
     Property {
         number: 1,
