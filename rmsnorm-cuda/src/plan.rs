@@ -127,11 +127,13 @@ pub fn class(hidden: usize, dtype: Dtype) -> Class {
     let chains = row_order(hidden).chains as u32;
     // 16 bytes, where that leaves a team small enough for its registers.
     let pack = if dtype == Dtype::F32 && chains <= 2048 { 4 } else { 8 };
-    let lanes = (chains / pack).next_power_of_two();
+    let lanes = chains / pack;
     match hidden {
-        0..=256 => Class { lanes, teams: 2048 / hidden.next_power_of_two().max(8) as u32, pack, packs: 1 },
+        0..=256 => {
+            let teams = 2048 / hidden.next_power_of_two().max(8) as u32;
+            Class { lanes: lanes.next_power_of_two(), teams, pack, packs: 1 }
+        }
         257..=16384 => {
-            let lanes = chains / pack;
             let teams = previous_power_of_two((512 / lanes) as usize) as u32;
             Class { lanes, teams, pack, packs: if hidden <= 512 { 2 } else { 4 } }
         }

@@ -6,7 +6,7 @@
 //! rows than groups.
 
 use crate::elements::{Elements, put};
-use crate::property::{Evidence, Finding, Outcome, Stop};
+use crate::property::{Evidence, Finding, Outcome, Stop, judged};
 use ndarray::{Array1, Array2};
 use rmsnorm_cuda::plan::column_order;
 use rmsnorm_cuda::{
@@ -18,13 +18,7 @@ use rmsnorm_ref::layer_norm_forward;
 /// previous dx; one row, and one row fewer than there are groups; every type. The scratch is as large as the largest problem
 /// needs, is never cleared, and all iterations share it.
 pub fn idle_groups(executor: &dyn Executor) -> Outcome {
-    match iterate(executor) {
-        Ok(evidence) => Outcome::Passed(evidence),
-        Err(Stop::Failed(message)) => {
-            Outcome::Failed { property: "idle_groups_781", message: format!("{}: {message}", executor.name()) }
-        }
-        Err(Stop::NotApplicable(reason)) => Outcome::NotApplicable { reason },
-    }
+    judged("idle_groups_781", executor, "", || iterate(executor))
 }
 
 /// The control: LayerNorm of the same rows in the textbook's f64, its weight gradient reduced in the same row groups through

@@ -1,6 +1,6 @@
 //! Property 11: no product of a row and a stride is 32 bits wide.
 
-use crate::property::{Evidence, Finding, Outcome, Stop};
+use crate::property::{Evidence, Finding, Outcome, Stop, judged};
 use half::slice::HalfBitsSliceExt;
 use rmsnorm_cuda::{
     Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
@@ -10,13 +10,7 @@ use rmsnorm_cuda::{
 /// side.* The memory between them is never touched, so the system need not provide it (an executor that copies whole buffers
 /// needs 22 GB).
 pub fn products(executor: &dyn Executor) -> Outcome {
-    match compare(executor) {
-        Ok(evidence) => Outcome::Passed(evidence),
-        Err(Stop::Failed(message)) => {
-            Outcome::Failed { property: "products", message: format!("{}: {message}", executor.name()) }
-        }
-        Err(Stop::NotApplicable(reason)) => Outcome::NotApplicable { reason },
-    }
+    judged("products", executor, "", || compare(executor))
 }
 
 fn compare(executor: &dyn Executor) -> Finding {

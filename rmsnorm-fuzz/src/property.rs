@@ -21,22 +21,28 @@ pub struct Property {
 impl Property {
     /// Tries to refute the property with `case`. A panic of the executor is a failure.
     pub fn check(&self, executor: &dyn Executor, case: &Case) -> Outcome {
-        let finding = catch_unwind(AssertUnwindSafe(|| (self.check)(executor, case)));
-        match finding {
-            Ok(Ok(evidence)) => Outcome::Passed(evidence),
-            Ok(Err(Stop::NotApplicable(reason))) => Outcome::NotApplicable { reason },
-            Ok(Err(Stop::Failed(message))) => self.failed(executor, case, &message),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-                self.failed(executor, case, &format!("panicked: {}", text.unwrap_or_default()))
-            }
-        }
+        judged(self.name, executor, &format!(" [{case}]"), || (self.check)(executor, case))
     }
+}
 
-    fn failed(&self, executor: &dyn Executor, case: &Case, message: &str) -> Outcome {
-        let message = format!("{}: {message} [{case}]", executor.name());
-        Outcome::Failed { property: self.name, message }
+/// What a check of `executor` found; a failure tells `inputs` too. A panic of the executor is a failure.
+pub(crate) fn judged(
+    property: &'static str,
+    executor: &dyn Executor,
+    inputs: &str,
+    check: impl FnOnce() -> Finding,
+) -> Outcome {
+    let failed =
+        |message: &str| Outcome::Failed { property, message: format!("{}: {message}{inputs}", executor.name()) };
+    match catch_unwind(AssertUnwindSafe(check)) {
+        Ok(Ok(evidence)) => Outcome::Passed(evidence),
+        Ok(Err(Stop::NotApplicable(reason))) => Outcome::NotApplicable { reason },
+        Ok(Err(Stop::Failed(message))) => failed(&message),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+            failed(&format!("panicked: {}", text.unwrap_or_default()))
+        }
     }
 }
 

@@ -178,10 +178,3 @@ fn memory_mut(data: SliceMut<'_>) -> DeviceMemory {
 fn unusable(reason: String) -> Error {
     Error::Library { library: "the emulator", reason }
 }
-
-/// What the emulator's plans are for.
-impl From<crate::plan::Arch> for Speed {
-    fn from(arch: crate::plan::Arch) -> Self {
-        Speed { arch, blocks: None }
-    }
-}

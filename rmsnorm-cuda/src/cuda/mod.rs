@@ -64,11 +64,6 @@ impl Cuda {
         self.kernels.speed().arch
     }
 
-    /// The kernels and the GPU they were compiled for.
-    pub fn kernels(&self) -> &Arc<Kernels> {
-        &self.kernels
-    }
-
     fn wait(&self) -> Result<(), Error> {
         self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
     }
