@@ -7,14 +7,14 @@
 
 #define BACKWARD_PARAMETERS                                                                                             \
     const T *x, u64 x_stride, const T *dy, u64 dy_stride, const W *weight, const float *rstd, T *dx, u64 dx_stride,     \
-        float *partial, u64 rows, u64 groups, u32 hidden_given, u32 chains_given
+        float *partial, u64 rows, u64 groups, u32 hidden_given
 
 #if PACKS == 0
 
-extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS) {
-    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
+extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS, u32 chains) {
+    const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * WARPS];
-    RowFold<SETS> fold_row{nodes};
+    RowFold fold_row{nodes};
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *z = x + row * x_stride, *d = dy + row * dy_stride;
         const RowScale scale = row_scale(rstd[row], [&] {
@@ -31,10 +31,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
 }
 
 // The partial rows of streamed rows: dw does not need the dot product, so a block takes one tile of columns of one group.
-extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
-    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
+extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS, u32 chains) {
+    const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * WARPS];
-    RowFold<SETS> fold_row{nodes};
+    RowFold fold_row{nodes};
     const u32 tiles = (hidden + THREADS * PACK - 1) / (THREADS * PACK);
     for (u64 item = blockIdx.x; item < groups * tiles; item += gridDim.x) {
         const u64 group = item / tiles;
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETER
 #else
 
 // Writes the sums of a block's row groups, folded into one node, as one partial row.
-__device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS][PACK], u32 chains, u32 hidden, u32 owned) {
+__device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS][PACK], u32 hidden) {
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
     // The groups of one warp lie LANES lanes apart.
 #pragma unroll
@@ -85,19 +85,64 @@ __device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS
         }
     if (rank == 0 && speaks) {
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) store_pack(partial, k * chains + lane * PACK, owned, sum[k]);
+        for (u32 k = 0; k < PACKS; k++) store_pack(partial, column_of(k), hidden, sum[k]);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS, u32 stages) {
-    const u32 hidden = exact_hidden(hidden_given), chains = exact_chains(chains_given);
+#if RING
+
+// With a ring, a multiprocessor could ask for more than its share of the memory's rate. Those near the memory then get it, finish
+// early, and leave the memory idle while the others finish. So no team runs ahead of time: it begins a row `pace` (in 1/256 ns)
+// after the one before, counted from the start, or when it can. The teams begin at different fractions of a period.
+struct Pace {
+    u64 due;
+    u32 period;
+
+    __device__ __forceinline__ Pace(u32 period) : period(period) {
+        const u32 fraction = (blockIdx.x * 61 + threadIdx.x / LANES * 37) % 128;
+        due = (nanoseconds() << 8) + (u64)period * fraction / 128;
+    }
+
+    __device__ __forceinline__ void wait() {
+        if (period == 0) return;
+        if (threadIdx.x % LANES < 32)
+            while ((long long)((nanoseconds() << 8) - due) < 0) {}
+        due += period;
+    }
+};
+
+// rstd of a team's rows in order. The memory answers slowly while it is busy: a warp fetches 32 rows at once, 32 to 64 rows ahead.
+struct RowScales {
+    const float* rstd;
+    u64 rows, groups;
+    u32 count = 0;
+    float here, ahead;
+
+    __device__ __forceinline__ RowScales(const float* rstd, u64 group, u64 rows, u64 groups) : rstd(rstd), rows(rows), groups(groups) {
+        here = load(group);
+        ahead = load(group + 32 * groups);
+    }
+
+    __device__ __forceinline__ float load(u64 first) const {
+        const u64 row = first + threadIdx.x % 32 * groups;
+        return row < rows ? rstd[row] : 0.0f;
+    }
+
+    // That of `row`, the next in order.
+    __device__ __forceinline__ float at(u64 row) {
+        const float v = __shfl_sync(~0u, here, count % 32);
+        if (++count % 32 == 0) here = ahead, ahead = load(row + 33 * groups);
+        return v;
+    }
+};
+
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAMETERS, u32 stages, u32 pace) {
+    const u32 hidden = exact_hidden(hidden_given);
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
-    const u32 owned = EXACT || lane * PACK < chains ? hidden : 0;  // a lane without chains owns nothing
-    __shared__ float nodes[ROWS][2][WARPS];
-    RowFold<1> fold_row{nodes[team]};
-    Pack<W> w[PACKS];
-#pragma unroll
-    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, k * chains + lane * PACK, owned);
+    __shared__ float nodes[ROWS][2][SETS * WARPS];
+    RowFold fold_row{nodes[team]};
     const u64 step = (u64)gridDim.x * ROWS;
 
 #if RING
@@ -116,27 +161,35 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
         if (next >= rows) next_group += step, next = next_group;
     };
     for (u32 s = 0; s + 1 < stages; s++) fetch(s);
+    Pace on_time(pace);
 #endif
+
+    // The weight stays in registers for all rows of a team.
+    Pack<W> w[PACKS];
+#pragma unroll
+    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), hidden);
 
     for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += step) {
         const u64 group = base + team;
         float sum[PACKS][PACK] = {};
 #if RING
-        float rstd_next = group < groups ? rstd[group] : 0.0f;
+        RowScales scales(rstd, group, group < groups ? rows : 0, groups);
         for (u64 row = group; group < groups && row < rows; row += groups) {
-            const float rstd_row = rstd_next;
-            if (row + groups < rows) rstd_next = rstd[row + groups];
+            on_time.wait();
+            const float rstd_row = scales.at(row);
             const T *z_row = (const T*)ring.wait(), *d_row = (const T*)((const unsigned char*)z_row + row_bytes);
-            auto z = [&](u32 k) { return load_pack(z_row, k * chains + lane * PACK, owned); };
-            auto d = [&](u32 k) { return load_pack(d_row, k * chains + lane * PACK, owned); };
-            const u32 end = owned;
+            auto z = [&](u32 k) { return load_pack(z_row, column_of(k), hidden); };
+            auto d = [&](u32 k) { return load_pack(d_row, column_of(k), hidden); };
+            const u32 end = hidden;
 #else
         for (u64 first = base; first < rows; first += groups) {
             const u64 row = first + team;
             const bool active = group < groups && row < rows;
-            const u32 end = active ? owned : 0;
+            const u32 end = active ? hidden : 0;  // a team without a row loads and stores nothing
             const float rstd_row = active ? rstd[row] : 0.0f;
-            auto load = [&](const T* base, u64 stride, u32 k) { return load_pack(base + row * stride, k * chains + lane * PACK, end); };
+            auto load = [&](const T* base, u64 stride, u32 k) {
+                return HELD ? load_pack_once(base + row * stride, column_of(k), end) : load_pack(base + row * stride, column_of(k), end);
+            };
             Pack<T> z_held[PACKS], d_held[PACKS];
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) if (HELD) z_held[k] = load(x, x_stride, k), d_held[k] = load(dy, dy_stride, k);
@@ -144,35 +197,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
             auto d = [&](u32 k) { return HELD ? d_held[k] : load(dy, dy_stride, k); };
 #endif
             auto work = [&](auto scale) {
-                float p[PACK] = {};
-#pragma unroll
-                for (u32 k = 0; k < PACKS; k++) {
+                const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
                     const Pack<T> zk = z(k), dk = d(k);
                     dot_step(zk, dk, w[k], scale, p);
                     column_step(zk, dk, scale, sum[k]);
-                }
-                const float c = mean(fold_row({fold_pack(p)}), (float)hidden);
+                });
+                const float c = mean(dot, (float)hidden);
 #if RING
                 if (WARPS == 1) team_barrier();
                 fetch(ring.before(ring.stage));  // the team has met: nobody reads the row before this one any more
 #endif
 #pragma unroll
-                for (u32 k = 0; k < PACKS; k++)
-                    store_dx(dx + row * dx_stride, k * chains + lane * PACK, end, z(k), d(k), w[k], scale, c);
+                for (u32 k = 0; k < PACKS; k++) store_dx(dx + row * dx_stride, column_of(k), end, z(k), d(k), w[k], scale, c);
             };
             if (rstd_row == INFINITY_F32)
                 work(row_scale(rstd_row, [&] {
-                    float q[PACK] = {};
-#pragma unroll
-                    for (u32 k = 0; k < PACKS; k++) scaled_squares_step(z(k), SCALE_UP, q);
-                    return scaled_root(fold_row({fold_pack(q)}), (float)hidden);
+                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z(k), SCALE_UP, p); });
+                    return scaled_root(squares, (float)hidden);
                 }));
             else work(OrdinaryRow{rstd_row});
 #if RING
             ring.advance();
 #endif
         }
-        if (partial) write_partial(partial + base / ROWS * hidden, sum, chains, hidden, owned);
+        if (partial) write_partial(partial + base / ROWS * hidden, sum, hidden);
     }
 }
 

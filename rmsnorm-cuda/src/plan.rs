@@ -26,28 +26,28 @@ pub struct ColumnOrder {
 
 /// The order of a row of `hidden` elements.
 ///
-/// Up to 256 elements each has a chain of its own. Beyond, a chain has at most four elements until 16384: a lane then holds
-/// four packs of a row, and a warp or a few share it. Wider rows get a power of two more, so that a cluster of blocks can
-/// share one.
+/// Up to 256 elements each has a chain of its own. Beyond, there are a quarter as many chains as the next power of two has
+/// elements, so that a chain has three or four elements and every team of lanes is a power of two; the widest rows have longer
+/// chains.
 pub fn row_order(hidden: usize) -> RowOrder {
     let chains = match hidden {
         0..=256 => hidden.next_multiple_of(8),
-        257..=16384 => hidden.div_ceil(4).next_multiple_of(256),
-        16385..=32768 => 8192,
-        32769..=65536 => 16384,
-        _ => 32768,
+        _ => (hidden.next_power_of_two() / 4).clamp(256, 32768),
     };
     RowOrder { chains }
 }
 
 /// The order of `rows` rows of `hidden` elements in the weight's gradient.
 ///
-/// 132 times a power of two, so many that each multiprocessor of an H200 holds the sums of 16384 columns.
+/// 128 times a power of two while the sums of a group fit a block: most of the multiprocessors of a large GPU, and no remainder
+/// where the number of rows is a power of two.
 pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
     let groups = match hidden {
-        0..=256 => 132 * previous_power_of_two(8192 / hidden.max(8)),
-        257..=16384 => 132 * previous_power_of_two(16384 / hidden),
-        16385..=32768 => 66,
+        0..=256 => 128 * previous_power_of_two(8192 / hidden.max(8)),
+        257..=2048 => 1024,
+        2049..=4096 => 512,
+        4097..=16384 => 128,
+        16385..=32768 => 60,
         32769..=65536 => 30,
         _ => 15,
     };
@@ -70,23 +70,51 @@ pub struct Arch {
     pub threads_per_sm: u32,
     /// Most shared memory that one block can have.
     pub block_shared_bytes: u32,
+    /// Size of the L2 cache.
+    pub l2_bytes: u32,
+    /// What the memory's clock and width come to, in bytes a microsecond. 0: unknown.
+    pub memory_bytes_per_us: u32,
     /// Compute capability, major and minor.
     pub compute_capability: (u32, u32),
 }
 
 impl Arch {
-    /// NVIDIA A100.
-    pub const A100: Arch =
-        Arch { sm_count: 108, threads_per_sm: 2048, block_shared_bytes: 163 << 10, compute_capability: (8, 0) };
-    /// NVIDIA H200 (and H100 SXM).
-    pub const H200: Arch =
-        Arch { sm_count: 132, threads_per_sm: 2048, block_shared_bytes: 227 << 10, compute_capability: (9, 0) };
+    /// NVIDIA A100 (80 GB).
+    pub const A100: Arch = Arch {
+        sm_count: 108,
+        threads_per_sm: 2048,
+        block_shared_bytes: 163 << 10,
+        l2_bytes: 40 << 20,
+        memory_bytes_per_us: 2_039_000,
+        compute_capability: (8, 0),
+    };
+    /// NVIDIA H200.
+    pub const H200: Arch = Arch {
+        sm_count: 132,
+        threads_per_sm: 2048,
+        block_shared_bytes: 227 << 10,
+        l2_bytes: 60 << 20,
+        memory_bytes_per_us: 4_814_000,
+        compute_capability: (9, 0),
+    };
     /// NVIDIA B200.
-    pub const B200: Arch =
-        Arch { sm_count: 148, threads_per_sm: 2048, block_shared_bytes: 227 << 10, compute_capability: (10, 0) };
+    pub const B200: Arch = Arch {
+        sm_count: 148,
+        threads_per_sm: 2048,
+        block_shared_bytes: 227 << 10,
+        l2_bytes: 126 << 20,
+        memory_bytes_per_us: 8_000_000,
+        compute_capability: (10, 0),
+    };
     /// NVIDIA GeForce RTX 5090.
-    pub const RTX_5090: Arch =
-        Arch { sm_count: 170, threads_per_sm: 1536, block_shared_bytes: 99 << 10, compute_capability: (12, 0) };
+    pub const RTX_5090: Arch = Arch {
+        sm_count: 170,
+        threads_per_sm: 1536,
+        block_shared_bytes: 99 << 10,
+        l2_bytes: 96 << 20,
+        memory_bytes_per_us: 1_792_000,
+        compute_capability: (12, 0),
+    };
     /// Every architecture named here.
     pub const ALL: [(&'static str, Arch); 4] =
         [("A100", Arch::A100), ("H200", Arch::H200), ("B200", Arch::B200), ("RTX 5090", Arch::RTX_5090)];
@@ -96,14 +124,16 @@ impl Arch {
 /// a new width costs no compilation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
-    /// Lanes (threads) that share a row: a team. Each owns the neighbouring chains of one pack.
+    /// Lanes (threads) that share a row: a team.
     pub lanes: u32,
     /// Teams of a block: a power of two.
     pub teams: u32,
     /// Elements of a pack: 16 or 32 bytes.
     pub pack: u32,
-    /// Packs that a lane holds of a row. 0: the row is streamed, and read twice.
+    /// Packs that a lane has of a row, at most. 0: any number; the row is streamed, and read twice.
     pub packs: u32,
+    /// Packs whose chains a lane owns: `lanes · pack · sets` chains in all.
+    pub sets: u32,
 }
 
 impl Class {
@@ -115,35 +145,40 @@ impl Class {
 
 impl std::fmt::Display for Class {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.packs {
-            0 => write!(f, "streamed-{}×{}", self.lanes, self.pack),
-            packs => write!(f, "held-{}×{}×{}×{packs}", self.teams, self.lanes, self.pack),
+        let Class { lanes, teams, pack, packs, sets } = *self;
+        match packs {
+            0 => write!(f, "streamed-{lanes}×{pack}")?,
+            _ => write!(f, "held-{teams}×{lanes}×{pack}×{packs}")?,
         }
+        if sets > 1 { write!(f, "/{sets}") } else { Ok(()) }
     }
 }
 
 /// The class that works on rows of `hidden` elements of type `dtype`.
+///
+/// Measured on an H200 in backward, where the sums of all rows of a team stay in registers: a block of 8 to 16 warps reaches the
+/// memory's rate where each team is 1, 2, 4 or 8 of them; 10 or 14 warps fall to 0.8 of it.
 pub fn class(hidden: usize, dtype: Dtype) -> Class {
     let chains = row_order(hidden).chains as u32;
-    // 16 bytes, where that leaves a team small enough for its registers.
-    let pack = if dtype == Dtype::F32 && chains <= 2048 { 4 } else { 8 };
-    let lanes = chains / pack;
+    let pack = if dtype == Dtype::F32 { 4 } else { 8 }; // 16 bytes
     match hidden {
         0..=256 => {
             let teams = 2048 / hidden.next_power_of_two().max(8) as u32;
-            Class { lanes: lanes.next_power_of_two(), teams, pack, packs: 1 }
+            Class { lanes: (chains / pack).next_power_of_two(), teams, pack, packs: 1, sets: 1 }
         }
         257..=16384 => {
-            let teams = previous_power_of_two((512 / lanes) as usize) as u32;
-            Class { lanes, teams, pack, packs: if hidden <= 512 { 2 } else { 4 } }
+            let lanes = (chains / pack).min(if hidden > 8192 && pack == 4 { 512 } else { 256 });
+            let groups = column_order(usize::MAX, hidden).groups as u32;
+            let teams = (groups / 128).min(512 / lanes);
+            Class { lanes, teams, pack, packs: (hidden as u32).div_ceil(lanes * pack), sets: chains / (lanes * pack) }
         }
-        _ => Class { lanes: 1024, teams: 1, pack, packs: 0 },
+        _ => Class { lanes: 1024, teams: 1, pack: 8, packs: 0, sets: 4 },
     }
 }
 
 /// Every class of `dtype` that [`class`] can give.
 pub fn classes(dtype: Dtype) -> Vec<Class> {
-    let widths = (3..=8).map(|j| 1usize << j).chain([512]).chain((1..=16).map(|j| j * 1024)).chain([HIDDEN_MAX]);
+    let widths = (3..=8).map(|j| 1usize << j).chain((2..=64).map(|j| j * 256)).chain([HIDDEN_MAX]);
     let mut classes: Vec<Class> = widths.map(|hidden| class(hidden, dtype)).collect();
     classes.dedup();
     classes
@@ -154,10 +189,12 @@ pub fn classes(dtype: Dtype) -> Vec<Class> {
 pub struct Launch {
     /// What it is compiled for.
     pub class: Class,
-    /// Rows that each team fetches ahead into shared memory, if every row begins on 16 bytes. 0: none.
+    /// Rows of x and dy in shared memory for each team, if every row begins on 16 bytes. 0: none.
     pub stages: u32,
     /// Blocks.
     pub blocks: u32,
+    /// Least time from one row of a team to its next, in 1/256 ns (backward.cu, Pace). 0: none.
+    pub pace: u32,
 }
 
 /// Everything that was decided for one problem.
@@ -177,30 +214,44 @@ pub struct Plan {
 pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let (row, column) = (row_order(hidden), column_order(rows, hidden));
     let class = class(hidden, dtype);
-    let launch = |work: usize, tensors: usize, blocks_per_sm: u32| {
-        let blocks_per_sm = blocks_per_sm.min(arch.threads_per_sm / class.threads()).max(1);
-        let stage_bytes = class.teams as usize * tensors * hidden * dtype.bytes();
-        // What a block may have, less what the kernels declare themselves.
-        let ring_bytes = (arch.block_shared_bytes / blocks_per_sm - (10 << 10)) as usize;
-        let stages = (ring_bytes / stage_bytes).min(RING_STAGES_MAX as usize) as u32;
-        let ring = class.lanes >= 32 && class.packs > 0 && arch.compute_capability >= (9, 0) && stages >= 2;
-        let resident = (arch.sm_count * blocks_per_sm) as usize;
-        let blocks = work.div_ceil(class.teams as usize).clamp(1, resident) as u32;
-        Launch { class, stages: if ring { stages } else { 0 }, blocks }
-    };
-    let narrow = hidden <= 256;
-    let backward_work = if class.packs == 0 { rows } else { column.groups };
-    Plan {
-        row,
-        column,
-        forward: launch(rows, 1, if narrow { 8 } else { 2 }),
-        backward: launch(backward_work, 2, if narrow { 8 } else { 1 }),
+    let teams = class.teams as usize;
+    let blocks = |items: usize, most: usize| items.clamp(1, most) as u32;
+    let forward = Launch { class, stages: 0, blocks: blocks(rows.div_ceil(teams), GRID_MAX), pace: 0 };
+    if class.packs == 0 {
+        return Plan { row, column, forward, backward: Launch { blocks: blocks(rows, GRID_MAX), ..forward } };
     }
+    // A stage holds a row of x and one of dy. 96 KiB ahead hide the memory's latency; three stages let a lone team compute with
+    // one, while the others fill. The kernels declare less than 10 KiB themselves.
+    let row_bytes = hidden * dtype.bytes();
+    let stage_bytes = teams * 2 * row_bytes;
+    let wanted = if teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
+    let fit = (arch.block_shared_bytes as usize - (10 << 10)) / stage_bytes;
+    let stages = wanted.min(fit).min(RING_STAGES_MAX as usize) as u32;
+    let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
+    let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
+    let blocks = blocks(column.groups.div_ceil(teams), resident as usize);
+    // Nine tenths of what the memory's clock and width come to, shared by all teams; where the tensors fit the cache, no limit.
+    let rate = u64::from(arch.memory_bytes_per_us) * 9 / 10;
+    let paced = ring && rate > 0 && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
+    let row_bytes_of_all = 3 * row_bytes as u64 * u64::from(blocks) * teams as u64;
+    let pace = if paced { row_bytes_of_all * 256_000 / rate } else { 0 };
+    let backward = Launch {
+        class,
+        stages: if ring { stages } else { 0 },
+        blocks,
+        pace: pace.try_into().unwrap_or(u32::MAX),
+    };
+    Plan { row, column, forward, backward }
 }
 
 impl std::fmt::Display for Launch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ring {} ×{}", self.class, self.stages, self.blocks)
+        let Launch { class, stages, blocks, pace } = self;
+        write!(f, "{class} ×{blocks}")?;
+        if *stages > 0 {
+            write!(f, " ring {stages}")?;
+        }
+        if *pace > 0 { write!(f, " pace {:.2} µs", f64::from(*pace) / 256e3) } else { Ok(()) }
     }
 }
 
@@ -211,8 +262,11 @@ impl std::fmt::Display for Plan {
     }
 }
 
-/// Most stages of a ring (rows.cuh, STAGES_MAX).
+/// Most stages of a ring.
 pub const RING_STAGES_MAX: u32 = 8;
+
+/// Most blocks of a grid.
+const GRID_MAX: usize = i32::MAX as usize;
 
 fn previous_power_of_two(n: usize) -> usize {
     if n == 0 { 1 } else { 1 << n.ilog2() }
@@ -238,9 +292,12 @@ mod tests {
                 let (class, chains) = (class(hidden, dtype), row_order(hidden).chains);
                 let owned = (class.lanes * class.pack) as usize;
                 if class.packs == 0 {
-                    assert!(hidden > 16384 && chains % owned == 0 && chains <= 32768, "{hidden}");
+                    assert!(hidden > 16384 && chains.is_multiple_of(owned) && chains <= owned * class.sets as usize, "{hidden}");
                 } else {
-                    assert!(chains <= owned && hidden <= chains * class.packs as usize, "{hidden}");
+                    assert!(hidden <= owned * class.packs as usize, "{hidden}");
+                    let all = owned * class.sets as usize;
+                    assert!(if hidden <= 256 { chains <= all && class.packs == 1 } else { chains == all }, "{hidden}");
+                    assert!(class.sets == 1 || class.lanes > 32, "{hidden}");
                 }
                 assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
                 // Hardware barriers 1 to 15 are the teams' own.

@@ -21,10 +21,20 @@ __device__ __forceinline__ void store_streaming(Words* to, Words v) {
     asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
 }
 
+// A load of what nobody here reads again and nobody writes.
+__device__ __forceinline__ Words load_streaming(const Words* from) {
+    Words v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "l"(from));
+    return v;
+}
+
 // Waits for `threads` threads of the block that name the same barrier, 1 to 15.
 __device__ __forceinline__ void named_barrier(u32 name, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
 
 #if RING
+
+// A clock that all multiprocessors share.
+__device__ __forceinline__ u64 nanoseconds() { u64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }
 
 // The dynamic shared memory of the block.
 extern __shared__ Words ring_memory[];

@@ -2,12 +2,14 @@
 // Nothing here rounds; all arithmetic is arith.cuh's.
 //
 // A team of LANES threads shares a row; a block is ROWS teams. A pack is PACK neighbouring elements of a row, 16 or 32 bytes,
-// one for each of the PACK neighbouring chains that a lane owns. Set when a module is compiled (plan.rs, Class):
+// one for each of PACK neighbouring chains. Pack k of a lane lies k·LANES·PACK elements after its first. A lane owns the chains of
+// its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
 //   LANES, ROWS   as above; ROWS is a power of two
 //   PACK          4 or 8 elements
-//   PACKS         packs a lane holds of a row: the row is as long as PACKS times the chains, at most; 0: the row is streamed
+//   PACKS         packs a lane has of a row, at most; 0: any number, the row is streamed
+//   SETS          a power of two; LANES·PACK·SETS is the number of chains, or the next power of two if hidden <= 256
 //   ALIGNED       every row of every operand begins on 16 bytes and hidden is a multiple of PACK
 //   EXACT         hidden is LANES·PACK·PACKS: every lane owns every element of every pack
 
@@ -16,13 +18,12 @@ constexpr u32 ROW_LANES = LANES < 32 ? LANES : 32;      // lanes of a row within
 constexpr u32 WARPS = LANES < 32 ? 1 : LANES / 32;      // warps that share a row
 constexpr u32 WARPS_PADDED = WARPS <= 1 ? 1 : WARPS <= 2 ? 2 : WARPS <= 4 ? 4 : WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
 
-// Without a ring, a lane keeps its part of a row in registers between the two passes if that is little; else it reads twice,
-// the second time from the cache.
+// Without a ring, backward keeps a lane's part of a row in registers between the two passes if that is little; else it reads it
+// twice, the second time from the cache.
 constexpr bool HELD = PACKS * PACK <= 16;
 
-// Width and chains: constants if they are known.
+// The width: a constant if it is known.
 __device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? LANES * PACK * PACKS : given; }
-__device__ __forceinline__ u32 exact_chains(u32 given) { return EXACT ? LANES * PACK : given; }
 
 // PACK neighbouring elements of type E, as they lie in memory.
 template <typename E> struct Pack {
@@ -50,6 +51,17 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
             if constexpr (sizeof(E) == 4) v.part[i / 4].word[i % 4] = ((const u32*)row)[column + i];
             else v.part[0].word[i / 2] |= (u32)((const u16*)row)[column + i] << (i % 2 * 16);
         }
+    }
+    return v;
+}
+
+// The same of a row in global memory that nobody here reads again.
+template <typename E> __device__ __forceinline__ Pack<E> load_pack_once(const E* row, u32 column, u32 hidden) {
+    if (!ALIGNED) return load_pack(row, column, hidden);
+    Pack<E> v = {};
+    if (EXACT ? hidden > 0 : column < hidden) {
+#pragma unroll
+        for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) v.part[h] = load_streaming((const Words*)(row + column) + h);
     }
     return v;
 }
@@ -147,10 +159,12 @@ __device__ __forceinline__ void team_barrier() {
     else named_barrier(1 + threadIdx.x / LANES, LANES);
 }
 
-// Folds the nodes of a team's lanes. Where a team has several warps, their results pass through shared memory, in two buffers
-// that take turns: a buffer is written again only after the barrier of the next call, which every reader has then reached.
-// SETS: a lane may hold that many nodes, of chains that lie a whole team apart; sets are ordered by number.
-template <u32 SETS> struct RowFold {
+// Folds the nodes of a team's lanes: one of each set of chains. Sets lie a whole team apart, so they are ordered by number. Where a
+// team has several warps, their results pass through shared memory, in two buffers that take turns: a buffer is written again
+// only after the barrier of the next call, which every reader has then reached.
+static_assert(SETS == 1 || WARPS > 1);
+
+struct RowFold {
     float (*buffer)[SETS * WARPS];
     u32 turn = 0;
 
@@ -181,12 +195,11 @@ template <u32 SETS> struct RowFold {
 
 #if PACKS == 0
 
-// Streamed rows. A lane owns the chains of one pack in each of SETS sets, set s holding the chains [s·LANES·PACK,
-// (s+1)·LANES·PACK). A set past the last chain holds nothing, which is the same as pads.
-constexpr u32 SETS = 32768 / (LANES * PACK);
+// Streamed rows. SETS is enough for the most chains that there are; a set past the last chain holds nothing, which is the same
+// as pads.
 
 // reduce over a streamed row, where `step` takes a lane's chains through the pack at `column`.
-template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 chains, RowFold<SETS>& fold_row, F step) {
+template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 chains, RowFold& fold_row, F step) {
     float node[SETS] = {};
 #pragma unroll
     for (u32 s = 0; s < SETS; s++) {
@@ -201,16 +214,29 @@ template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 
 }
 
 // reduce((z·s)²) over a streamed row.
-__device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 chains, float s, RowFold<SETS>& fold_row) {
+__device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 chains, float s, RowFold& fold_row) {
     return streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) { scaled_squares_step(load_pack(z, column, hidden), s, p); });
 }
 
-#elif RING
+#else
+
+// The first element of pack k of this lane.
+__device__ __forceinline__ u32 column_of(u32 k) { return (k * LANES + threadIdx.x % LANES) * PACK; }
+
+// The sum of all chains of a row, where `step(k, p)` takes the chains p through pack k.
+template <typename F> __device__ __forceinline__ float reduce(RowFold& fold_row, F step) {
+    float p[SETS][PACK] = {}, node[SETS];
+#pragma unroll
+    for (u32 k = 0; k < PACKS; k++) step(k, p[k % SETS]);
+#pragma unroll
+    for (u32 s = 0; s < SETS; s++) node[s] = fold_pack(p[s]);
+    return fold_row(node);
+}
+
+#if RING
 
 // Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, filled by
 // the team's first lane and waited for by all. A buffer is filled again once the team has met after its last reader.
-
-constexpr u32 STAGES_MAX = 8;
 
 struct Ring {
     u64* full;            // one barrier a stage: completes when the stage's bytes have arrived
@@ -250,4 +276,5 @@ struct Ring {
     }
 };
 
+#endif
 #endif

@@ -3,7 +3,7 @@
 use std::ffi::{CString, c_char, c_int};
 
 use super::library::{Nvrtc, Program, nvrtc};
-use crate::plan::Class;
+use crate::plan::{Class, RING_STAGES_MAX};
 use crate::{Dtype, Error};
 
 /// What one module is compiled for.
@@ -21,7 +21,7 @@ pub enum Module {
         zero_centred: bool,
         /// Whether every row of every operand begins on 16 bytes and is a multiple of a pack long.
         aligned: bool,
-        /// Whether rows are fetched ahead into shared memory; needs `aligned` and compute capability 9.0.
+        /// Whether backward fetches rows ahead into shared memory; needs `aligned` and compute capability 9.0.
         ring: bool,
         /// Whether `hidden` is all that the class holds, and so a constant.
         exact: bool,
@@ -74,13 +74,17 @@ impl Module {
             let Module::Fold { dw } = *self else { return String::new() };
             return format!("#define RING 0\n{instructions}\n{ARITH}\ntypedef {} DW;\n{FOLD}", c(dw));
         };
-        let Class { lanes, teams, pack, packs } = class;
+        let Class { lanes, teams, pack, packs, sets } = class;
         let (t, w, ring) = (c(dtype), c(weight.unwrap_or(dtype)), u32::from(ring));
         let has_weight = weight.is_some();
+        // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them.
+        let little = exact && packs <= 4 && weight.is_none_or(|w| w.bytes() <= dtype.bytes());
+        let forward_blocks = if little { 1024 / class.threads() } else { 1 };
         format!(
             "#define RING {ring}\n#define PACKS {packs}\n{instructions}\n{ARITH}\ntypedef {t} T;\ntypedef {w} W;\n\
              constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, ALIGNED = {aligned}, EXACT = {exact};\n\
-             constexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack};\n{ROWS}\n{FORWARD}\n{BACKWARD}"
+             constexpr u32 LANES = {lanes}, ROWS = {teams}, PACK = {pack}, SETS = {sets}, STAGES_MAX = {RING_STAGES_MAX}, \
+             FORWARD_BLOCKS = {forward_blocks};\n{ROWS}\n{FORWARD}\n{BACKWARD}"
         )
     }
 }
@@ -118,18 +122,11 @@ pub fn compile(module: &Module, (major, minor): (u32, u32)) -> Result<Compiled, 
 }
 
 /// Compiles `source`; `name` is for errors.
-pub fn compile_source(source: &str, name: &str, (major, minor): (u32, u32)) -> Result<Compiled, Error> {
+pub fn compile_source(source: &str, name: &str, capability: (u32, u32)) -> Result<Compiled, Error> {
     let nvrtc = nvrtc()?;
     let failed = |log: String| Error::Compile { kernel: name.to_string(), log };
     let text = CString::new(source).map_err(|e| failed(e.to_string()))?;
-    let options = [
-        format!("--gpu-architecture=sm_{major}{minor}"),
-        "--std=c++17".into(),
-        "--fmad=false".into(),                        // Only what arith.cuh writes as fma is fused.
-        "--device-as-default-execution-space".into(), // A generic lambda has no place for __device__.
-        "--ptxas-options=-v".into(),
-    ]
-    .map(|o| CString::new(o).unwrap_or_default());
+    let options = options(capability).map(|o| CString::new(o).unwrap_or_default());
     let options = options.each_ref().map(|o| o.as_ptr());
     // SAFETY: `text` and `options` outlive the calls; each buffer below has the size that NVRTC asked for.
     unsafe {
@@ -150,6 +147,17 @@ pub fn compile_source(source: &str, name: &str, (major, minor): (u32, u32)) -> R
         let ptx = String::from_utf8_lossy(&ptx).trim_end_matches('\0').to_string();
         Ok(Compiled { cubin: guard.read(nvrtc.cubin_size, nvrtc.cubin), ptx, log })
     }
+}
+
+/// What NVRTC is told beside the source.
+pub(super) fn options((major, minor): (u32, u32)) -> [String; 5] {
+    [
+        format!("--gpu-architecture=sm_{major}{minor}"),
+        "--std=c++17".into(),
+        "--fmad=false".into(),                        // Only what arith.cuh writes as fma is fused.
+        "--device-as-default-execution-space".into(), // A generic lambda has no place for __device__.
+        "--ptxas-options=-v".into(),
+    ]
 }
 
 struct Guard {

@@ -155,6 +155,7 @@ template <typename... A> static void call(void (*kernel)(A...), void** cells) { 
 }  // namespace emulator
 
 static inline float __shfl_xor_sync(u32 mask, float v, u32 d) { return emulator::shuffle(mask, v, emulator::current % 32 ^ d); }
+static inline float __shfl_sync(u32 mask, float v, u32 from) { return emulator::shuffle(mask, v, from); }
 static inline void __syncwarp() { emulator::shuffle(~0u, 0.0f, emulator::current % 32); }
 static inline void __syncthreads() { emulator::meet(0, emulator::threads); }
 static inline float __fadd_rn(float a, float b) { return a + b; }
@@ -172,6 +173,8 @@ static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); ret
 static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
 static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
 static inline void store_streaming(Words* to, Words v) { *to = v; }
+static inline Words load_streaming(const Words* from) { return *from; }
+static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
 static Words ring_memory[emulator::SHARED_BYTES / 16];
 static inline void arrival_init(u64* barrier) { emulator::arrivals[barrier] = {}; }

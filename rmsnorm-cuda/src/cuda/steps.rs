@@ -33,7 +33,8 @@ impl Rows<DeviceMemory> {
     }
 
     fn is_aligned(&self) -> bool {
-        self.pointer().is_multiple_of(16) && (self.row_stride * self.data.dtype.bytes()).is_multiple_of(16)
+        // A single row may have any stride, also one that overflows.
+        self.pointer().is_multiple_of(16) && (self.row_stride % 16 * self.data.dtype.bytes()).is_multiple_of(16)
     }
 }
 
@@ -98,7 +99,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, speed: &Speed) -> Res
     }
     let dtype = call.x.data.dtype;
     let plan = plan(call.rows, call.hidden, dtype, &speed.arch);
-    let launch = Launch { blocks: speed.blocks.unwrap_or(plan.forward.blocks), ..plan.forward };
+    let (launch, blocks) = (plan.backward, speed.blocks.unwrap_or(plan.forward.blocks));
     let aligned = call.hidden.is_multiple_of(launch.class.pack as usize)
         && call.x.is_aligned()
         && call.y.is_aligned()
@@ -112,16 +113,15 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, speed: &Speed) -> Res
         call.rstd.map_or(0, |r| r.pointer()),
         call.rows as u64,
         call.hidden as u64,
-        plan.row.chains as u64,
         u64::from(call.eps.to_bits()),
-        u64::from(launch.stages),
+        plan.row.chains as u64, // for streamed rows
     ];
     Ok(vec![Step::Kernel(Kernel {
         module: rows_module(&launch, dtype, call.weight, call.weight_offset, aligned, call.hidden),
         name: "forward",
-        blocks: launch.blocks,
+        blocks,
         threads: launch.class.threads(),
-        shared_bytes: ring_bytes(&launch, dtype, 1, call.hidden, aligned),
+        shared_bytes: 0,
         arguments: cells(&arguments),
     })])
 }
@@ -145,7 +145,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, speed: &Speed) -> R
         && call.weight.is_none_or(|w| w.is_aligned())
         && call.dw.as_ref().is_none_or(|g| g.scratch.is_aligned());
     let partial = call.dw.as_ref().map_or(0, |g| g.scratch.pointer());
-    let arguments = [
+    let mut arguments = vec![
         call.x.pointer(),
         call.x.row_stride as u64,
         call.dy.pointer(),
@@ -158,21 +158,28 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, speed: &Speed) -> R
         call.rows as u64,
         plan.column.groups as u64,
         call.hidden as u64,
-        plan.row.chains as u64,
-        u64::from(launch.stages),
     ];
+    match launch.class.packs {
+        0 => arguments.push(plan.row.chains as u64),
+        _ => arguments.extend([u64::from(launch.stages), u64::from(launch.pace)]),
+    }
     let over_rows = Kernel {
         module: rows_module(&launch, dtype, call.weight, call.weight_offset, aligned, call.hidden),
         name: "backward",
         blocks: launch.blocks,
         threads: launch.class.threads(),
-        shared_bytes: ring_bytes(&launch, dtype, 2, call.hidden, aligned),
+        // For each team, `stages` rows of x and dy.
+        shared_bytes: if aligned {
+            launch.class.teams * launch.stages * (2 * call.hidden * dtype.bytes()) as u32
+        } else {
+            0
+        },
         arguments: cells(&arguments),
     };
     let mut steps = vec![Step::Kernel(over_rows)];
     let Some(gradient) = &call.dw else { return Ok(steps) };
     if launch.class.packs == 0 {
-        // Takes the arguments of `backward` but the last.
+        // Takes the arguments of `backward`.
         let tiles = call.hidden.div_ceil((launch.class.pack * launch.class.threads()) as usize);
         let blocks = speed.blocks.unwrap_or((tiles * plan.column.groups) as u32);
         steps.push(Step::Kernel(Kernel { name: "columns", blocks, ..over_rows }));
@@ -210,11 +217,6 @@ fn rows_module(
         ring: aligned && launch.stages > 0,
         exact: aligned && hidden == (lanes * pack * packs) as usize,
     }
-}
-
-/// Shared memory for the rings of a block's teams, `tensors` rows a stage.
-fn ring_bytes(launch: &Launch, dtype: Dtype, tensors: u32, hidden: usize, aligned: bool) -> u32 {
-    if aligned { launch.class.teams * launch.stages * tensors * (hidden * dtype.bytes()) as u32 } else { 0 }
 }
 
 fn cells(arguments: &[u64]) -> [u64; ARGUMENTS_MAX] {
