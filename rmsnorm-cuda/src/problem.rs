@@ -265,6 +265,37 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// Compiled kernels are not kept on disk. No call fails of it: see [`Cache::warning`](crate::cuda::Cache::warning).
+    #[error("compiled kernels are not kept: {}: {reason}", path.display())]
+    Cache {
+        /// The folder, or what in it.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A kernel that is not loaded cannot be loaded while its stream is being captured.
+    #[error(
+        "{kernel} is not loaded, and the stream is being captured: call `Kernels::prepare` before the capture begins"
+    )]
+    NotPrepared {
+        /// The module.
+        kernel: String,
+    },
+    /// Memory that cudarc tracks by events was given to a stream that is being captured: a capture cannot wait for what was
+    /// recorded outside it.
+    #[error(
+        "the stream is being captured while cudarc tracks memory by events: call `CudaContext::disable_event_tracking` \
+         before the memory is allocated, or use the raw layer (`Kernels::forward`, `Kernels::backward`)"
+    )]
+    EventTracking,
+    /// Memory or a stream of another context than the kernels'.
+    #[error("memory or a stream of another context, on GPU {got}, was given to kernels on GPU {expected}")]
+    Context {
+        /// Ordinal of the kernels' GPU.
+        expected: usize,
+        /// Ordinal of the other's.
+        got: usize,
+    },
     /// The GPU is older than the kernels allow.
     #[error("compute capability {}.{} is too old, expected 8.0 or newer", got.0, got.1)]
     Architecture {
@@ -295,7 +326,9 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         }
         check_overlap(&operands)
     }
+}
 
+impl<In, Out> Forward<In, Out> {
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
     pub fn try_map<I, O, E>(
         self,
@@ -344,7 +377,9 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         }
         check_overlap(&operands)
     }
+}
 
+impl<In, Out> Backward<In, Out> {
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
     pub fn try_map<I, O, E>(
         self,
@@ -469,7 +504,8 @@ fn extent(
     if address.checked_add((needed * bytes) as u64).is_none() {
         return Err(too_far);
     }
-    let [start, stride, run] = [offset, stride, run].map(|elements| (elements * bytes) as u64);
+    // Without elements nothing was said of the offset, and nothing comes of it.
+    let [start, stride, run] = [offset, stride, run].map(|elements| elements.saturating_mul(bytes) as u64);
     Ok(Extent { operand, role, start: if count == 0 { 0 } else { address + start }, run, stride, count: count as u64 })
 }
 

@@ -1,5 +1,5 @@
 //! What the CUDA executor makes of the driver: errors instead of panics where it is absent, old, or fails, and exactly the
-//! expected driver calls where it works.
+//! expected driver calls where it works. Here what may be absent or fail; in `driver/` the two layers.
 //!
 //! Needs a C compiler, no GPU: `stand_in_driver.c` takes the place of libcuda and NVRTC. A library is loaded once for a
 //! process, so each test runs itself again in a process of its own, whose first place to look for libraries is a folder of its
@@ -9,13 +9,20 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use rmsnorm_cuda::cuda::Cuda;
 use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver, nvrtc};
-use rmsnorm_cuda::cuda::{Cuda, DeviceMemory, Kernels};
-use rmsnorm_cuda::cudarc::driver::{CudaContext, sys::CUstream};
+use rmsnorm_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaStream};
 use rmsnorm_cuda::{
-    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
+    Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
 };
+
+#[path = "driver/raw.rs"]
+mod raw;
+#[path = "driver/typed.rs"]
+mod typed;
 
 /// What a process finds as libcuda.
 #[derive(Clone, Copy)]
@@ -48,7 +55,7 @@ fn alone(test: &str, library: Library, variables: &[(&str, &str)], body: impl Fn
     let mut child = Command::new(std::env::current_exe().expect("this test's path"));
     child.args(["--exact", test, "--nocapture", "--test-threads=1"]);
     child.env(CHILD, test).env("LD_LIBRARY_PATH", &folder).env("STAND_IN_LOG", &log);
-    child.env("RMSNORM_NVRTC", folder.join("libcuda.so.1")).envs(variables.iter().copied());
+    child.env("RMSNORM_NVRTC", folder.join("libcuda.so.1")).env("RMSNORM_CACHE", "off").envs(variables.iter().copied());
     let output = child.output().expect("a process for the test");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("{text}");
@@ -60,7 +67,7 @@ fn alone(test: &str, library: Library, variables: &[(&str, &str)], body: impl Fn
 
 /// A folder with `library` in it.
 fn folder(test: &str, library: Library) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver").join(test);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver").join(test.replace("::", "-"));
     std::fs::remove_dir_all(&folder).ok();
     std::fs::create_dir_all(&folder).expect("a folder for the stand-in");
     let path = folder.join("libcuda.so.1");
@@ -276,144 +283,23 @@ fn out_of_memory() {
     });
 }
 
-/// The kernels, and a stream that is only a number.
-fn kernels() -> (Kernels, CUstream) {
+/// A context with this thread's stream on it.
+fn context_and_stream() -> (Arc<CudaContext>, Arc<CudaStream>) {
     driver().expect("a stand-in");
     let context = CudaContext::new(0).expect("a stand-in");
-    (Kernels::new(&context).expect("a stand-in"), std::ptr::without_provenance_mut(77))
+    let stream = context.new_stream().expect("a stand-in");
+    (context, stream)
 }
 
-/// Operands where no memory is, but for `dw`, which a call without rows clears: the stand-in touches nothing else.
-struct Operands {
-    rows: usize,
-    hidden: usize,
-    next: std::cell::Cell<u64>,
-    dw: Vec<bf16>,
+fn begin_capture(stream: &CudaStream) {
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
 }
 
-impl Operands {
-    fn new(rows: usize, hidden: usize) -> Self {
-        Operands { rows, hidden, next: 512.into(), dw: vec![bf16::ONE; hidden] }
-    }
-
-    fn memory(&self, dtype: Dtype, elements: usize) -> DeviceMemory {
-        let address = self.next.get();
-        self.next.set(address + ((elements * dtype.bytes()) as u64).next_multiple_of(512));
-        DeviceMemory { dtype, address, elements }
-    }
-
-    fn matrix(&self) -> Rows<DeviceMemory> {
-        Rows::contiguous(self.memory(Dtype::Bf16, self.rows * self.hidden), self.hidden)
-    }
-
-    fn forward(&self) -> Forward<DeviceMemory, DeviceMemory> {
-        Forward {
-            rows: self.rows,
-            hidden: self.hidden,
-            eps: 1e-6,
-            weight_offset: WeightOffset::Zero,
-            x: self.matrix(),
-            weight: Some(self.memory(Dtype::Bf16, self.hidden).into()),
-            y: self.matrix(),
-            rstd: Some(self.memory(Dtype::F32, self.rows).into()),
-        }
-    }
-
-    fn backward(&self) -> Backward<DeviceMemory, DeviceMemory> {
-        let needed = scratch_len(self.rows, self.hidden).expect("a width");
-        Backward {
-            rows: self.rows,
-            hidden: self.hidden,
-            weight_offset: WeightOffset::Zero,
-            x: self.matrix(),
-            weight: Some(self.memory(Dtype::Bf16, self.hidden).into()),
-            rstd: self.memory(Dtype::F32, self.rows).into(),
-            dy: self.matrix(),
-            dx: self.matrix(),
-            dw: Some(WeightGradient {
-                dw: DeviceMemory { dtype: Dtype::Bf16, address: self.dw.as_ptr() as u64, elements: self.hidden }.into(),
-                scratch: self.memory(Dtype::F32, needed).into(),
-            }),
-        }
-    }
+fn end_capture(stream: &Arc<CudaStream>) {
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).expect("a graph").expect("a graph");
+    graph.launch().expect("a launch");
 }
 
-/// What a compiled call does: it launches. It allocates nothing, waits for nothing, copies nothing.
-#[test]
-fn the_calls_of_a_call() {
-    alone("the_calls_of_a_call", Library::Complete, &[], || {
-        let (kernels, stream) = kernels();
-        let forward = |rows, hidden| {
-            let call = Operands::new(rows, hidden).forward();
-            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-            unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect("a forward call");
-        };
-        let backward = |rows, hidden| {
-            let operands = Operands::new(rows, hidden);
-            // SAFETY: as above, but `dw` may be cleared: it is a buffer of its length that lives until the end of this closure.
-            unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) }.expect("a backward call");
-        };
-        for (rows, hidden, forward_calls, backward_calls) in GOLDEN {
-            forward(rows, hidden); // Compiles, and so does the next.
-            backward(rows, hidden);
-            assert_eq!(calls_of(|| forward(rows, hidden)), forward_calls, "forward {rows}×{hidden}");
-            assert_eq!(calls_of(|| backward(rows, hidden)), backward_calls, "backward {rows}×{hidden}");
-        }
-    });
-}
-
-/// Rows, width, and the calls of a forward and a backward call in bf16 on an H200.
-const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
-    (
-        4096,
-        4096,
-        &[
-            "cuCtxGetCurrent",
-            "cuFuncSetAttribute forward attribute 8 = 98304",
-            "cuLaunchKernel forward grid 264x1x1 block 512x1x1 shared 98304 stream 77",
-        ],
-        &[
-            "cuCtxGetCurrent",
-            "cuFuncSetAttribute backward attribute 8 = 196608",
-            "cuLaunchKernel backward grid 132x1x1 block 512x1x1 shared 196608 stream 77",
-            "cuLaunchKernel fold_partials grid 128x1x1 block 1024x1x1 shared 0 stream 77",
-        ],
-    ),
-    (
-        65536,
-        128,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1056x1x1 block 256x1x1 shared 0 stream 77"],
-        &[
-            "cuCtxGetCurrent",
-            "cuLaunchKernel backward grid 528x1x1 block 256x1x1 shared 0 stream 77",
-            "cuLaunchKernel fold_partials grid 4x1x1 block 1024x1x1 shared 0 stream 77",
-        ],
-    ),
-    (
-        1000,
-        65536,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 264x1x1 block 1024x1x1 shared 0 stream 77"],
-        &[
-            "cuCtxGetCurrent",
-            "cuLaunchKernel backward grid 132x1x1 block 1024x1x1 shared 0 stream 77",
-            "cuLaunchKernel columns grid 240x1x1 block 1024x1x1 shared 0 stream 77",
-            "cuLaunchKernel fold_partials grid 2048x1x1 block 1024x1x1 shared 0 stream 77",
-        ],
-    ),
-    (0, 4096, &["cuCtxGetCurrent"], &["cuCtxGetCurrent", "cuMemsetD8Async 0 8192 bytes stream 77"]),
-];
-
-#[test]
-fn a_failed_launch_is_the_error_of_its_call() {
-    let fail = [("STAND_IN_FAIL", "cuLaunchKernel 2 701")];
-    alone("a_failed_launch_is_the_error_of_its_call", Library::Complete, &fail, || {
-        let (kernels, stream) = kernels();
-        let call = Operands::new(64, 4096).forward();
-        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        let launch = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
-        assert_eq!(launch(), Ok(()));
-        let code = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES".to_string();
-        assert_eq!(launch(), Err(Error::Driver { call: "cuLaunchKernel", code }));
-        assert_eq!(launch(), Ok(()));
-    });
+fn names(calls: &[String]) -> Vec<&str> {
+    calls.iter().filter_map(|call| call.split(' ').next()).collect()
 }

@@ -5,6 +5,9 @@
 //   STAND_IN_LOG      file that every call is appended to, one line each
 //   STAND_IN_FAIL     "name n code": the n-th call of `name`, counted from 1, returns `code`; n = 0: every call does
 //   STAND_IN_VERSION  what cuDriverGetVersion says, 13000 without
+//   STAND_IN_NVRTC    what nvrtcVersion says, in the same form, 12990 without
+//   STAND_IN_DEVICES  how many devices there are, all alike, 1 without
+//   STAND_IN_COMPILE_MS  milliseconds that a compilation takes, 0 without
 //   STAND_IN_POOLS    whether the device has memory pools, 1 without
 //
 // A function is left out with the compiler's option -Dname=absent_name.
@@ -13,10 +16,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef int Result;
 typedef uint64_t Address;
-enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 };
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, CAPTURE_UNSUPPORTED = 900, CAPTURE_ISOLATION = 905 };
+enum { SHARED_SIZE_BYTES = 1, MAX_DYNAMIC_SHARED_SIZE_BYTES = 8, BLOCK_BYTES = 48 << 10, BLOCK_BYTES_OPTIN = 227 << 10 };
 
 static FILE *log_file;
 static char fail_name[64];
@@ -55,7 +60,7 @@ __attribute__((format(printf, 2, 3))) static Result call(const char *name, const
         if (result) return result;                       \
     } while (0)
 
-// The driver and its one device.
+// The driver and its devices.
 
 Result cuInit(unsigned flags) { CALL("flags %u", flags); return 0; }
 
@@ -64,17 +69,20 @@ Result cuDriverGetVersion(int *version) { CALL(); *version = number("STAND_IN_VE
 Result cuDeviceGet(int *device, int ordinal) {
     CALL("%d", ordinal);
     *device = ordinal;
-    return ordinal == 0 ? 0 : INVALID_DEVICE;
+    return ordinal >= 0 && ordinal < number("STAND_IN_DEVICES", 1) ? 0 : INVALID_DEVICE;
 }
 
 Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     CALL("%d of %d", attribute, device);
     switch (attribute) {
-    case 16: *value = 132; return 0;    // multiprocessors
-    case 39: *value = 2048; return 0;   // threads of a multiprocessor
-    case 75: *value = 9; return 0;      // compute capability, major
-    case 76: *value = 0; return 0;      // and minor
-    case 97: *value = 232448; return 0; // shared memory that a block can ask for
+    case 16: *value = 132; return 0;               // multiprocessors
+    case 36: *value = 3134000; return 0;           // kHz of the memory
+    case 37: *value = 6144; return 0;              // bits of its bus
+    case 38: *value = 60 << 20; return 0;          // L2 cache
+    case 39: *value = 2048; return 0;              // threads of a multiprocessor
+    case 75: *value = 9; return 0;                 // compute capability, major
+    case 76: *value = 0; return 0;                 // and minor
+    case 97: *value = BLOCK_BYTES_OPTIN; return 0; // shared memory that a block can ask for
     case 115: *value = number("STAND_IN_POOLS", 1); return 0;
     default: return INVALID_VALUE;
     }
@@ -90,7 +98,12 @@ Result cuDeviceGetName(char *name, int bytes, int device) {
 
 static __thread void *current;
 
-Result cuDevicePrimaryCtxRetain(void **context, int device) { CALL("%d", device); *context = &log_file; return 0; }
+Result cuDevicePrimaryCtxRetain(void **context, int device) {
+    static char contexts[8];
+    CALL("%d", device);
+    *context = &contexts[device % 8];
+    return 0;
+}
 Result cuDevicePrimaryCtxRelease_v2(int device) { CALL("%d", device); return 0; }
 Result cuCtxGetCurrent(void **context) { CALL(); *context = current; return 0; }
 Result cuCtxSetCurrent(void *context) { CALL(); current = context; return 0; }
@@ -101,9 +114,23 @@ static uintptr_t streams = 100, events = 200;
 Result cuStreamCreate(void **stream, unsigned flags) { CALL("flags %u", flags); *stream = (void *)++streams; return 0; }
 Result cuStreamDestroy_v2(void *stream) { CALL("%zu", (size_t)stream); return 0; }
 Result cuStreamSynchronize(void *stream) { CALL("%zu", (size_t)stream); return 0; }
+// At most one stream is being captured. It waits for no event, as if all of them were recorded before.
+static void *captured;
+
+Result cuStreamIsCapturing(void *stream, int *status) {
+    CALL("%zu", (size_t)stream);
+    *status = stream && stream == captured;
+    return 0;
+}
+Result cuStreamBeginCapture_v2(void *stream, int mode) { CALL("%zu mode %d", (size_t)stream, mode); captured = stream; return 0; }
+Result cuStreamEndCapture(void *stream, void **graph) { CALL("%zu", (size_t)stream); captured = NULL; *graph = &log_file; return 0; }
+Result cuGraphInstantiateWithFlags(void **exec, void *graph, uint64_t flags) { CALL("flags %zu", (size_t)flags); *exec = graph; return 0; }
+Result cuGraphLaunch(void *exec, void *stream) { (void)exec; CALL("stream %zu", (size_t)stream); return 0; }
+Result cuGraphExecDestroy(void *exec) { (void)exec; CALL(); return 0; }
+Result cuGraphDestroy(void *graph) { (void)graph; CALL(); return 0; }
 Result cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
     CALL("%zu event %zu flags %u", (size_t)stream, (size_t)event, flags);
-    return 0;
+    return captured && stream == captured ? CAPTURE_ISOLATION : 0;
 }
 Result cuEventCreate(void **event, unsigned flags) { CALL("flags %u", flags); *event = (void *)++events; return 0; }
 Result cuEventRecord(void *event, void *stream) { CALL("%zu stream %zu", (size_t)event, (size_t)stream); return 0; }
@@ -148,25 +175,48 @@ Result cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *stre
     return 0;
 }
 
-// Modules: anything is one, and has every function. A function is its name.
+// Modules: anything is one, and has every function. A function is its name, what it declares in shared memory, and what it may
+// be launched with beyond that: together no more than BLOCK_BYTES, until the attribute says otherwise.
 
-Result cuModuleLoadData(void **module, const void *image) { CALL(); *module = (void *)image; return 0; }
+struct function {
+    int static_bytes, dynamic_bytes_max;
+    char name[64];
+};
+
+Result cuModuleLoadData(void **module, const void *image) {
+    CALL();
+    *module = (void *)image;
+    return captured ? CAPTURE_UNSUPPORTED : 0;
+}
 Result cuModuleUnload(void *module) { (void)module; CALL(); return 0; }
-Result cuModuleGetFunction(void **function, void *module, const char *name) {
+Result cuModuleGetFunction(struct function **function, void *module, const char *name) {
     (void)module;
     CALL("%s", name);
-    *function = strdup(name); // Functions are never destroyed.
+    struct function *f = calloc(1, sizeof *f); // Never freed.
+    snprintf(f->name, sizeof f->name, "%s", name);
+    // As much as the real ones declare: forward little, the others a few KiB.
+    f->static_bytes = strcmp(name, "forward") == 0 ? 640 : 4736;
+    f->dynamic_bytes_max = BLOCK_BYTES - f->static_bytes;
+    *function = f;
     return 0;
 }
-Result cuFuncSetAttribute(const char *function, int attribute, int value) {
-    CALL("%s attribute %d = %d", function, attribute, value);
+Result cuFuncGetAttribute(int *value, int attribute, const struct function *f) {
+    CALL("%s attribute %d", f->name, attribute);
+    if (attribute != SHARED_SIZE_BYTES) return INVALID_VALUE;
+    *value = f->static_bytes;
     return 0;
 }
-Result cuLaunchKernel(const char *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+Result cuFuncSetAttribute(struct function *f, int attribute, int value) {
+    CALL("%s attribute %d = %d", f->name, attribute, value);
+    if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES || f->static_bytes + value > BLOCK_BYTES_OPTIN) return INVALID_VALUE;
+    f->dynamic_bytes_max = value;
+    return 0;
+}
+Result cuLaunchKernel(const struct function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared_bytes, void *stream, void **arguments, void **extra) {
-    CALL("%s grid %ux%ux%u block %ux%ux%u shared %u stream %zu", function, gx, gy, gz, bx, by, bz, shared_bytes,
+    CALL("%s grid %ux%ux%u block %ux%ux%u shared %u stream %zu", f->name, gx, gy, gz, bx, by, bz, shared_bytes,
          (size_t)stream);
-    return arguments && !extra ? 0 : INVALID_VALUE;
+    return arguments && !extra && shared_bytes <= (unsigned)f->dynamic_bytes_max ? 0 : INVALID_VALUE;
 }
 
 // NVRTC: compiles everything to two bytes.
@@ -174,7 +224,11 @@ Result cuLaunchKernel(const char *function, unsigned gx, unsigned gy, unsigned g
 static Result text(char *to) { memcpy(to, "x", 2); return 0; }
 static Result text_size(size_t *bytes) { *bytes = 2; return 0; }
 
-Result nvrtcVersion(int *major, int *minor) { *major = 13, *minor = 0; return 0; }
+Result nvrtcVersion(int *major, int *minor) {
+    // Without a choice one that does not exist, so that nothing of it is ever taken for a real one's.
+    *major = number("STAND_IN_NVRTC", 12990) / 1000, *minor = number("STAND_IN_NVRTC", 12990) % 1000 / 10;
+    return 0;
+}
 Result nvrtcCreateProgram(void **program, const char *source, const char *name, int headers, const char *const *texts,
                           const char *const *names) {
     (void)source, (void)name, (void)headers, (void)texts, (void)names;
@@ -184,6 +238,7 @@ Result nvrtcCreateProgram(void **program, const char *source, const char *name, 
 Result nvrtcCompileProgram(void *program, int count, const char *const *options) {
     (void)program;
     CALL("%s", count ? options[0] : "");
+    usleep(1000 * number("STAND_IN_COMPILE_MS", 0));
     return 0;
 }
 Result nvrtcDestroyProgram(void **program) { *program = NULL; return 0; }

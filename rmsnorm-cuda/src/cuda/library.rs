@@ -19,7 +19,7 @@ const DRIVER_NAMES: [&str; 2] = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } 
 
 /// The driver functions that calls need, in alphabetical order. `tests/driver.rs` sees to it that no other is called;
 /// [`measure`](super::measure) alone calls more.
-pub const DRIVER_FUNCTIONS: [&str; 28] = [
+pub const DRIVER_FUNCTIONS: [&str; 30] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -31,6 +31,7 @@ pub const DRIVER_FUNCTIONS: [&str; 28] = [
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
+    "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuInit",
     "cuLaunchKernel",
@@ -46,6 +47,7 @@ pub const DRIVER_FUNCTIONS: [&str; 28] = [
     "cuModuleUnload",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];
@@ -58,13 +60,14 @@ pub fn driver() -> Result<(), Error> {
 
 /// The same, and whether it has `functions` too.
 pub(super) fn driver_with(functions: &[&str]) -> Result<(), Error> {
-    // Never unloaded, not even after an error: threads of the driver may run by then.
-    static DRIVER: OnceLock<Result<Driver, Error>> = OnceLock::new();
     demand(DRIVER.get_or_init(load_driver).as_ref().map_err(Clone::clone)?, functions)
 }
 
 /// The driver library, and the name under which it was found.
 type Driver = (&'static str, ManuallyDrop<Library>);
+
+/// Never unloaded, not even after an error: threads of the driver may run by then.
+static DRIVER: OnceLock<Result<Driver, Error>> = OnceLock::new();
 
 fn demand((name, library): &Driver, functions: &[&str]) -> Result<(), Error> {
     // SAFETY: no symbol is called or read here.
@@ -73,7 +76,10 @@ fn demand((name, library): &Driver, functions: &[&str]) -> Result<(), Error> {
     if missing.is_empty() {
         return Ok(());
     }
-    let version = driver_version(library).unwrap_or_else(|| "of an unknown version".to_string());
+    let version = match driver_version(library) {
+        Some((major, minor)) => format!("a driver for CUDA {major}.{minor}"),
+        None => "of an unknown version".to_string(),
+    };
     let missing = missing.join(", ");
     Err(unusable(format!("{name} ({version}) has no {missing}; the driver is too old, or this is not one")))
 }
@@ -117,12 +123,29 @@ fn cause(error: &libloading::Error) -> String {
 }
 
 /// The newest CUDA that the driver can do. Asked before `cuInit`, which it allows.
-fn driver_version(library: &Library) -> Option<String> {
+fn driver_version(library: &Library) -> Option<(i32, i32)> {
     let mut version = 0;
     // SAFETY: the type is that of `cuda.h`; it writes one integer.
     let code =
         unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>("cuDriverGetVersion").ok()?(&mut version) };
-    (code == 0).then(|| format!("a driver for CUDA {}.{}", version / 1000, version % 1000 / 10))
+    (code == 0).then_some((version / 1000, version % 1000 / 10))
+}
+
+/// What to say of a module that the driver refused as no module of its own: that NVRTC is newer than the driver, if it is.
+pub(super) fn too_new(refused: Error) -> Error {
+    let Some(Ok((_, library))) = DRIVER.get() else { return refused };
+    let (Some(driver), Ok(nvrtc)) = (driver_version(library), nvrtc()) else { return refused };
+    if nvrtc.version <= driver {
+        return refused;
+    }
+    let ((major, minor), (driver_major, driver_minor)) = (nvrtc.version, driver);
+    let reason = format!(
+        "{} is NVRTC {major}.{minor}, and the driver, which is for CUDA {driver_major}.{driver_minor}, does not take what it \
+         compiles ({refused}); NVRTC 12.0 to {driver_major}.{driver_minor} fits (RMSNORM_NVRTC names the file to load), or a \
+         driver for CUDA {major}.{minor}",
+        nvrtc.path
+    );
+    Error::Library { library: "NVRTC", reason }
 }
 
 /// What `cuda.h` calls the errors that `cuInit` is known to return. (cudarc's list of them cannot be asked for a number that it

@@ -24,51 +24,63 @@ extern "C" __global__ void fill_normal(void* out, u64 n, u32 bytes, u32 half, u3
     }
 }
 
-__device__ __forceinline__ Words load(const Words* p) {
+// Streaming accesses are those that are evicted first; the others leave that to the cache.
+template <bool STREAMING> __device__ __forceinline__ Words load(const Words* p) {
     Words v;
-    asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "l"(p));
+    if (STREAMING)
+        asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "l"(p));
+    else
+        asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "l"(p));
     return v;
 }
 
-__device__ __forceinline__ void store(Words* p, Words v) {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
+template <bool STREAMING> __device__ __forceinline__ void store(Words* p, Words v) {
+    if (STREAMING)
+        asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
+    else
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
 }
 
-// One read, one write; DEPTH accesses of 16 bytes in flight a thread.
-template <int DEPTH> __device__ __forceinline__ void copy(const Words* a, Words* o, u64 n) {
-    const u64 step = gridDim.x * (u64)blockDim.x;
-    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += step * DEPTH) {
+// One read, one write; DEPTH accesses of 16 bytes in flight a thread. Streaming threads take words a whole grid apart, the
+// others words a block apart, so that a block's are neighbours.
+template <int DEPTH, bool STREAMING> __device__ __forceinline__ void copy(const Words* a, Words* o, u64 n) {
+    const u64 grid = gridDim.x * (u64)blockDim.x, step = STREAMING ? grid : blockDim.x;
+    const u64 first = blockIdx.x * (u64)blockDim.x * (STREAMING ? 1 : DEPTH) + threadIdx.x;
+    for (u64 i = first; i < n; i += grid * DEPTH) {
         Words v[DEPTH];
 #pragma unroll
         for (int d = 0; d < DEPTH; d++)
-            if (i + d * step < n) v[d] = load(a + i + d * step);
+            if (i + d * step < n) v[d] = load<STREAMING>(a + i + d * step);
 #pragma unroll
         for (int d = 0; d < DEPTH; d++)
-            if (i + d * step < n) store(o + i + d * step, v[d]);
+            if (i + d * step < n) store<STREAMING>(o + i + d * step, v[d]);
     }
 }
 
 // Two reads, one write.
-template <int DEPTH> __device__ __forceinline__ void add(const Words* a, const Words* b, Words* o, u64 n) {
-    const u64 step = gridDim.x * (u64)blockDim.x;
-    for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < n; i += step * DEPTH) {
+template <int DEPTH, bool STREAMING> __device__ __forceinline__ void add(const Words* a, const Words* b, Words* o, u64 n) {
+    const u64 grid = gridDim.x * (u64)blockDim.x, step = STREAMING ? grid : blockDim.x;
+    const u64 first = blockIdx.x * (u64)blockDim.x * (STREAMING ? 1 : DEPTH) + threadIdx.x;
+    for (u64 i = first; i < n; i += grid * DEPTH) {
         Words v[DEPTH], w[DEPTH];
 #pragma unroll
         for (int d = 0; d < DEPTH; d++)
-            if (i + d * step < n) v[d] = load(a + i + d * step), w[d] = load(b + i + d * step);
+            if (i + d * step < n) v[d] = load<STREAMING>(a + i + d * step), w[d] = load<STREAMING>(b + i + d * step);
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
 #pragma unroll
             for (int j = 0; j < 4; j++) v[d].word[j] ^= w[d].word[j];
-            if (i + d * step < n) store(o + i + d * step, v[d]);
+            if (i + d * step < n) store<STREAMING>(o + i + d * step, v[d]);
         }
     }
 }
 
-extern "C" __global__ void copy_1(const Words* a, const Words*, Words* o, u64 n) { copy<1>(a, o, n); }
-extern "C" __global__ void copy_2(const Words* a, const Words*, Words* o, u64 n) { copy<2>(a, o, n); }
-extern "C" __global__ void copy_4(const Words* a, const Words*, Words* o, u64 n) { copy<4>(a, o, n); }
-extern "C" __global__ void add_1(const Words* a, const Words* b, Words* o, u64 n) { add<1>(a, b, o, n); }
-extern "C" __global__ void add_2(const Words* a, const Words* b, Words* o, u64 n) { add<2>(a, b, o, n); }
-extern "C" __global__ void add_4(const Words* a, const Words* b, Words* o, u64 n) { add<4>(a, b, o, n); }
+#define CEILINGS(DEPTH) \
+    extern "C" __global__ void copy_##DEPTH(const Words* a, const Words*, Words* o, u64 n) { copy<DEPTH, true>(a, o, n); } \
+    extern "C" __global__ void copy_cached_##DEPTH(const Words* a, const Words*, Words* o, u64 n) { copy<DEPTH, false>(a, o, n); } \
+    extern "C" __global__ void add_##DEPTH(const Words* a, const Words* b, Words* o, u64 n) { add<DEPTH, true>(a, b, o, n); } \
+    extern "C" __global__ void add_cached_##DEPTH(const Words* a, const Words* b, Words* o, u64 n) { add<DEPTH, false>(a, b, o, n); }
+CEILINGS(1)
+CEILINGS(2)
+CEILINGS(4)
 extern "C" __global__ void nothing() {}

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUevent, CUstream};
 use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
+use rayon::prelude::*;
 
 use super::compile::compile_source;
-use super::launch::arg;
+use super::launch::{Calls, arg};
 use super::{Bytes, DeviceMemory, Kernels, driver_error, library};
-use crate::{Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len};
+use crate::{
+    Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
+};
 
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +25,10 @@ pub struct Cell {
     pub hidden: usize,
 }
 
-/// Times of one call in microseconds, over all replays.
+/// The `eps` of every call that is timed.
+pub const EPS: f32 = 1e-5;
+
+/// Times of one call in microseconds, over all replays; each replay's time is the mean over its buffer sets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     /// Median.
@@ -31,6 +37,8 @@ pub struct Timing {
     pub us_p10: f64,
     /// A tenth of the replays were slower.
     pub us_p90: f64,
+    /// Number of replays.
+    pub replays: usize,
 }
 
 /// A GPU with a stream of its own and what is needed to time on it.
@@ -41,10 +49,17 @@ pub struct Meter {
     module: Arc<CudaModule>,
 }
 
-/// The tensors of a cell, `sets` times over.
+/// The tensors of a cell, several times over.
 pub struct Tensors {
     cell: Cell,
     sets: Vec<Set>,
+}
+
+impl Tensors {
+    /// How many times over.
+    pub fn sets(&self) -> usize {
+        self.sets.len()
+    }
 }
 
 struct Set {
@@ -63,17 +78,40 @@ struct Buffer {
     bytes: CudaSlice<u8>,
 }
 
-/// Launch shapes of the ceilings: kernel, blocks (0: one access a thread, otherwise so many per multiprocessor), threads.
-const COPIES: [(&str, u32, u32); 6] = [
+/// Launch shapes of the ceilings: kernel, blocks (0: as many as take all in one go, otherwise so many per multiprocessor),
+/// threads. The digit is the number of 16-byte accesses of a thread to each tensor in one go.
+const COPIES: [(&str, u32, u32); 10] = [
     ("copy_1", 0, 512),
     ("copy_1", 0, 256),
     ("copy_2", 8, 256),
     ("copy_4", 4, 512),
     ("copy_4", 8, 256),
     ("copy_4", 2, 1024),
+    ("copy_cached_1", 0, 128),
+    ("copy_cached_1", 0, 512),
+    ("copy_cached_2", 0, 256),
+    ("copy_cached_4", 0, 128),
 ];
-const ADDS: [(&str, u32, u32); 6] =
-    [("add_1", 0, 512), ("add_1", 0, 256), ("add_2", 8, 256), ("add_4", 4, 512), ("add_2", 4, 512), ("add_1", 2, 1024)];
+const ADDS: [(&str, u32, u32); 12] = [
+    ("add_1", 0, 512),
+    ("add_1", 0, 256),
+    ("add_2", 8, 256),
+    ("add_4", 4, 512),
+    ("add_2", 4, 512),
+    ("add_1", 2, 1024),
+    ("add_cached_1", 0, 128),
+    ("add_cached_1", 0, 256),
+    ("add_cached_1", 0, 1024),
+    ("add_cached_2", 0, 128),
+    ("add_cached_2", 0, 256),
+    ("add_cached_4", 0, 128),
+];
+
+/// Most buffer sets of a cell: one graph node or more for each.
+const SETS_MAX: usize = 1 << 14;
+/// No more than so many timed calls of one kind, unless that leaves too few replays for a spread.
+const LAUNCHES_MAX: usize = 1 << 16;
+const REPLAYS_OF_LONG_GRAPHS: usize = 9;
 
 impl Meter {
     /// GPU `ordinal`.
@@ -101,6 +139,15 @@ impl Meter {
         &self.kernels
     }
 
+    /// Compiles on all cores what the calls of `cells` need. Otherwise each does when it is first timed.
+    pub fn prepare(&self, cells: &[Cell]) -> Result<(), Error> {
+        cells.par_iter().try_for_each(|&Cell { dtype, rows, hidden }| {
+            let aligned = (hidden * dtype.bytes()).is_multiple_of(16);
+            let (weight, dw, weight_offset) = (Some(dtype), Some(dtype), WeightOffset::Zero);
+            self.kernels.prepare(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned })
+        })
+    }
+
     /// Size of the L2 cache.
     pub fn l2_bytes(&self) -> Result<usize, Error> {
         self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
@@ -113,10 +160,11 @@ impl Meter {
         Ok(2.0 * khz * 1e3 * bits / 8.0)
     }
 
-    /// Fills the tensors of `cell` with normal numbers, in as many sets as leave the L2 cache fourfold.
+    /// Fills x, dy and weight of `cell` with normal numbers and the outputs with NaN, in so many sets that x and y alone are four
+    /// times as large as the L2 cache, but no more than 2^14.
     pub fn tensors(&self, cell: Cell) -> Result<Tensors, Error> {
         let bytes = cell.rows * cell.hidden * cell.dtype.bytes();
-        let sets = (4 * self.l2_bytes()?).div_ceil(2 * bytes).clamp(2, 256);
+        let sets = (4 * self.l2_bytes()?).div_ceil(2 * bytes.max(1)).clamp(2, SETS_MAX);
         let sets = (0..sets as u32).map(|i| self.set(cell, i)).collect::<Result<_, _>>()?;
         self.wait()?;
         Ok(Tensors { cell, sets })
@@ -169,19 +217,30 @@ impl Meter {
     /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
     pub fn download(&self, tensors: &Tensors) -> Result<Downloaded, Error> {
         let set = &tensors.sets[0];
-        let get = |b: &Buffer| self.stream.clone_dtoh(&b.bytes).map_err(|e| driver_error("cuMemcpyDtoH", e));
-        let d = Downloaded {
-            cell: tensors.cell,
-            x: get(&set.x)?,
-            dy: get(&set.dy)?,
-            weight: get(&set.weight)?,
-            y: get(&set.y)?,
-            rstd: get(&set.rstd)?,
-            dx: get(&set.dx)?,
-            dw: get(&set.dw)?,
+        Ok(Downloaded {
+            x: self.to_host(&set.x)?,
+            dy: self.to_host(&set.dy)?,
+            weight: self.to_host(&set.weight)?,
+            y: self.to_host(&set.y)?,
+            rstd: self.to_host(&set.rstd)?,
+            dx: self.to_host(&set.dx)?,
+            dw: self.to_host(&set.dw)?,
+        })
+    }
+
+    fn to_host(&self, buffer: &Buffer) -> Result<Host, Error> {
+        let mut host = Host::zeros(buffer.memory.dtype, buffer.memory.elements);
+        let bytes = match &mut host {
+            Host::F32(data) => f32::bytes_mut(data),
+            Host::F16(data) => f16::bytes_mut(data),
+            Host::Bf16(data) => bf16::bytes_mut(data),
         };
+        if !bytes.is_empty() {
+            let copied = self.stream.memcpy_dtoh(&buffer.bytes.slice(..bytes.len()), bytes);
+            copied.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
+        }
         self.wait()?;
-        Ok(d)
+        Ok(host)
     }
 
     fn set(&self, cell: Cell, seed: u32) -> Result<Set, Error> {
@@ -201,13 +260,26 @@ impl Meter {
             let (address, n) = (buffer.memory.address, buffer.memory.elements as u64);
             let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 3 * seed + i as u32);
             let arguments = [arg(&address), arg(&n), arg(&bytes), arg(&half), arg(&seed)];
-            self.launch("fill_normal", 4096, 256, &arguments, self.stream.cu_stream())?;
+            self.launch(
+                "fill_normal",
+                n.div_ceil(256).clamp(1, 4096) as u32,
+                256,
+                &arguments,
+                self.stream.cu_stream(),
+            )?;
+        }
+        // All ones are a NaN of every type: an element that no launch writes is found.
+        for output in [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch] {
+            // SAFETY: the buffer has this length.
+            unsafe { sys::cuMemsetD8Async(output.memory.address, 0xff, output.bytes.len(), self.stream.cu_stream()) }
+                .result()
+                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
         }
         Ok(set)
     }
 
     fn buffer(&self, dtype: Dtype, elements: usize) -> Result<Buffer, Error> {
-        // SAFETY: written before it is read: x, dy and weight by `fill_normal`, the others by the calls that are timed.
+        // SAFETY: `set` writes all of it before anything reads it.
         let bytes = unsafe { self.stream.alloc::<u8>((elements * dtype.bytes()).max(16)) }
             .map_err(|e| driver_error("cuMemAllocAsync", e))?;
         let address = bytes.device_ptr(&self.stream).0;
@@ -226,8 +298,9 @@ impl Meter {
             let timing = self.time(tensors.sets.len(), replays, |set, stream| {
                 let [a, b, o] = operands(&tensors.sets[set]);
                 let n = (o.bytes.len() / 16) as u64;
+                let depth = u64::from(name.as_bytes()[name.len() - 1] - b'0');
                 let blocks = match per_sm {
-                    0 => n.div_ceil(u64::from(threads)) as u32,
+                    0 => n.div_ceil(depth * u64::from(threads)).max(1) as u32,
                     _ => per_sm * self.kernels.speed().arch.sm_count,
                 };
                 let arguments = [arg(&a.memory.address), arg(&b.memory.address), arg(&o.memory.address), arg(&n)];
@@ -240,7 +313,7 @@ impl Meter {
         best.ok_or(Error::Driver { call: "ceiling", code: "no shape".into() })
     }
 
-    /// Captures `launch(0) … launch(sets − 1)` in a graph and replays it; a time is that of one launch.
+    /// Captures `launch(0) … launch(sets − 1)` in a graph and replays it, less often if it is long; a time is that of one launch.
     fn time(
         &self,
         sets: usize,
@@ -261,6 +334,7 @@ impl Meter {
             .map_err(e("cuStreamEndCapture"));
         launched?;
         let graph = graph?.ok_or(Error::Driver { call: "cuStreamEndCapture", code: "no graph".into() })?;
+        let replays = replays.min((LAUNCHES_MAX / sets).max(REPLAYS_OF_LONG_GRAPHS));
         let (start, stop) = (Event::new()?, Event::new()?);
         let mut us = Vec::with_capacity(replays);
         for replay in 0..replays + 3 {
@@ -274,7 +348,7 @@ impl Meter {
         }
         us.sort_by(f64::total_cmp);
         let at = |q: f64| us[((us.len() - 1) as f64 * q).round() as usize];
-        Ok(Timing { us_median: at(0.5), us_p10: at(0.1), us_p90: at(0.9) })
+        Ok(Timing { us_median: at(0.5), us_p10: at(0.1), us_p90: at(0.9), replays })
     }
 
     fn launch(
@@ -304,7 +378,7 @@ impl Set {
         Forward {
             rows: cell.rows,
             hidden: cell.hidden,
-            eps: 1e-5,
+            eps: EPS,
             weight_offset: WeightOffset::Zero,
             x: Rows::contiguous(self.x.memory, cell.hidden),
             weight: Some(self.weight.memory.into()),
@@ -328,81 +402,62 @@ impl Set {
     }
 }
 
-/// One set's tensors on the host, as bytes.
-pub struct Downloaded {
-    cell: Cell,
-    x: Vec<u8>,
-    dy: Vec<u8>,
-    weight: Vec<u8>,
-    y: Vec<u8>,
-    rstd: Vec<u8>,
-    dx: Vec<u8>,
-    dw: Vec<u8>,
+/// A tensor on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Host {
+    /// f32.
+    F32(Vec<f32>),
+    /// f16.
+    F16(Vec<f16>),
+    /// bf16.
+    Bf16(Vec<bf16>),
 }
 
-impl Downloaded {
-    /// Computes everything again with `executor` and counts the elements of (y, rstd, dx, dw) that differ in any bit.
-    pub fn mismatches(&self, executor: &dyn crate::Executor) -> Result<[usize; 4], Error> {
-        match self.cell.dtype {
-            Dtype::F32 => self.mismatches_as::<f32>(executor),
-            Dtype::F16 => self.mismatches_as::<crate::f16>(executor),
-            Dtype::Bf16 => self.mismatches_as::<crate::bf16>(executor),
+impl Host {
+    /// `elements` zeros.
+    pub fn zeros(dtype: Dtype, elements: usize) -> Host {
+        match dtype {
+            Dtype::F32 => Host::F32(vec![0.0; elements]),
+            Dtype::F16 => Host::F16(vec![f16::ZERO; elements]),
+            Dtype::Bf16 => Host::Bf16(vec![bf16::ZERO; elements]),
         }
     }
 
-    fn mismatches_as<T>(&self, executor: &dyn crate::Executor) -> Result<[usize; 4], Error>
-    where
-        T: Bytes + crate::arith::Element,
-        for<'a> Slice<'a>: From<&'a [T]>,
-        for<'a> SliceMut<'a>: From<&'a mut [T]>,
-    {
-        let Cell { rows, hidden, .. } = self.cell;
-        let from = |bytes: &[u8]| {
-            let mut v = vec![T::default(); bytes.len() / size_of::<T>()];
-            let size = size_of_val(&v[..]);
-            T::bytes_mut(&mut v).copy_from_slice(&bytes[..size]);
-            v
-        };
-        let (x, dy, weight) = (from(&self.x), from(&self.dy), from(&self.weight));
-        let (mut y, mut dx, mut dw) =
-            (vec![T::default(); x.len()], vec![T::default(); x.len()], vec![T::default(); hidden]);
-        let mut rstd = vec![0.0f32; rows];
-        let mut scratch = vec![f32::NAN; scratch_len(rows, hidden)?];
-        executor.forward(Forward {
-            rows,
-            hidden,
-            eps: 1e-5,
-            weight_offset: WeightOffset::Zero,
-            x: Rows::contiguous(x[..].into(), hidden),
-            weight: Some(Slice::from(&weight[..hidden]).into()),
-            y: Rows::contiguous((&mut y[..]).into(), hidden),
-            rstd: Some(SliceMut::F32(&mut rstd).into()),
-        })?;
-        executor.backward(Backward {
-            rows,
-            hidden,
-            weight_offset: WeightOffset::Zero,
-            x: Rows::contiguous(x[..].into(), hidden),
-            weight: Some(Slice::from(&weight[..hidden]).into()),
-            rstd: Slice::F32(&rstd).into(),
-            dy: Rows::contiguous(dy[..].into(), hidden),
-            dx: Rows::contiguous((&mut dx[..]).into(), hidden),
-            dw: Some(WeightGradient {
-                dw: SliceMut::from(&mut dw[..]).into(),
-                scratch: SliceMut::F32(&mut scratch).into(),
-            }),
-        })?;
-        let differ = |got: &[u8], want: &[u8], size: usize| {
-            got.chunks_exact(size).zip(want.chunks_exact(size)).filter(|(g, w)| g != w).count()
-        };
-        let size = size_of::<T>();
-        Ok([
-            differ(&self.y, T::bytes(&y), size),
-            differ(&self.rstd, f32::bytes(&rstd), 4),
-            differ(&self.dx, T::bytes(&dx), size),
-            differ(&self.dw, T::bytes(&dw), size),
-        ])
+    /// As an operand that is read.
+    pub fn slice(&self) -> Slice<'_> {
+        match self {
+            Host::F32(data) => Slice::F32(data),
+            Host::F16(data) => Slice::F16(data),
+            Host::Bf16(data) => Slice::Bf16(data),
+        }
     }
+
+    /// As an operand that is written.
+    pub fn slice_mut(&mut self) -> SliceMut<'_> {
+        match self {
+            Host::F32(data) => SliceMut::F32(data),
+            Host::F16(data) => SliceMut::F16(data),
+            Host::Bf16(data) => SliceMut::Bf16(data),
+        }
+    }
+}
+
+/// What the launches on one set read and wrote.
+pub struct Downloaded {
+    /// Rows × hidden.
+    pub x: Host,
+    /// Rows × hidden.
+    pub dy: Host,
+    /// Hidden.
+    pub weight: Host,
+    /// Rows × hidden.
+    pub y: Host,
+    /// Rows, f32.
+    pub rstd: Host,
+    /// Rows × hidden.
+    pub dx: Host,
+    /// Hidden.
+    pub dw: Host,
 }
 
 /// A driver event that records time.

@@ -1,9 +1,10 @@
 //! The CUDA executor: the only `unsafe` in the workspace.
 //!
 //! [`steps`] says what a call launches, [`library`] finds the driver and NVRTC, [`compile`] turns the kernels of this crate into
-//! modules for the GPU found, [`launch`] hands the steps to a stream, and [`Cuda`] here runs calls on host memory, which is what
+//! modules for the GPU found, [`cache`] keeps them on disk, [`launch`] hands the steps to a stream, [`typed`] does so safely, and [`Cuda`] here runs calls on host memory, which is what
 //! checks use. [`measure`] times.
 
+pub mod cache;
 pub mod compile;
 #[cfg(all(feature = "emulator", target_arch = "x86_64", target_os = "linux"))]
 pub mod emulator;
@@ -11,6 +12,7 @@ pub mod launch;
 pub mod library;
 pub mod measure;
 pub mod steps;
+pub mod typed;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,8 +20,16 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, bf16, f16, plan::Arch};
-pub use launch::Kernels;
+pub use cache::Cache;
+pub use launch::{Calls, Kernels};
 pub use steps::{DeviceMemory, Speed};
+pub use typed::{GpuSlice, GpuSliceMut, Layer};
+
+/// The primary context of GPU `ordinal`; an error where `CudaContext::new` panics, without a driver.
+pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
+    library::driver()?;
+    CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))
+}
 
 /// Runs calls on host memory on a GPU: copies the buffers there, launches, and copies the outputs back.
 ///
@@ -35,8 +45,7 @@ pub struct Cuda {
 impl Cuda {
     /// The executor on GPU `ordinal`.
     pub fn new(ordinal: usize) -> Result<Self, Error> {
-        library::driver()?;
-        let context = CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))?;
+        let context = context(ordinal)?;
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
         let kernels = Arc::new(Kernels::new(&context)?);
         let speed = kernels.speed();
@@ -57,6 +66,11 @@ impl Cuda {
     /// What decides only speed: by default what fits the GPU found.
     pub fn speed(&self) -> Speed {
         self.speed
+    }
+
+    /// The kernels that run here.
+    pub fn kernels(&self) -> &Arc<Kernels> {
+        &self.kernels
     }
 
     /// The GPU.

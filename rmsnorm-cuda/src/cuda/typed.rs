@@ -1,0 +1,278 @@
+//! Safe calls on cudarc's device memory.
+//!
+//! A call is described as on the host, with [`GpuSlice`] and [`GpuSliceMut`] in the places of [`Slice`](crate::Slice) and
+//! [`SliceMut`](crate::SliceMut). It is in order with everything else that uses the same memory through cudarc, on any stream.
+//! [`Layer`] is the short form for rows without gaps:
+//!
+//! ```no_run
+//! use rmsnorm_cuda::{bf16, cuda::{self, Kernels, Layer}, WeightOffset};
+//! use std::sync::Arc;
+//!
+//! let (rows, hidden) = (64, 4096);
+//! let stream = cuda::context(0)?.new_stream()?;
+//! let kernels = Arc::new(Kernels::new(stream.context())?);
+//! let mut layer = Layer::new(&kernels, &stream, (rows, hidden), 1e-6, WeightOffset::Zero)?;
+//! let [x, mut y, dy, mut dx] = [(); 4].map(|()| stream.alloc_zeros::<bf16>(rows * hidden).unwrap());
+//! let [weight, mut rstd, mut dw] = [hidden, rows, hidden].map(|n| stream.alloc_zeros::<f32>(n).unwrap());
+//! layer.forward(&x, Some((&weight).into()), &mut y, Some((&mut rstd).into()))?;
+//! layer.backward(&x, Some((&weight).into()), &rstd, &dy, &mut dx, Some((&mut dw).into()))?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::cell::{OnceCell, RefCell};
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop,
+};
+
+use super::{Calls, DeviceMemory, Kernels, driver_error};
+use crate::{Backward, Dtype, Error, Forward, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len};
+
+impl Kernels {
+    /// Launches a forward call on `stream`. Nothing is waited for.
+    ///
+    /// Fails before anything is launched: as [`Forward::check`] does; where memory or stream belong to another context
+    /// ([`Error::Context`]); on a stream that is being captured, where cudarc tracks the memory ([`Error::EventTracking`]) or a
+    /// kernel is not loaded ([`Error::NotPrepared`]).
+    pub fn forward_on<'a>(
+        &'a self,
+        stream: &'a Arc<CudaStream>,
+        call: Forward<GpuSlice<'a>, GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let loan = Loan::on(self, stream)?;
+        let call = call.try_map(|data| loan.read(data), |data| loan.write(data));
+        // SAFETY: every operand is a live allocation of this context, lent until `end` is done: cudarc has the stream wait for
+        // the uses before, and later uses, the release of the memory among them, wait for the stream.
+        loan.end(|| unsafe { self.forward(&call?, &self.speed(), stream.cu_stream()) })
+    }
+
+    /// Launches a backward call on `stream`. As [`Kernels::forward_on`].
+    pub fn backward_on<'a>(
+        &'a self,
+        stream: &'a Arc<CudaStream>,
+        call: Backward<GpuSlice<'a>, GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let loan = Loan::on(self, stream)?;
+        let call = call.try_map(|data| loan.read(data), |data| loan.write(data));
+        // SAFETY: as in `forward_on`.
+        loan.end(|| unsafe { self.backward(&call?, &self.speed(), stream.cu_stream()) })
+    }
+}
+
+/// RMSNorm of rows without gaps on one stream, with the scratch that the weight's gradient needs.
+pub struct Layer {
+    kernels: Arc<Kernels>,
+    stream: Arc<CudaStream>,
+    hidden: usize,
+    eps: f32,
+    weight_offset: WeightOffset,
+    scratch: CudaSlice<f32>,
+}
+
+impl Layer {
+    /// Rows of `hidden` elements, at most `rows_max` of them in a backward call with a weight's gradient. Allocates the scratch
+    /// on `stream`, where every call will be launched.
+    pub fn new(
+        kernels: &Arc<Kernels>,
+        stream: &Arc<CudaStream>,
+        (rows_max, hidden): (usize, usize),
+        eps: f32,
+        weight_offset: WeightOffset,
+    ) -> Result<Self, Error> {
+        let needed = scratch_len(rows_max, hidden)?;
+        kernels.expect_context(stream.context())?;
+        // SAFETY: a backward call writes what it reads of the scratch.
+        let scratch = unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
+        Ok(Layer { kernels: kernels.clone(), stream: stream.clone(), hidden, eps, weight_offset, scratch })
+    }
+
+    /// Compiles and loads what calls on whole buffers of cudarc's need: `rows` rows; x, y, dy and dx of type `dtype`; a weight
+    /// and its gradient, if any, of these types. See [`Kernels::prepare`].
+    pub fn prepare(&self, rows: usize, dtype: Dtype, weight: Option<Dtype>, dw: Option<Dtype>) -> Result<(), Error> {
+        let (hidden, weight_offset) = (self.hidden, self.weight_offset);
+        self.kernels.prepare(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned: true })
+    }
+
+    /// Writes y and, if asked, rstd, of as many rows as x has.
+    pub fn forward<'a>(
+        &'a self,
+        x: impl Into<GpuSlice<'a>>,
+        weight: Option<GpuSlice<'a>>,
+        y: impl Into<GpuSliceMut<'a>>,
+        rstd: Option<GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let (x, hidden) = (x.into(), self.hidden);
+        self.kernels.forward_on(
+            &self.stream,
+            Forward {
+                rows: x.len().div_ceil(hidden),
+                hidden,
+                eps: self.eps,
+                weight_offset: self.weight_offset,
+                x: Rows::contiguous(x, hidden),
+                weight: weight.map(Vector::from),
+                y: Rows::contiguous(y.into(), hidden),
+                rstd: rstd.map(Vector::from),
+            },
+        )
+    }
+
+    /// Writes dx and, if asked, dw, from as many rows as x has and the rstd of their forward call.
+    pub fn backward<'a>(
+        &'a mut self,
+        x: impl Into<GpuSlice<'a>>,
+        weight: Option<GpuSlice<'a>>,
+        rstd: impl Into<GpuSlice<'a>>,
+        dy: impl Into<GpuSlice<'a>>,
+        dx: impl Into<GpuSliceMut<'a>>,
+        dw: Option<GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let (x, hidden) = (x.into(), self.hidden);
+        let scratch = GpuSliceMut::from(&mut self.scratch);
+        self.kernels.backward_on(
+            &self.stream,
+            Backward {
+                rows: x.len().div_ceil(hidden),
+                hidden,
+                weight_offset: self.weight_offset,
+                x: Rows::contiguous(x, hidden),
+                weight: weight.map(Vector::from),
+                rstd: Vector::from(rstd.into()),
+                dy: Rows::contiguous(dy.into(), hidden),
+                dx: Rows::contiguous(dx.into(), hidden),
+                dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
+            },
+        )
+    }
+}
+
+/// Memory of a GPU that is read: from `&CudaSlice`, `&CudaView` or `&CudaViewMut` of `f32`, `f16` or `bf16`.
+#[derive(Clone, Copy)]
+pub struct GpuSlice<'a>(Read<'a>);
+
+/// Memory of a GPU that is written: from `&mut CudaSlice` or `&mut CudaViewMut` of `f32`, `f16` or `bf16`.
+pub struct GpuSliceMut<'a>(Write<'a>);
+
+// Made of cudarc's own types only. Its traits are safe to implement, and nobody vouches for what others return from them.
+#[derive(Clone, Copy)]
+enum Read<'a> {
+    F32(&'a dyn DevicePtr<f32>),
+    F16(&'a dyn DevicePtr<f16>),
+    Bf16(&'a dyn DevicePtr<bf16>),
+}
+
+enum Write<'a> {
+    F32(&'a mut dyn DevicePtrMut<f32>),
+    F16(&'a mut dyn DevicePtrMut<f16>),
+    Bf16(&'a mut dyn DevicePtrMut<bf16>),
+}
+
+macro_rules! from_cudarc {
+    ($($outer:ident from &$lifetime:lifetime $($memory:ty),+ => $variant:path;)*) => {$($(
+        impl<$lifetime> From<$memory> for $outer<$lifetime> {
+            fn from(data: $memory) -> Self {
+                $outer($variant(data))
+            }
+        }
+    )+)*};
+}
+
+from_cudarc! {
+    GpuSlice from &'a &'a CudaSlice<f32>, &'a CudaView<'_, f32>, &'a CudaViewMut<'_, f32> => Read::F32;
+    GpuSlice from &'a &'a CudaSlice<f16>, &'a CudaView<'_, f16>, &'a CudaViewMut<'_, f16> => Read::F16;
+    GpuSlice from &'a &'a CudaSlice<bf16>, &'a CudaView<'_, bf16>, &'a CudaViewMut<'_, bf16> => Read::Bf16;
+    GpuSliceMut from &'a &'a mut CudaSlice<f32>, &'a mut CudaViewMut<'_, f32> => Write::F32;
+    GpuSliceMut from &'a &'a mut CudaSlice<f16>, &'a mut CudaViewMut<'_, f16> => Write::F16;
+    GpuSliceMut from &'a &'a mut CudaSlice<bf16>, &'a mut CudaViewMut<'_, bf16> => Write::Bf16;
+}
+
+impl GpuSlice<'_> {
+    fn len(&self) -> usize {
+        match self.0 {
+            Read::F32(data) => data.len(),
+            Read::F16(data) => data.len(),
+            Read::Bf16(data) => data.len(),
+        }
+    }
+}
+
+/// Operands of one call on a stream, as cudarc lends them: the stream waits for their earlier uses, and when the loan ends, its
+/// use of them is recorded.
+struct Loan<'a> {
+    kernels: &'a Kernels,
+    stream: &'a Arc<CudaStream>,
+    captured: OnceCell<bool>,
+    held: RefCell<Vec<SyncOnDrop<'a>>>,
+    /// What cudarc kept of an earlier failure. Out of the way while the loan lasts: cudarc would neither wait nor record.
+    earlier: Result<(), DriverError>,
+}
+
+impl<'a> Loan<'a> {
+    fn on(kernels: &'a Kernels, stream: &'a Arc<CudaStream>) -> Result<Self, Error> {
+        kernels.expect_context(stream.context())?;
+        let earlier = stream.context().check_err();
+        Ok(Loan { kernels, stream, captured: OnceCell::new(), held: RefCell::default(), earlier })
+    }
+
+    fn read(&self, data: GpuSlice<'a>) -> Result<DeviceMemory, Error> {
+        macro_rules! lend {
+            ($data:expr, $dtype:expr) => {{
+                self.admit($data.stream().context())?;
+                let (address, guard) = $data.device_ptr(self.stream);
+                self.held.borrow_mut().push(guard);
+                Ok(DeviceMemory { dtype: $dtype, address, elements: $data.len() })
+            }};
+        }
+        match data.0 {
+            Read::F32(data) => lend!(data, Dtype::F32),
+            Read::F16(data) => lend!(data, Dtype::F16),
+            Read::Bf16(data) => lend!(data, Dtype::Bf16),
+        }
+    }
+
+    fn write(&self, data: GpuSliceMut<'a>) -> Result<DeviceMemory, Error> {
+        macro_rules! lend {
+            ($data:expr, $dtype:expr) => {{
+                self.admit($data.stream().context())?;
+                let elements = $data.len();
+                let (address, guard) = $data.device_ptr_mut(self.stream);
+                self.held.borrow_mut().push(guard);
+                Ok(DeviceMemory { dtype: $dtype, address, elements })
+            }};
+        }
+        match data.0 {
+            Write::F32(data) => lend!(data, Dtype::F32),
+            Write::F16(data) => lend!(data, Dtype::F16),
+            Write::Bf16(data) => lend!(data, Dtype::Bf16),
+        }
+    }
+
+    /// Whether memory of `context` can be lent. The driver is asked only where cudarc is about to have the stream wait.
+    fn admit(&self, context: &Arc<CudaContext>) -> Result<(), Error> {
+        self.kernels.expect_context(context)?;
+        let waits = |c: &CudaContext| c.is_managing_stream_synchronization();
+        if !waits(context) && !waits(self.stream.context()) {
+            return Ok(());
+        }
+        let captured = match self.captured.get() {
+            Some(captured) => *captured,
+            None => {
+                let captured = self.kernels.is_captured(self.stream.cu_stream())?;
+                *self.captured.get_or_init(|| captured)
+            }
+        };
+        if captured { Err(Error::EventTracking) } else { Ok(()) }
+    }
+
+    /// Launches, unless a wait failed, and gives the operands back.
+    fn end(self, launch: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+        let context = self.stream.context();
+        let waited = context.check_err().map_err(|e| driver_error("cuStreamWaitEvent", e));
+        let launched = waited.and_then(|()| launch());
+        drop(self.held);
+        let recorded = context.check_err().map_err(|e| driver_error("cuEventRecord", e));
+        context.record_err(self.earlier);
+        launched.and(recorded)
+    }
+}

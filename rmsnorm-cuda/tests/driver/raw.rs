@@ -1,0 +1,368 @@
+//! The raw layer: exactly the expected driver calls.
+
+use rmsnorm_cuda::cuda::library::driver;
+use rmsnorm_cuda::cuda::steps::{Step, backward};
+use rmsnorm_cuda::cuda::{Calls, DeviceMemory, Kernels};
+use rmsnorm_cuda::cudarc::driver::{CudaContext, sys::CUstream};
+use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset, scratch_len};
+
+use super::{Library, alone, assert_library, begin_capture, calls_of, context_and_stream, end_capture, names};
+
+/// The kernels, and a stream that is only a number.
+fn kernels() -> (Kernels, CUstream) {
+    driver().expect("a stand-in");
+    let context = CudaContext::new(0).expect("a stand-in");
+    (Kernels::new(&context).expect("a stand-in"), std::ptr::without_provenance_mut(77))
+}
+
+/// Operands where no memory is, but for `dw`, which a call without rows clears: the stand-in touches nothing else.
+pub(super) struct Operands {
+    dtype: Dtype,
+    rows: usize,
+    hidden: usize,
+    next: std::cell::Cell<u64>,
+    dw: Vec<f32>,
+}
+
+impl Operands {
+    pub(super) fn new(dtype: Dtype, rows: usize, hidden: usize) -> Self {
+        Operands { dtype, rows, hidden, next: 512.into(), dw: vec![1.0; hidden] }
+    }
+
+    fn memory(&self, dtype: Dtype, elements: usize) -> DeviceMemory {
+        let address = self.next.get();
+        // Room for one more, by which a test may shift it.
+        self.next.set(address + (((elements + 1) * dtype.bytes()) as u64).next_multiple_of(512));
+        DeviceMemory { dtype, address, elements }
+    }
+
+    fn matrix(&self) -> Rows<DeviceMemory> {
+        Rows::contiguous(self.memory(self.dtype, self.rows * self.hidden), self.hidden)
+    }
+
+    pub(super) fn forward(&self) -> Forward<DeviceMemory, DeviceMemory> {
+        Forward {
+            rows: self.rows,
+            hidden: self.hidden,
+            eps: 1e-6,
+            weight_offset: WeightOffset::Zero,
+            x: self.matrix(),
+            weight: Some(self.memory(self.dtype, self.hidden).into()),
+            y: self.matrix(),
+            rstd: Some(self.memory(Dtype::F32, self.rows).into()),
+        }
+    }
+
+    fn backward(&self) -> Backward<DeviceMemory, DeviceMemory> {
+        let needed = scratch_len(self.rows, self.hidden).expect("a width");
+        Backward {
+            rows: self.rows,
+            hidden: self.hidden,
+            weight_offset: WeightOffset::Zero,
+            x: self.matrix(),
+            weight: Some(self.memory(self.dtype, self.hidden).into()),
+            rstd: self.memory(Dtype::F32, self.rows).into(),
+            dy: self.matrix(),
+            dx: self.matrix(),
+            dw: Some(WeightGradient {
+                dw: DeviceMemory { dtype: self.dtype, address: self.dw.as_ptr() as u64, elements: self.hidden }.into(),
+                scratch: self.memory(Dtype::F32, needed).into(),
+            }),
+        }
+    }
+}
+
+/// What a compiled call does: it launches. It allocates nothing, waits for nothing, copies nothing.
+#[test]
+fn the_calls_of_a_call() {
+    alone("raw::the_calls_of_a_call", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        let forward = |rows, hidden| {
+            let call = Operands::new(Dtype::Bf16, rows, hidden).forward();
+            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+            unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect("a forward call");
+        };
+        let backward = |rows, hidden| {
+            let operands = Operands::new(Dtype::Bf16, rows, hidden);
+            // SAFETY: as above, but `dw` may be cleared: it is a buffer of its length that lives until the end of this closure.
+            unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) }.expect("a backward call");
+        };
+        for (rows, hidden, forward_calls, backward_calls) in GOLDEN {
+            forward(rows, hidden); // Compiles, and so does the next.
+            backward(rows, hidden);
+            assert_eq!(calls_of(|| forward(rows, hidden)), forward_calls, "forward {rows}×{hidden}");
+            assert_eq!(calls_of(|| backward(rows, hidden)), backward_calls, "backward {rows}×{hidden}");
+        }
+    });
+}
+
+/// Rows, width, and the calls of a forward and a backward call in bf16 on an H200.
+const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
+    (
+        4096,
+        4096,
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1024x1x1 block 512x1x1 shared 0 stream 77"],
+        &[
+            "cuCtxGetCurrent",
+            "cuLaunchKernel backward grid 128x1x1 block 512x1x1 shared 131072 stream 77",
+            "cuLaunchKernel fold_partials grid 128x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (
+        65536,
+        128,
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 4096x1x1 block 256x1x1 shared 0 stream 77"],
+        &[
+            "cuCtxGetCurrent",
+            "cuLaunchKernel backward grid 512x1x1 block 256x1x1 shared 0 stream 77",
+            "cuLaunchKernel fold_partials grid 4x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (
+        1000,
+        65536,
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1000x1x1 block 1024x1x1 shared 0 stream 77"],
+        &[
+            "cuCtxGetCurrent",
+            "cuLaunchKernel backward grid 1000x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel columns grid 240x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel fold_partials grid 2048x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (0, 4096, &["cuCtxGetCurrent"], &["cuCtxGetCurrent", "cuMemsetD8Async 0 8192 bytes stream 77"]),
+];
+
+#[test]
+fn a_failed_launch_is_the_error_of_its_call() {
+    let fail = [("STAND_IN_FAIL", "cuLaunchKernel 2 701")];
+    alone("raw::a_failed_launch_is_the_error_of_its_call", Library::Complete, &fail, || {
+        let (kernels, stream) = kernels();
+        let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
+        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+        let launch = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+        assert_eq!(launch(), Ok(()));
+        let code = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES".to_string();
+        assert_eq!(launch(), Err(Error::Driver { call: "cuLaunchKernel", code }));
+        assert_eq!(launch(), Ok(()));
+    });
+}
+
+/// Every plan can be launched. Without asking, a block has 48 KiB, and what a kernel declares counts too: a ring of 45 KiB beside
+/// 5 KiB is too much.
+#[test]
+fn every_ring_is_allowed() {
+    alone("raw::every_ring_is_allowed", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        let mut just_below = 0;
+        for dtype in Dtype::ALL {
+            for hidden in (1..=512).chain((520..=20_000).step_by(40)) {
+                let operands = Operands::new(dtype, 3, hidden);
+                // The GPU's own plan, and that of one with less shared memory: a shorter ring.
+                let mut small = kernels.speed();
+                small.arch.block_shared_bytes = 60 << 10;
+                for speed in [kernels.speed(), small] {
+                    // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                    let launched = unsafe { kernels.forward(&operands.forward(), &speed, stream) };
+                    assert_eq!(launched, Ok(()), "forward 3×{hidden} {dtype}");
+                    let call = operands.backward();
+                    let steps = backward(&call, &speed).expect("a call");
+                    let rings =
+                        steps.iter().map(|step| if let Step::Kernel(kernel) = step { kernel.shared_bytes } else { 0 });
+                    just_below += rings.filter(|bytes| (44 << 10..=48 << 10).contains(bytes)).count();
+                    // SAFETY: as above.
+                    let launched = unsafe { kernels.backward(&call, &speed, stream) };
+                    assert_eq!(launched, Ok(()), "backward 3×{hidden} {dtype}");
+                }
+            }
+        }
+        println!("{just_below} rings of 44 to 48 KiB");
+        assert!(just_below > 0);
+    });
+}
+
+/// Whatever is prepared needs nothing more, on any stream: a call is its launches.
+#[test]
+fn a_prepared_call_only_launches() {
+    alone("raw::a_prepared_call_only_launches", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        let mut prepared = 0;
+        for hidden in [1, 7, 64, 180, 2048, 4096, 5000, 65536] {
+            for dtype in Dtype::ALL {
+                for weight in [None, Some(dtype), Some(Dtype::F32)] {
+                    for (aligned, rows) in [(true, 5), (false, 300)] {
+                        let weight_offset = if rows == 5 { WeightOffset::One } else { WeightOffset::Zero };
+                        let dw = Some(weight.unwrap_or(Dtype::F32));
+                        kernels
+                            .prepare(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned })
+                            .expect("prepared");
+                        // Whole buffers with rows of 16-byte packs, or one element into them.
+                        let operands = Operands::new(dtype, rows, hidden);
+                        let shift = usize::from(!aligned);
+                        let (mut forward, mut backward) = (operands.forward(), operands.backward());
+                        for matrix in [&mut forward.x, &mut forward.y, &mut backward.x, &mut backward.dx] {
+                            (matrix.offset, matrix.data.elements) = (shift, matrix.data.elements + shift);
+                        }
+                        let vector = |dtype| operands.memory(dtype, hidden).into();
+                        (forward.weight, backward.weight) = (weight.map(vector), weight.map(vector));
+                        (forward.weight_offset, backward.weight_offset) = (weight_offset, weight_offset);
+                        if let (Some(gradient), Some(dtype)) = (&mut backward.dw, dw) {
+                            gradient.dw.data.dtype = dtype;
+                        }
+                        let calls = calls_of(|| {
+                            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                            unsafe { kernels.forward(&forward, &kernels.speed(), stream) }.expect("a forward call");
+                            // SAFETY: as above; with rows there is nothing to clear.
+                            unsafe { kernels.backward(&backward, &kernels.speed(), stream) }.expect("a backward call");
+                        });
+                        let launches =
+                            calls.iter().filter(|c| c.starts_with("cuLaunchKernel") && c.ends_with("stream 77"));
+                        let launches = launches.count();
+                        let others = calls.iter().filter(|call| *call == "cuCtxGetCurrent").count();
+                        assert!(launches >= 3 && others == 2, "{calls:#?}");
+                        assert_eq!(calls.len(), launches + others, "{calls:#?}");
+                        prepared += 1;
+                    }
+                }
+            }
+        }
+        println!("{prepared} kinds of calls");
+        let kind = Calls {
+            rows: 8,
+            hidden: 4096,
+            dtype: Dtype::F32,
+            weight: None,
+            weight_offset: WeightOffset::Zero,
+            dw: None,
+            aligned: true,
+        };
+        assert_eq!(kernels.prepare(&Calls { hidden: 0, ..kind }), Err(Error::Hidden { got: 0 }));
+        for rows in [usize::MAX, usize::MAX / 4096, usize::MAX / 4096 / 5, usize::MAX / 4096 / 12] {
+            let Err(Error::AddressRange { .. }) = kernels.prepare(&Calls { rows, ..kind }) else {
+                panic!("{rows} rows")
+            };
+        }
+    });
+}
+
+/// The raw layer: what is not loaded is refused before it spoils the capture; what is loaded is captured, event tracking or not.
+#[test]
+fn captures_of_the_raw_layer() {
+    alone("raw::captures_of_the_raw_layer", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        assert!(context.is_managing_stream_synchronization());
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
+        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+        let forward = || unsafe { kernels.forward(&call, &kernels.speed(), stream.cu_stream()) };
+        begin_capture(&stream);
+        let calls = calls_of(|| {
+            let error = forward().expect_err("it is not loaded");
+            println!("{error}");
+            let Error::NotPrepared { kernel } = error else { panic!("{error:?}") };
+            assert!(kernel.contains("bf16"), "{kernel}");
+        });
+        assert_eq!(names(&calls), ["cuCtxGetCurrent", "cuCtxGetCurrent", "cuStreamIsCapturing"]);
+        end_capture(&stream);
+        forward().expect("it is loaded now");
+        begin_capture(&stream);
+        let calls = calls_of(|| forward().expect("captured"));
+        assert_eq!(names(&calls), ["cuCtxGetCurrent", "cuLaunchKernel"]);
+        end_capture(&stream);
+    });
+}
+
+/// One `Kernels` serves many threads, each with a stream of its own, and compiles nothing twice.
+#[test]
+fn many_threads_share_the_kernels() {
+    fn shared_between_threads<T: Send + Sync + 'static>(_: &T) {}
+    let slow = [("STAND_IN_COMPILE_MS", "50")];
+    alone("raw::many_threads_share_the_kernels", Library::Complete, &slow, || {
+        let (context, _stream) = context_and_stream();
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        shared_between_threads(&kernels);
+        let calls = calls_of(|| {
+            let work = |_| {
+                let stream = context.new_stream().expect("a stand-in");
+                for hidden in [64, 4096, 180, 5000, 4096, 64] {
+                    let operands = Operands::new(Dtype::F16, 16, hidden);
+                    // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                    unsafe { kernels.forward(&operands.forward(), &kernels.speed(), stream.cu_stream()) }
+                        .expect("a forward call");
+                }
+            };
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|i| scope.spawn(move || work(i))).collect();
+                threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+            });
+        });
+        let count = |name: &str| names(&calls).iter().filter(|n| **n == name).count();
+        assert_eq!((count("nvrtcCompileProgram"), count("cuModuleLoadData"), count("cuLaunchKernel")), (4, 4, 48));
+    });
+}
+
+/// An error is not remembered: what failed to load is loaded by the next call.
+#[test]
+fn a_module_that_did_not_load_is_tried_again() {
+    let fail = [("STAND_IN_FAIL", "cuModuleGetFunction 2 2")];
+    alone("raw::a_module_that_did_not_load_is_tried_again", Library::Complete, &fail, || {
+        let (kernels, stream) = kernels();
+        let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
+        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+        let forward = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+        let code = "CUDA_ERROR_OUT_OF_MEMORY".to_string();
+        let calls = calls_of(|| assert_eq!(forward(), Err(Error::Driver { call: "cuModuleGetFunction", code })));
+        assert_eq!(calls.last().map(String::as_str), Some("cuModuleUnload"));
+        assert_eq!(forward(), Ok(()));
+    });
+}
+
+#[test]
+fn an_nvrtc_newer_than_the_driver() {
+    let load = |versions: [(&'static str, &'static str); 2]| {
+        let fail = ("STAND_IN_FAIL", "cuModuleLoadData 1 200");
+        alone("raw::an_nvrtc_newer_than_the_driver", Library::Complete, &[versions[0], versions[1], fail], || {
+            let (kernels, stream) = kernels();
+            let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
+            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+            let error = unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect_err("refused");
+            println!("{error}");
+            if std::env::var("STAND_IN_NVRTC").is_ok_and(|version| version == "13050") {
+                assert_library(
+                    &error,
+                    "NVRTC",
+                    &["NVRTC 13.5", "CUDA 12.4", "NVRTC 12.0 to 12.4 fits", "RMSNORM_NVRTC"],
+                );
+            } else {
+                let code = "CUDA_ERROR_INVALID_IMAGE".to_string();
+                assert_eq!(error, Error::Driver { call: "cuModuleLoadData", code });
+            }
+        })
+    };
+    if load([("STAND_IN_NVRTC", "13050"), ("STAND_IN_VERSION", "12040")]).is_some() {
+        load([("STAND_IN_NVRTC", "12040"), ("STAND_IN_VERSION", "12040")]);
+    }
+}
+
+/// Sizes at the end of the address range, where a product overflows: errors, or calls that need none of it.
+#[test]
+fn no_size_overflows() {
+    alone("raw::no_size_overflows", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        for huge in [usize::MAX, usize::MAX / 2, usize::MAX / 4 + 1, isize::MAX as usize] {
+            for rows in [0, 1] {
+                let mut call = Operands::new(Dtype::F32, rows, 64).forward();
+                call.x.row_stride = huge; // Irrelevant: there is no second row.
+                if rows == 0 {
+                    call.x.offset = huge; // And no first.
+                }
+                // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                assert_eq!(unsafe { kernels.forward(&call, &kernels.speed(), stream) }, Ok(()), "{huge} {rows}");
+            }
+            let mut call = Operands::new(Dtype::F32, 2, 64).forward();
+            call.x.row_stride = huge;
+            // SAFETY: as above.
+            let launched = unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+            assert!(matches!(launched, Err(Error::AddressRange { .. } | Error::Length { .. })), "{launched:?}");
+        }
+    });
+}

@@ -1,0 +1,232 @@
+//! The typed layer: the raw layer's calls, in order with other uses of the memory.
+
+use std::sync::Arc;
+
+use rmsnorm_cuda::cuda::library::DRIVER_FUNCTIONS;
+use rmsnorm_cuda::cuda::{Kernels, Layer};
+use rmsnorm_cuda::cudarc::driver::sys::CUresult;
+use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
+use rmsnorm_cuda::{Dtype, Error, WeightOffset, bf16};
+
+use super::raw::Operands;
+use super::{Library, alone, begin_capture, calls_of, context_and_stream, end_capture, names};
+
+/// A layer and what it works on: 64 rows of 4096 in bf16, a weight in f32.
+struct Training {
+    layer: Layer,
+    matrices: [CudaSlice<bf16>; 4],
+    weight: CudaSlice<f32>,
+    rstd: CudaSlice<f32>,
+    dw: CudaSlice<f32>,
+}
+
+impl Training {
+    fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Self {
+        let kernels = Arc::new(Kernels::new(context).expect("a stand-in"));
+        let (rows, hidden) = (64, 4096);
+        let layer = Layer::new(&kernels, stream, (rows, hidden), 1e-6, WeightOffset::Zero).expect("a layer");
+        layer.prepare(rows, Dtype::Bf16, Some(Dtype::F32), Some(Dtype::F32)).expect("prepared");
+        let matrices = [(); 4].map(|()| stream.alloc_zeros::<bf16>(rows * hidden).expect("memory"));
+        let vector = |elements| stream.alloc_zeros::<f32>(elements).expect("memory");
+        Training { layer, matrices, weight: vector(hidden), rstd: vector(rows), dw: vector(hidden) }
+    }
+
+    /// Forward, then backward, and what each asked of the driver.
+    fn step(&mut self) -> [(Result<(), Error>, Vec<String>); 2] {
+        let Training { layer, matrices: [x, y, dy, dx], weight, rstd, dw } = self;
+        let (mut forward, mut backward) = (Ok(()), Ok(()));
+        let forward_calls = calls_of(|| {
+            forward = layer.forward(&*x, Some((&*weight).into()), y, Some((&mut *rstd).into()));
+        });
+        let backward_calls = calls_of(|| {
+            backward = layer.backward(&*x, Some((&*weight).into()), &*rstd, &*dy, dx, Some(dw.into()));
+        });
+        [(forward, forward_calls), (backward, backward_calls)]
+    }
+}
+
+/// The typed layer orders its launches with other uses of the memory, by cudarc's events and by nothing else.
+#[test]
+fn the_typed_layer_waits_and_records() {
+    fn shared_between_threads<T: Send + Sync + 'static>(_: &T) {}
+    alone("typed::the_typed_layer_waits_and_records", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let mut training = Training::new(&context, &stream);
+        shared_between_threads(&training.layer);
+        for (result, calls) in training.step() {
+            assert_eq!(result, Ok(()));
+            let names = names(&calls);
+            let at = |name: &str| {
+                let at: Vec<usize> = (0..names.len()).filter(|i| names[*i] == name).collect();
+                (at.len(), at.first().copied().unwrap_or(0), at.last().copied().unwrap_or(0))
+            };
+            let (launches, first_launch, last_launch) = at("cuLaunchKernel");
+            let (waits, _, last_wait) = at("cuStreamWaitEvent");
+            let (records, first_record, _) = at("cuEventRecord");
+            // Four operands; or seven, the scratch among them. What is written waits for readers and writers.
+            assert!(matches!((launches, waits, records), (1, 6, 4) | (2, 10, 7)), "{calls:#?}");
+            assert!(last_wait < first_launch && last_launch < first_record, "{calls:#?}");
+            assert_eq!(at("cuStreamIsCapturing").0, 1);
+            assert!(names.iter().all(|name| DRIVER_FUNCTIONS.contains(name)), "{calls:#?}");
+            assert_eq!(at("cuCtxGetCurrent").0 + launches + waits + records + 1, names.len(), "{calls:#?}");
+        }
+        // Without tracking: only the launches.
+        let (context, stream) = context_and_stream();
+        // SAFETY: everything below is used on one stream.
+        unsafe { context.disable_event_tracking() };
+        let mut training = Training::new(&context, &stream);
+        let [(forward, forward_calls), (backward, backward_calls)] = training.step();
+        assert_eq!((forward, backward), (Ok(()), Ok(())));
+        assert_eq!(names(&forward_calls), ["cuCtxGetCurrent", "cuLaunchKernel"]);
+        assert_eq!(names(&backward_calls), ["cuCtxGetCurrent", "cuLaunchKernel", "cuLaunchKernel"]);
+    });
+}
+
+#[test]
+fn captures_of_the_typed_layer() {
+    alone("typed::captures_of_the_typed_layer", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let mut training = Training::new(&context, &stream);
+        begin_capture(&stream);
+        for (result, calls) in training.step() {
+            let error = result.expect_err("tracked memory");
+            println!("{error}");
+            assert_eq!(error, Error::EventTracking);
+            assert!(error.to_string().contains("disable_event_tracking"));
+            // Nothing that would end the capture.
+            assert!(
+                !names(&calls).iter().any(|name| ["cuStreamWaitEvent", "cuLaunchKernel"].contains(name)),
+                "{calls:#?}"
+            );
+        }
+        end_capture(&stream);
+        assert!(context.is_event_tracking(), "the setting is the caller's");
+        // SAFETY: everything below is used on one stream.
+        unsafe { context.disable_event_tracking() };
+        begin_capture(&stream);
+        for (result, calls) in training.step() {
+            assert_eq!(result, Ok(()));
+            assert!(
+                names(&calls).iter().all(|name| ["cuCtxGetCurrent", "cuLaunchKernel"].contains(name)),
+                "{calls:#?}"
+            );
+        }
+        end_capture(&stream);
+    });
+}
+
+/// A stream that could not be made to wait is given nothing to do, and a use that could not be recorded is told at once.
+#[test]
+fn an_event_that_fails_is_the_error_of_its_call() {
+    let body = || {
+        let waits = std::env::var("STAND_IN_FAIL").is_ok_and(|fail| fail.starts_with("cuStreamWaitEvent"));
+        let (context, stream) = context_and_stream();
+        let mut training = Training::new(&context, &stream);
+        let [(forward, calls), (backward, _)] = training.step();
+        let call = if waits { "cuStreamWaitEvent" } else { "cuEventRecord" };
+        let code = "CUDA_ERROR_ILLEGAL_ADDRESS".to_string();
+        assert_eq!(forward, Err(Error::Driver { call, code }), "{calls:#?}");
+        assert_eq!(names(&calls).contains(&"cuLaunchKernel"), !waits, "{calls:#?}");
+        assert_eq!(backward, Ok(()));
+    };
+    // Zeroing the seven buffers takes 14 waits and 7 records; the next 6 and 4 are forward's.
+    for fail in ["cuStreamWaitEvent 19 700", "cuEventRecord 9 700"] {
+        let test = "typed::an_event_that_fails_is_the_error_of_its_call";
+        if alone(test, Library::Complete, &[("STAND_IN_FAIL", fail)], body).is_none() {
+            return;
+        }
+    }
+}
+
+/// cudarc keeps an error that a drop met for the next call that can return one. That is not one of ours, and it stays kept.
+#[test]
+fn an_error_of_others_is_left_to_them() {
+    alone("typed::an_error_of_others_is_left_to_them", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let mut training = Training::new(&context, &stream);
+        let theirs = || Err::<(), _>(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+        context.record_err(theirs());
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
+        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+        unsafe { kernels.forward(&call, &kernels.speed(), stream.cu_stream()) }.expect("a forward call");
+        let (x, weight) = {
+            assert_eq!(context.check_err(), theirs());
+            let memory = |n| stream.alloc_zeros::<bf16>(n).expect("memory");
+            (memory(64 * 4096), memory(4096))
+        };
+        let mut y = stream.alloc_zeros::<bf16>(64 * 4096).expect("memory");
+        context.record_err(theirs());
+        let calls =
+            calls_of(|| training.layer.forward(&x, Some((&weight).into()), &mut y, None).expect("a forward call"));
+        assert_eq!(names(&calls).iter().filter(|name| **name == "cuStreamWaitEvent").count(), 4, "{calls:#?}");
+        assert_eq!(context.check_err(), theirs());
+        let [(forward, _), (backward, _)] = training.step();
+        assert_eq!((forward, backward), (Ok(()), Ok(())));
+    });
+}
+
+/// The thread's current context is afterwards what it was, and other GPUs' memory and streams are refused.
+#[test]
+fn two_gpus() {
+    alone("typed::two_gpus", Library::Complete, &[("STAND_IN_DEVICES", "2")], || {
+        let (context, stream) = context_and_stream();
+        let mut training = Training::new(&context, &stream);
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        let other = CudaContext::new(1).expect("a stand-in");
+        let other_stream = other.new_stream().expect("a stand-in");
+        let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
+        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+        unsafe { kernels.forward(&call, &kernels.speed(), stream.cu_stream()) }.expect("a forward call");
+        drop(kernels);
+        let calls = calls_of(|| other.bind_to_thread().expect("the other context"));
+        assert_eq!(names(&calls), ["cuCtxGetCurrent"], "the other context is not current any more");
+
+        let expected = Error::Context { expected: 0, got: 1 };
+        let other_kernels = Arc::new(Kernels::new(&other).expect("a stand-in"));
+        let error = Layer::new(&other_kernels, &stream, (1, 64), 0.0, WeightOffset::Zero).err();
+        assert_eq!(error, Some(Error::Context { expected: 1, got: 0 }));
+        let memory = |stream: &Arc<CudaStream>| stream.alloc_zeros::<bf16>(64 * 4096).expect("memory");
+        let (x, mut y) = (memory(&stream), memory(&stream));
+        let (other_x, mut other_y) = (memory(&other_stream), memory(&other_stream));
+        assert_eq!(training.layer.forward(&other_x, None, &mut y, None), Err(expected.clone()));
+        assert_eq!(training.layer.forward(&x, None, &mut other_y, None), Err(expected));
+        let [(forward, _), (backward, _)] = training.step();
+        assert_eq!((forward, backward), (Ok(()), Ok(())));
+    });
+}
+
+/// The typed layer refuses what does not fit before anything is launched.
+#[test]
+fn shapes_of_the_typed_layer() {
+    alone("typed::shapes_of_the_typed_layer", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let kernels = Arc::new(Kernels::new(&context).expect("a stand-in"));
+        let layer = |rows, hidden| Layer::new(&kernels, &stream, (rows, hidden), 0.0, WeightOffset::Zero);
+        assert_eq!(layer(4, 0).err(), Some(Error::Hidden { got: 0 }));
+        let mut layer = layer(4, 8).expect("a layer");
+        let memory = |n| stream.alloc_zeros::<f32>(n).expect("memory");
+        let (x, mut y, weight) = (memory(33), memory(40), memory(8));
+        let forward = layer.forward(&x, None, &mut y, None);
+        assert_eq!(forward, Err(Error::Length { operand: "x", needed: 40, got: 33 }));
+        let calls = calls_of(|| {
+            let x = x.slice(1..33); // Four rows, not aligned.
+            assert_eq!(layer.forward(&x, Some((&weight.slice(..8)).into()), &mut y.slice_mut(3..35), None), Ok(()));
+        });
+        assert_eq!(names(&calls).iter().filter(|name| **name == "cuLaunchKernel").count(), 1);
+        let short = weight.slice(..7);
+        let forward = layer.forward(&x.slice(..32), Some((&short).into()), &mut y, None);
+        assert_eq!(forward, Err(Error::Length { operand: "weight", needed: 8, got: 7 }));
+        let halves = stream.alloc_zeros::<bf16>(8).expect("memory");
+        let Err(Error::ElementType { operand: "weight", .. }) =
+            layer.forward(&x.slice(..32), Some((&halves).into()), &mut y, None)
+        else {
+            panic!("a bf16 weight of f32 rows")
+        };
+        // More rows than the scratch is for.
+        let (many, rstd, mut dx, mut dw) = (memory(80), memory(10), memory(80), memory(8));
+        let backward = layer.backward(&many, None, &rstd, &many, &mut dx, Some((&mut dw).into()));
+        assert_eq!(backward, Err(Error::Length { operand: "scratch", needed: 80, got: 32 }));
+        assert_eq!(layer.backward(&many, None, &rstd, &many, &mut dx, None), Ok(()));
+    });
+}
