@@ -215,7 +215,7 @@ pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let (row, column) = (row_order(hidden), column_order(rows, hidden));
     let class = class(hidden, dtype);
     let teams = class.teams as usize;
-    let blocks = |items: usize, most: usize| items.clamp(1, most) as u32;
+    let blocks = |items: usize, most: usize| items.min(most).max(1) as u32;
     let forward = Launch { class, stages: 0, blocks: blocks(rows.div_ceil(teams), GRID_MAX), pace: 0 };
     if class.packs == 0 {
         return Plan { row, column, forward, backward: Launch { blocks: blocks(rows, GRID_MAX), ..forward } };
@@ -225,7 +225,7 @@ pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let row_bytes = hidden * dtype.bytes();
     let stage_bytes = teams * 2 * row_bytes;
     let wanted = if teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
-    let fit = (arch.block_shared_bytes as usize - (10 << 10)) / stage_bytes;
+    let fit = (arch.block_shared_bytes as usize).saturating_sub(10 << 10) / stage_bytes;
     let stages = wanted.min(fit).min(RING_STAGES_MAX as usize) as u32;
     let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
     let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
@@ -235,12 +235,8 @@ pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let paced = ring && rate > 0 && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
     let row_bytes_of_all = 3 * row_bytes as u64 * u64::from(blocks) * teams as u64;
     let pace = if paced { row_bytes_of_all * 256_000 / rate } else { 0 };
-    let backward = Launch {
-        class,
-        stages: if ring { stages } else { 0 },
-        blocks,
-        pace: pace.try_into().unwrap_or(u32::MAX),
-    };
+    let backward =
+        Launch { class, stages: if ring { stages } else { 0 }, blocks, pace: pace.try_into().unwrap_or(u32::MAX) };
     Plan { row, column, forward, backward }
 }
 
@@ -292,7 +288,10 @@ mod tests {
                 let (class, chains) = (class(hidden, dtype), row_order(hidden).chains);
                 let owned = (class.lanes * class.pack) as usize;
                 if class.packs == 0 {
-                    assert!(hidden > 16384 && chains.is_multiple_of(owned) && chains <= owned * class.sets as usize, "{hidden}");
+                    assert!(
+                        hidden > 16384 && chains.is_multiple_of(owned) && chains <= owned * class.sets as usize,
+                        "{hidden}"
+                    );
                 } else {
                     assert!(hidden <= owned * class.packs as usize, "{hidden}");
                     let all = owned * class.sets as usize;
