@@ -44,8 +44,8 @@ pub fn row_order(hidden: usize) -> RowOrder {
 pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
     let groups = match hidden {
         0..=256 => 128 * previous_power_of_two(8192 / hidden.max(8)),
-        257..=2048 => 1024,
-        2049..=4096 => 512,
+        257..=1024 => 1024,
+        1025..=4096 => 512,
         4097..=16384 => 128,
         16385..=32768 => 60,
         32769..=65536 => 30,
