@@ -230,9 +230,10 @@ pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
     let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
     let blocks = blocks(column.groups.div_ceil(teams), resident as usize);
-    // Nine tenths of what the memory's clock and width come to, shared by all teams; where the tensors fit the cache, no limit.
+    // Nine tenths of what the memory's clock and width come to, shared by all teams. Where the tensors fit the cache, or nobody
+    // has measured, no limit.
     let rate = u64::from(arch.memory_bytes_per_us) * 9 / 10;
-    let paced = ring && rate > 0 && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
+    let paced = ring && arch.compute_capability == (9, 0) && rate > 0 && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
     let row_bytes_of_all = 3 * row_bytes as u64 * u64::from(blocks) * teams as u64;
     let pace = if paced { row_bytes_of_all * 256_000 / rate } else { 0 };
     let backward =

@@ -1,64 +1,182 @@
 //! `cargo xtask bench`: times the public calls, and in the same run the ceilings that they are compared with.
+//!
+//! Read in this order: [`cells`] (what, and what is aimed at), [`run`] (measures on a device: `gpu`, [`cpu`]), [`report`] (what
+//! is left behind and what follows from it), [`show`] and [`plot`] (what a reader sees). `peers.py` beside this crate measures
+//! other libraries.
 
-use anyhow::{Context, Result, bail};
-use rmsnorm_cuda::cuda::measure::{Cell, Meter};
-use rmsnorm_cuda::plan::plan;
-use rmsnorm_cuda::{Cpu, Dtype};
+mod cells;
+#[cfg(feature = "cuda")]
+mod check;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod gpu;
+mod plot;
+mod report;
+mod run;
+mod show;
 
-/// What to time.
-#[derive(clap::Args)]
+use anyhow::{Result, bail};
+use cells::Cell;
+use report::{BYTES, Build, Machine, Measured, Pass, Peers, Report, SCHEMA, write};
+use rmsnorm_cuda::{Cpu, Executor};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime};
+
+/// What to time, and where.
+#[derive(clap::Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
-    /// Cells as TYPE:ROWSxHIDDEN, separated by commas: bf16:32768x4096,f32:8192x8192.
-    #[arg(long, value_delimiter = ',')]
-    cells: Vec<String>,
-    /// Replays of each graph.
-    #[arg(long, default_value_t = 30)]
-    replays: usize,
+    #[command(subcommand)]
+    other: Option<Other>,
+    /// What runs the calls.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: Where,
+    /// Four cells only.
+    #[arg(long)]
+    quick: bool,
+    /// These cells only, as TYPE:ROWSxHIDDEN, separated by commas: bf16:32768x4096,f32:8192x8192.
+    #[arg(long, value_name = "CELLS", value_delimiter = ',', conflicts_with = "quick")]
+    cells: Vec<Cell>,
+    /// Replays of each graph (GPU) or calls (CPU); medians are taken of them. 30 and 9 if not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    replays: Option<u64>,
+    /// Measure everything so many times; the worst counts.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    repeat: u64,
+    /// Compare with other libraries on the same machine: files that peers.py wrote, separated by commas.
+    #[arg(long, value_name = "FILES.json", value_delimiter = ',')]
+    peers: Vec<PathBuf>,
+    /// Write a report to this file.
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// Write a page with plots to this file.
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
 }
 
-/// Runs the bench.
-pub(crate) fn run(options: &Options) -> Result<()> {
-    let meter = Meter::new(0)?;
-    let theoretical = meter.theoretical_bytes_per_second()?;
-    println!(
-        "{} · theoretical {:.2} TB/s · L2 {} MB · bare launch {:.2} µs",
-        meter.kernels().gpu_name(),
-        theoretical / 1e12,
-        meter.l2_bytes()? >> 20,
-        meter.bare_launch(options.replays)?.us_median
-    );
-    for cell in &options.cells {
-        let cell = parse_cell(cell)?;
-        let tensors = meter.tensors(cell)?;
-        let (copy, copy_how) = meter.ceiling_forward(&tensors, options.replays)?;
-        let (add, add_how) = meter.ceiling_backward(&tensors, options.replays)?;
-        let forward = meter.forward(&tensors, options.replays)?;
-        let backward = meter.backward(&tensors, options.replays)?;
-        let bytes = (cell.rows * cell.hidden * cell.dtype.bytes()) as f64;
-        let share = |us: f64, tensors: f64| tensors * bytes / (us * 1e-6) / theoretical;
-        let differ = meter.download(&tensors)?.mismatches(&Cpu)?;
-        let plan = plan(cell.rows, cell.hidden, cell.dtype, &meter.kernels().speed().arch);
-        println!(
-            "{:>4} {:>8}×{:<7} forward {:>8.1} µs {:.3} of {copy_how} ({:.2}) | backward {:>8.1} µs {:.3} of {add_how} ({:.2}) | {plan} | differ {differ:?}",
-            cell.dtype.to_string(),
-            cell.rows,
-            cell.hidden,
-            forward.us_median,
-            copy.us_median / forward.us_median,
-            share(copy.us_median, 2.0),
-            backward.us_median,
-            add.us_median / backward.us_median,
-            share(add.us_median, 3.0),
-        );
-    }
-    Ok(())
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Other {
+    /// Show a report again. Needs no GPU.
+    Render {
+        /// The report.
+        #[arg(long, value_name = "FILE.json")]
+        from: PathBuf,
+        /// Write a page with plots to this file.
+        #[arg(long, value_name = "FILE.html")]
+        html: Option<PathBuf>,
+        /// Write docs/benchmarks.md to this file.
+        #[arg(long, value_name = "FILE.md")]
+        docs: Option<PathBuf>,
+    },
+    /// Print the cells that a report of a GPU must have.
+    List,
 }
 
-fn parse_cell(text: &str) -> Result<Cell> {
-    let (dtype, shape) = text.split_once(':').context("a cell is TYPE:ROWSxHIDDEN")?;
-    let (rows, hidden) = shape.split_once('x').context("a cell is TYPE:ROWSxHIDDEN")?;
-    let Some(dtype) = Dtype::ALL.into_iter().find(|d| d.to_string() == dtype) else {
-        bail!("unknown element type {dtype}, expected f32, f16 or bf16");
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    Cpu,
+    Cuda,
+}
+
+/// Runs the command.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    let (report, html) = match &options.other {
+        Some(Other::List) => {
+            cells::required_cuda().iter().try_for_each(|cell| writeln!(out, "{cell}"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Other::Render { from, html, docs }) => {
+            let report = Report::read(from)?;
+            if let Some(path) = docs {
+                write(path, &show::docs(Some(&report)))?;
+            }
+            (report, html)
+        }
+        None => {
+            let report = measured(options)?;
+            if let Some(path) = &options.report {
+                report.write(path)?;
+            }
+            (report, &options.html)
+        }
     };
-    Ok(Cell { dtype, rows: rows.parse()?, hidden: hidden.parse()? })
+    show::print(&report, &mut out)?;
+    if let Some(path) = html {
+        write(path, &plot::page(&report))?;
+    }
+    Ok(if report.invalid.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+/// Measures what was asked for.
+fn measured(options: &Options) -> Result<Report> {
+    let peers = Peers::read(&options.peers)?;
+    let started = Instant::now();
+    let started_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let passes = options.repeat as usize;
+    let (gpu, cells) = match options.device {
+        Where::Cpu => {
+            let device = cpu::OnCpu { replays: options.replays.unwrap_or(9) as usize };
+            let cells = options.cells(cells::required_cpu());
+            (None, run::measure(&device, &cells, passes, said(cells.len())))
+        }
+        #[cfg(feature = "cuda")]
+        Where::Cuda => {
+            let cells = options.cells(cells::required_cuda());
+            let device = gpu::OnGpu::new(&cells, options.replays.unwrap_or(30) as usize)?;
+            (Some(device.describe()?), run::measure(&device, &cells, passes, said(cells.len())))
+        }
+        #[cfg(not(feature = "cuda"))]
+        Where::Cuda => bail!("built without CUDA: build xtask with its feature `cuda`, or pass --device cpu"),
+    };
+    if cells.is_empty() {
+        bail!("no cell was measured");
+    }
+    let mut report = Report {
+        schema: SCHEMA,
+        partial: true,
+        invalid: Vec::new(),
+        command: std::env::args().skip(1).collect(),
+        started_unix_s,
+        elapsed_s: started.elapsed().as_secs_f64(),
+        build: Build::this(),
+        machine: Machine { cpu: Cpu.name(), gpu },
+        passes,
+        bytes: BYTES.into(),
+        cells,
+        peers,
+    };
+    report.judge();
+    Ok(report)
+}
+
+impl Options {
+    fn cells(&self, required: Vec<Cell>) -> Vec<Cell> {
+        match (self.quick, self.cells.is_empty()) {
+            (true, _) => required.into_iter().filter(|cell| cells::is_quick(*cell)).collect(),
+            (_, false) => self.cells.clone(),
+            _ => required,
+        }
+    }
+}
+
+/// Says what has been measured, one line a cell.
+fn said(cells: usize) -> impl FnMut(usize, &Measured) {
+    let mut done = 0;
+    move |pass, measured| {
+        done += 1;
+        let which = format!("  {}/{cells} {:20}", done - (pass - 1) * cells, measured.cell.to_string());
+        let failed = measured.failures.last().filter(|failure| failure.starts_with(&format!("pass {pass}:")));
+        match (failed, measured.passes.last()) {
+            (None, Some(Pass { forward, backward, .. })) => {
+                eprintln!("{which} forward {:.3} backward {:.3}", forward.fraction(), backward.fraction());
+            }
+            (failed, _) => eprintln!("{which} FAILED: {}", failed.map_or("", String::as_str)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

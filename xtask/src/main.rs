@@ -1,8 +1,8 @@
 //! `cargo xtask verify`, `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "cuda")]
 mod bench;
+mod record;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -20,16 +20,14 @@ struct Cli {
 enum Command {
     /// Try every property on every executor there is.
     Verify(verify::Options),
-    /// Time the kernels against the ceilings of the same machine.
-    #[cfg(feature = "cuda")]
+    /// Time the calls against the ceilings of the same machine.
     Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Verify(options) => verify::run(&options),
-        #[cfg(feature = "cuda")]
-        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Bench(options) => bench::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

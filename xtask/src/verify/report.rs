@@ -1,8 +1,10 @@
 //! What a run of `verify` leaves behind: a JSON file that anyone can check without a GPU, since the CPU computes the same bits.
 
 use super::sets::{Coverage, plan_classes};
+use crate::record;
+pub(super) use crate::record::Build;
 use anyhow::{Context, Result};
-use rmsnorm_cuda::{BITS_VERSION, Executor};
+use rmsnorm_cuda::Executor;
 use rmsnorm_fuzz::golden::{Section, sections};
 use rmsnorm_fuzz::{Case, Evidence};
 use serde::{Deserialize, Serialize};
@@ -39,40 +41,6 @@ pub(super) struct Report {
     pub digests: Vec<SectionDigest>,
     /// Failures that belong to no case.
     pub failures: Vec<String>,
-}
-
-/// The binary.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Build {
-    /// Version of the workspace.
-    pub version: String,
-    /// `rmsnorm_cuda::BITS_VERSION`.
-    pub bits_version: u32,
-    /// The commit it was built from, or `unknown`.
-    pub commit: String,
-    /// Whether the sources differed from the commit: `yes`, `no`, or `unknown`.
-    pub dirty: String,
-    /// SHA-256 of name, length and text of each kernel source; `unknown` in a build without CUDA.
-    pub kernel_sources_sha256: String,
-}
-
-impl Build {
-    /// This binary.
-    pub(super) fn this() -> Build {
-        Build {
-            version: env!("CARGO_PKG_VERSION").into(),
-            bits_version: BITS_VERSION,
-            commit: env!("RMSNORM_COMMIT").into(),
-            dirty: env!("RMSNORM_DIRTY").into(),
-            kernel_sources_sha256: kernel_sources_sha256(),
-        }
-    }
-
-    /// The commit, short, with a mark if the sources differed from it.
-    pub(super) fn commit(&self) -> String {
-        let commit = &self.commit[..self.commit.len().min(12)];
-        if self.dirty == "yes" { format!("{commit}, changed") } else { commit.into() }
-    }
 }
 
 /// The machine. No GPU: `gpu` is absent and `missing` says why.
@@ -233,19 +201,12 @@ fn inputs_sha256(cases: &[Case]) -> String {
 impl Report {
     /// Writes the report so that the file is either the old one or the whole new one.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
-        let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        std::fs::write(&temporary, text)
-            .and_then(|()| std::fs::rename(&temporary, path))
-            .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
-            .with_context(|| format!("cannot write {}", path.display()))
+        record::write_json(path, self)
     }
 
     /// Reads a report.
     pub(super) fn read(path: &Path) -> Result<Report> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no report", path.display()))
+        record::read_json(path)
     }
 }
 
@@ -289,18 +250,6 @@ pub(super) fn reports(folder: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = files.filter(is_report).collect();
     paths.sort();
     paths
-}
-
-#[cfg(feature = "cuda")]
-fn kernel_sources_sha256() -> String {
-    hex(rmsnorm_cuda::cuda::compile::SOURCES.iter().fold(Sha256::new(), |hash, (name, text)| {
-        hash.chain_update(format!("{name} {}\n", text.len())).chain_update(text)
-    }))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn kernel_sources_sha256() -> String {
-    "unknown".into()
 }
 
 fn hex(hash: Sha256) -> String {

@@ -1,0 +1,226 @@
+//! What is measured, and what is aimed at.
+
+use rmsnorm_cuda::Dtype;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Cell {
+    pub(super) dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) hidden: usize,
+}
+
+impl Cell {
+    /// Size of x, and of y, dy and dx.
+    pub(super) fn tensor_bytes(&self) -> usize {
+        self.rows * self.hidden * self.dtype.bytes()
+    }
+}
+
+impl FromStr for Cell {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cell, String> {
+        let wrong = || format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN, as in bf16:32768x4096");
+        let (dtype, shape) = text.split_once(':').ok_or_else(wrong)?;
+        let (rows, hidden) = shape.split_once('x').ok_or_else(wrong)?;
+        let dtype = Dtype::ALL.into_iter().find(|d| d.to_string() == dtype).ok_or_else(wrong)?;
+        let (rows, hidden) = (rows.parse().map_err(|_| wrong())?, hidden.parse().map_err(|_| wrong())?);
+        let elements = usize::checked_mul(rows, hidden).filter(|n| (1..=ELEMENTS_MAX).contains(n));
+        elements.ok_or_else(|| format!("{text} has no elements or more than 2^32"))?;
+        Ok(Cell { dtype, rows, hidden })
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}x{}", self.dtype, self.rows, self.hidden)
+    }
+}
+
+impl TryFrom<String> for Cell {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Cell, String> {
+        text.parse()
+    }
+}
+
+impl From<Cell> for String {
+    fn from(cell: Cell) -> String {
+        cell.to_string()
+    }
+}
+
+/// Which of the two calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Direction {
+    Forward,
+    Backward,
+}
+
+impl Direction {
+    pub(super) const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
+
+    /// Tensors of rows × hidden that must move: x and y, or x, dy and dx.
+    pub(super) fn tensors(self) -> usize {
+        match self {
+            Direction::Forward => 2,
+            Direction::Backward => 3,
+        }
+    }
+
+    /// The least that must move.
+    pub(super) fn bytes(self, cell: Cell) -> usize {
+        self.tensors() * cell.tensor_bytes()
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+        })
+    }
+}
+
+/// How much of the ceiling is aimed at, as a fraction.
+pub(super) struct Target {
+    pub(super) what: &'static str,
+    pub(super) applies: fn(Cell) -> bool,
+    pub(super) forward: f64,
+    pub(super) backward: f64,
+}
+
+/// A cell without a line here has no target.
+pub(super) const TARGETS: [Target; 3] = [
+    Target {
+        what: "N 1024 to 8192, multiples of 8, tensors of 256 MB and more",
+        applies: |c| (1024..=8192).contains(&c.hidden) && c.hidden.is_multiple_of(8) && is_large(c),
+        forward: 0.97,
+        backward: 0.95,
+    },
+    Target {
+        what: "N 512 and 16384, tensors of 256 MB and more",
+        applies: |c| [512, 16384].contains(&c.hidden) && is_large(c),
+        forward: 0.97,
+        backward: 0.92,
+    },
+    Target {
+        what: "4096×4096 and 4096×7168",
+        applies: |c| c.rows == 4096 && [4096, 7168].contains(&c.hidden) && !is_large(c),
+        forward: 0.93,
+        backward: 0.85,
+    },
+];
+
+/// The fraction of the ceiling that is aimed at.
+pub(super) fn target(cell: Cell, direction: Direction) -> Option<f64> {
+    let target = TARGETS.iter().find(|target| (target.applies)(cell))?;
+    Some(match direction {
+        Direction::Forward => target.forward,
+        Direction::Backward => target.backward,
+    })
+}
+
+/// Whether the memory alone decides: ceilings of such cells are held against the theoretical rate.
+pub(super) fn is_large(cell: Cell) -> bool {
+    cell.tensor_bytes() >= 256_000_000
+}
+
+/// A report of a GPU that leaves one of these out is partial. 2^28 bytes a tensor where the rows are many.
+pub(super) fn required_cuda() -> Vec<Cell> {
+    let large = |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden };
+    let mut cells = Vec::new();
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        cells.extend(MIDDLE.map(|hidden| large(dtype, hidden)));
+        cells.extend([4096, 7168].map(|hidden| Cell { dtype, rows: 4096, hidden }));
+    }
+    cells.extend(NARROW_AND_WIDE.map(|hidden| large(Dtype::Bf16, hidden)));
+    cells.push(large(Dtype::F32, 65536));
+    cells.extend(ODD_AND_FEW_ROWS.map(|(rows, hidden)| Cell { dtype: Dtype::Bf16, rows, hidden }));
+    cells
+}
+
+/// The same for a report of a CPU.
+pub(super) fn required_cpu() -> Vec<Cell> {
+    let large = |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden };
+    let hiddens = MIDDLE.into_iter().filter(|&hidden| hidden.is_power_of_two() && hidden >= 1024);
+    hiddens.flat_map(|hidden| [Dtype::F32, Dtype::Bf16].map(|dtype| large(dtype, hidden))).collect()
+}
+
+/// Whether `--quick` measures it.
+pub(super) fn is_quick(cell: Cell) -> bool {
+    QUICK.contains(&cell.to_string().as_str())
+}
+
+const MIDDLE: [usize; 10] = [512, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192, 16384];
+const NARROW_AND_WIDE: [usize; 5] = [64, 128, 32768, 65536, 131072];
+const ODD_AND_FEW_ROWS: [(usize, usize); 5] = [(8192, 4097), (16384, 1000), (512, 4096), (64, 4096), (1, 4096)];
+/// Of `--quick`: the usual size, another type, small ones.
+const QUICK: [&str; 4] = ["bf16:32768x4096", "f32:8192x8192", "bf16:4096x4096", "bf16:1x4096"];
+const ELEMENTS_MAX: usize = 1 << 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn cell(text: &str) -> Cell {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_cell_is_what_it_prints() {
+        let cells = required_cuda();
+        assert!(cells.iter().all(|c| cell(&c.to_string()) == *c));
+        assert_eq!(cells.iter().collect::<HashSet<_>>().len(), cells.len());
+        for wrong in ["bf16", "bf16:4x", "f64:1x1", "bf16:0x8", "bf16:-1x8", "f32:4294967296x4294967296", "f32:1x1x1"] {
+            assert!(wrong.parse::<Cell>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_required_cells_are_those_that_were_compared_before() {
+        let cells: Vec<String> = required_cuda().iter().map(Cell::to_string).collect();
+        assert_eq!(cells.len(), 3 * 12 + 5 + 1 + 5);
+        for known in [
+            "bf16:2097152x64",
+            "bf16:26214x5120",
+            "bf16:18724x7168",
+            "bf16:1024x131072",
+            "bf16:8192x4097",
+            "bf16:1x4096",
+            "f32:16384x4096",
+            "f32:8192x8192",
+            "f32:1024x65536",
+            "f16:43690x3072",
+        ] {
+            assert!(cells.iter().any(|c| c == known), "{known}");
+        }
+        assert!(QUICK.iter().all(|quick| cells.contains(&quick.to_string())));
+        assert!(required_cpu().len() == 10 && required_cpu().contains(&cell("f32:65536x1024")));
+    }
+
+    #[test]
+    fn targets() {
+        let both = |text| Direction::BOTH.map(|direction| target(cell(text), direction));
+        assert_eq!(both("bf16:32768x4096"), [Some(0.97), Some(0.95)]);
+        assert_eq!(both("f32:21845x3072"), [Some(0.97), Some(0.95)]);
+        assert_eq!(both("f16:262144x512"), [Some(0.97), Some(0.92)]);
+        assert_eq!(both("f32:4096x16384"), [Some(0.97), Some(0.92)]);
+        assert_eq!(both("bf16:4096x7168"), [Some(0.93), Some(0.85)]);
+        assert_eq!(both("f32:4096x4096"), [Some(0.93), Some(0.85)]);
+        for none in ["bf16:8192x4097", "bf16:32768x4097", "bf16:512x4096", "bf16:4096x32768", "bf16:1048576x128"] {
+            assert_eq!(both(none), [None, None], "{none}");
+        }
+        let with_target = required_cuda().iter().filter(|c| target(**c, Direction::Forward).is_some()).count();
+        assert_eq!(with_target, 36);
+    }
+}

@@ -1,0 +1,144 @@
+//! Whether the launches that were timed wrote the right bits.
+
+use super::report::Differ;
+use rayon::prelude::*;
+use rmsnorm_cuda::cuda::measure::{Downloaded, EPS, Host};
+use rmsnorm_cuda::{
+    Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Rows, Slice, WeightGradient, WeightOffset, scratch_len,
+};
+
+/// Computes y, rstd, dx and dw of `hidden` columns again on the CPU, whole, and counts the elements that differ in any bit.
+pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
+    let (rows, dtype) = (got.x.slice().elements() / hidden, got.x.slice().dtype());
+    let weight_offset = WeightOffset::Zero;
+    let mut out = Host::zeros(dtype, rows * hidden);
+    let (mut rstd, mut dw) = (Host::zeros(Dtype::F32, rows), Host::zeros(dtype, hidden));
+    Cpu.forward(Forward {
+        rows,
+        hidden,
+        eps: EPS,
+        weight_offset,
+        x: Rows::contiguous(got.x.slice(), hidden),
+        weight: Some(got.weight.slice().into()),
+        y: Rows::contiguous(out.slice_mut(), hidden),
+        rstd: Some(rstd.slice_mut().into()),
+    })?;
+    let y = count(got.y.slice(), out.slice());
+    let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden)?);
+    Cpu.backward(Backward {
+        rows,
+        hidden,
+        weight_offset,
+        x: Rows::contiguous(got.x.slice(), hidden),
+        weight: Some(got.weight.slice().into()),
+        rstd: rstd.slice().into(),
+        dy: Rows::contiguous(got.dy.slice(), hidden),
+        dx: Rows::contiguous(out.slice_mut(), hidden),
+        dw: Some(WeightGradient { dw: dw.slice_mut().into(), scratch: scratch.slice_mut().into() }),
+    })?;
+    Ok(Differ {
+        elements: (2 * rows * hidden + rows + hidden) as u64,
+        y,
+        rstd: count(got.rstd.slice(), rstd.slice()),
+        dx: count(got.dx.slice(), out.slice()),
+        dw: count(got.dw.slice(), dw.slice()),
+    })
+}
+
+/// Elements whose bits differ, or that only one side has.
+fn count(got: Slice<'_>, want: Slice<'_>) -> u64 {
+    fn of<T: Sync>(got: &[T], want: &[T], differ: impl Fn(&T, &T) -> bool + Sync) -> u64 {
+        let both = got.par_chunks(1 << 16).zip(want.par_chunks(1 << 16));
+        let pairs = |(got, want): (&[T], &[T])| got.iter().zip(want).filter(|(got, want)| differ(got, want)).count();
+        (both.map(pairs).sum::<usize>() + got.len().abs_diff(want.len())) as u64
+    }
+    match (got, want) {
+        (Slice::F32(got), Slice::F32(want)) => of(got, want, |got, want| got.to_bits() != want.to_bits()),
+        (Slice::F16(got), Slice::F16(want)) => of(got, want, |got, want| got.to_bits() != want.to_bits()),
+        (Slice::Bf16(got), Slice::Bf16(want)) => of(got, want, |got, want| got.to_bits() != want.to_bits()),
+        (got, want) => got.elements().max(want.elements()) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rmsnorm_cuda::{bf16, f16};
+
+    /// Flips the lowest bit of an element.
+    fn flip(host: &mut Host, at: usize) {
+        match host {
+            Host::F32(data) => data[at] = f32::from_bits(data[at].to_bits() ^ 1),
+            Host::F16(data) => data[at] = f16::from_bits(data[at].to_bits() ^ 1),
+            Host::Bf16(data) => data[at] = bf16::from_bits(data[at].to_bits() ^ 1),
+        }
+    }
+
+    fn noise(dtype: Dtype, elements: usize, seed: usize) -> Host {
+        let value = |i: usize| ((i + seed) * 2_654_435_761 % 1009) as f32 / 512.0 - 1.0;
+        match dtype {
+            Dtype::F32 => Host::F32((0..elements).map(value).collect()),
+            Dtype::F16 => Host::F16((0..elements).map(|i| f16::from_f32(value(i))).collect()),
+            Dtype::Bf16 => Host::Bf16((0..elements).map(|i| bf16::from_f32(value(i))).collect()),
+        }
+    }
+
+    /// What the CPU makes of some noise.
+    fn computed(dtype: Dtype, rows: usize, hidden: usize) -> Downloaded {
+        let mut all = Downloaded {
+            x: noise(dtype, rows * hidden, 1),
+            dy: noise(dtype, rows * hidden, 500),
+            weight: noise(dtype, hidden, 77),
+            y: Host::zeros(dtype, rows * hidden),
+            rstd: Host::zeros(Dtype::F32, rows),
+            dx: Host::zeros(dtype, rows * hidden),
+            dw: Host::zeros(dtype, hidden),
+        };
+        let weight_offset = WeightOffset::Zero;
+        let call = Forward {
+            rows,
+            hidden,
+            eps: EPS,
+            weight_offset,
+            x: Rows::contiguous(all.x.slice(), hidden),
+            weight: Some(all.weight.slice().into()),
+            y: Rows::contiguous(all.y.slice_mut(), hidden),
+            rstd: Some(all.rstd.slice_mut().into()),
+        };
+        Cpu.forward(call).unwrap();
+        let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden).unwrap());
+        let dw = Some(WeightGradient { dw: all.dw.slice_mut().into(), scratch: scratch.slice_mut().into() });
+        let call = Backward {
+            rows,
+            hidden,
+            weight_offset,
+            x: Rows::contiguous(all.x.slice(), hidden),
+            weight: Some(all.weight.slice().into()),
+            rstd: all.rstd.slice().into(),
+            dy: Rows::contiguous(all.dy.slice(), hidden),
+            dx: Rows::contiguous(all.dx.slice_mut(), hidden),
+            dw,
+        };
+        Cpu.backward(call).unwrap();
+        all
+    }
+
+    #[test]
+    fn one_bit_is_found_wherever_it_is() {
+        let (rows, hidden) = (1500, 97);
+        for dtype in Dtype::ALL {
+            let mut got = computed(dtype, rows, hidden);
+            let right = Differ { elements: 2 * 1500 * 97 + 1500 + 97, ..Differ::default() };
+            assert_eq!(differ(&got, hidden).unwrap(), right);
+            flip(&mut got.y, 0);
+            flip(&mut got.y, rows * hidden - 1);
+            flip(&mut got.rstd, rows - 1);
+            flip(&mut got.dx, 70_000);
+            flip(&mut got.dw, hidden - 1);
+            assert_eq!(differ(&got, hidden).unwrap(), Differ { y: 2, rstd: 1, dx: 1, dw: 1, ..right });
+            // An output of another length or type differs.
+            got.dw = Host::zeros(dtype, 0);
+            assert_eq!(differ(&got, hidden).unwrap().dw, hidden as u64);
+        }
+    }
+}

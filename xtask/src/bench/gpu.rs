@@ -1,0 +1,82 @@
+//! The GPU as a device of the bench. [`Meter`] does all that touches it.
+
+use super::cells::{Cell, Direction};
+use super::check;
+use super::report::{Ceiling, Differ, Gpu, Timing};
+use super::run::Device;
+use anyhow::Result;
+use rmsnorm_cuda::cuda::library::nvrtc;
+use rmsnorm_cuda::cuda::measure::{self, Meter, Tensors};
+use rmsnorm_cuda::plan::plan;
+
+/// The first GPU.
+pub(super) struct OnGpu {
+    meter: Meter,
+    replays: usize,
+}
+
+impl OnGpu {
+    /// Compiles all that `cells` need.
+    pub(super) fn new(cells: &[Cell], replays: usize) -> Result<OnGpu> {
+        let meter = Meter::new(0)?;
+        meter.prepare(&cells.iter().map(metered).collect::<Vec<_>>())?;
+        Ok(OnGpu { meter, replays })
+    }
+
+    /// What is known of the GPU.
+    pub(super) fn describe(&self) -> Result<Gpu> {
+        let nvrtc = nvrtc()?;
+        Ok(Gpu {
+            name: self.meter.kernels().gpu_name().into(),
+            driver: crate::record::driver_version().unwrap_or_else(|| "unknown".into()),
+            nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+            l2_bytes: self.meter.l2_bytes()?,
+            theoretical_bytes_per_second: self.meter.theoretical_bytes_per_second()?,
+            bare_launch: timing(self.meter.bare_launch(self.replays)?),
+        })
+    }
+}
+
+impl Device for OnGpu {
+    type Tensors = (Cell, Tensors);
+    const SHARES_CEILINGS: bool = true;
+
+    fn plan(&self, cell: Cell) -> String {
+        plan(cell.rows, cell.hidden, cell.dtype, &self.meter.kernels().speed().arch).to_string()
+    }
+
+    fn tensors(&self, cell: Cell) -> Result<Self::Tensors> {
+        Ok((cell, self.meter.tensors(metered(&cell))?))
+    }
+
+    fn sets(&self, (_, tensors): &Self::Tensors) -> usize {
+        tensors.sets()
+    }
+
+    fn ceiling(&self, (_, tensors): &Self::Tensors, direction: Direction) -> Result<Ceiling> {
+        let (best, how) = match direction {
+            Direction::Forward => self.meter.ceiling_forward(tensors, self.replays)?,
+            Direction::Backward => self.meter.ceiling_backward(tensors, self.replays)?,
+        };
+        Ok(Ceiling { timing: timing(best), how })
+    }
+
+    fn call(&self, (_, tensors): &Self::Tensors, direction: Direction) -> Result<Timing> {
+        Ok(timing(match direction {
+            Direction::Forward => self.meter.forward(tensors, self.replays)?,
+            Direction::Backward => self.meter.backward(tensors, self.replays)?,
+        }))
+    }
+
+    fn differ(&self, (cell, tensors): &Self::Tensors) -> Result<Option<Differ>> {
+        Ok(Some(check::differ(&self.meter.download(tensors)?, cell.hidden)?))
+    }
+}
+
+fn metered(&Cell { dtype, rows, hidden }: &Cell) -> measure::Cell {
+    measure::Cell { dtype, rows, hidden }
+}
+
+fn timing(measure::Timing { us_median, us_p10, us_p90, replays }: measure::Timing) -> Timing {
+    Timing { us_median, us_p10, us_p90, replays }
+}
