@@ -176,6 +176,29 @@ pub fn class(hidden: usize, dtype: Dtype) -> Class {
     }
 }
 
+/// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], the one that [`class`] gives
+/// among them.
+pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
+    if !(257..=16384).contains(&hidden) {
+        return vec![class(hidden, dtype)];
+    }
+    let chains = row_order(hidden).chains as u32;
+    let mut all = Vec::new();
+    for pack in if dtype == Dtype::F32 { &[4, 8][..] } else { &[8] } {
+        for lanes in (5..=10).map(|j| 1 << j).filter(|lanes| lanes * pack <= chains) {
+            let (packs, sets) = ((hidden as u32).div_ceil(lanes * pack), chains / (lanes * pack));
+            for teams in (0..=3).map(|j| 1 << j) {
+                // So that the sums of a row group fit the registers of a lane, and all lanes those of a multiprocessor.
+                let fits = packs * pack <= 64 && lanes * teams * packs * pack <= 16384 && lanes * teams <= 1024;
+                if fits && (sets == 1 || lanes > 32) {
+                    all.push(Class { lanes, teams, pack: *pack, packs, sets });
+                }
+            }
+        }
+    }
+    all
+}
+
 /// Every class of `dtype` that [`class`] can give.
 pub fn classes(dtype: Dtype) -> Vec<Class> {
     let widths = (3..=8).map(|j| 1usize << j).chain((2..=64).map(|j| j * 256)).chain([HIDDEN_MAX]);
@@ -210,10 +233,27 @@ pub struct Plan {
     pub backward: Launch,
 }
 
+/// What [`plan`] would choose, chosen otherwise: for measurements, and for checks that it changes no bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Variant {
+    /// One of [`variants`]; ignored for rows that it cannot work on.
+    pub class: Option<Class>,
+    /// Stages of the ring, if so many fit. 0: no ring.
+    pub stages: Option<u32>,
+    /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
+    pub rate_percent: Option<u32>,
+}
+
 /// The plan for `rows` rows of `hidden` elements of type `dtype` on `arch`.
 pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
+    plan_variant(rows, hidden, dtype, arch, &Variant::default())
+}
+
+/// The same with some of it chosen already. The orders are always those of [`plan`].
+pub fn plan_variant(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch, variant: &Variant) -> Plan {
     let (row, column) = (row_order(hidden), column_order(rows, hidden));
-    let class = class(hidden, dtype);
+    let chosen = variant.class.filter(|chosen| variants(hidden, dtype).contains(chosen));
+    let class = chosen.unwrap_or_else(|| class(hidden, dtype));
     let teams = class.teams as usize;
     let blocks = |items: usize, most: usize| items.min(most).max(1) as u32;
     let forward = Launch { class, stages: 0, blocks: blocks(rows.div_ceil(teams), GRID_MAX), pace: 0 };
@@ -226,14 +266,17 @@ pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
     let stage_bytes = teams * 2 * row_bytes;
     let wanted = if teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
     let fit = (arch.block_shared_bytes as usize).saturating_sub(10 << 10) / stage_bytes;
-    let stages = wanted.min(fit).min(RING_STAGES_MAX as usize) as u32;
+    let stages = variant.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize) as u32;
     let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
     let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
     let blocks = blocks(column.groups.div_ceil(teams), resident as usize);
     // Nine tenths of what the memory's clock and width come to, shared by all teams. Where the tensors fit the cache, or nobody
     // has measured, no limit.
-    let rate = u64::from(arch.memory_bytes_per_us) * 9 / 10;
-    let paced = ring && arch.compute_capability == (9, 0) && rate > 0 && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
+    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(variant.rate_percent.unwrap_or(90)) / 100;
+    let paced = ring
+        && arch.compute_capability == (9, 0)
+        && rate > 0
+        && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
     let row_bytes_of_all = 3 * row_bytes as u64 * u64::from(blocks) * teams as u64;
     let pace = if paced { row_bytes_of_all * 256_000 / rate } else { 0 };
     let backward =
@@ -302,7 +345,7 @@ mod tests {
                 assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
                 // Hardware barriers 1 to 15 are the teams' own.
                 assert!(class.lanes <= 32 || class.teams < 16, "{hidden}");
-                assert!(classes(dtype).contains(&class), "{hidden}");
+                assert!(classes(dtype).contains(&class) && variants(hidden, dtype).contains(&class), "{hidden}");
             }
         }
     }

@@ -5,14 +5,14 @@
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::Speed;
 use rmsnorm_cuda::cuda::emulator::Emulator;
-use rmsnorm_cuda::plan::{Arch, class, classes, column_order};
+use rmsnorm_cuda::plan::{Arch, Variant, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
 use rmsnorm_fuzz::products::products;
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, hard_case, property};
 
 fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
-    Emulator::new(Speed { arch, blocks }, seed).expect("a folder for modules")
+    Emulator::new(Speed { blocks, ..Speed::of(arch) }, seed).expect("a folder for modules")
 }
 
 fn refuted(emulator: &Emulator, case: &Case) -> Option<String> {
@@ -78,6 +78,27 @@ fn unaligned() {
     };
     let some: Vec<Case> = cases(Dtype::Bf16).into_iter().step_by(3).map(offset).collect();
     demand_identity(&emulator(Arch::H200, None, 3), &some);
+}
+
+/// The other ways to hold rows: every number of lanes, packs and sets, one number of teams each.
+#[test]
+fn variants_change_no_bit() {
+    for (rows, hidden, dtype) in [(530, 4000, Dtype::Bf16), (45, 5000, Dtype::F32), (19, 9000, Dtype::F16)] {
+        let mut all = variants(hidden, dtype);
+        all.sort_by_key(|class| (class.lanes, class.pack, std::cmp::Reverse(class.teams)));
+        all.dedup_by_key(|class| (class.lanes, class.pack));
+        assert!(all.len() >= 2 && all.iter().any(|class| class.sets > 1), "{hidden}: {all:?}");
+        let refutations: Vec<String> = all
+            .into_par_iter()
+            .filter_map(|class| {
+                let variant = Variant { class: Some(class), ..Variant::default() };
+                let emulator =
+                    Emulator::new(Speed { variant, ..Speed::of(Arch::H200) }, 6).expect("a folder for modules");
+                Some(format!("{class}: {}", refuted(&emulator, &Case::new(rows, hidden, dtype))?))
+            })
+            .collect();
+        assert!(refutations.is_empty(), "{}", refutations.join("\n"));
+    }
 }
 
 /// A grid of one block, and of more blocks than there is work.

@@ -14,6 +14,8 @@ mod plot;
 mod report;
 mod run;
 mod show;
+#[cfg(feature = "cuda")]
+mod variants;
 
 use anyhow::{Result, bail};
 use cells::Cell;
@@ -72,6 +74,19 @@ enum Other {
     },
     /// Print the cells that a report of a GPU must have.
     List,
+    /// Time every way to run the kernels that changes no bit: what the tables of plan.rs are chosen by.
+    #[cfg(feature = "cuda")]
+    Variants {
+        /// Cells as TYPE:ROWSxHIDDEN, separated by commas.
+        #[arg(value_name = "CELLS", value_delimiter = ',', required = true)]
+        cells: Vec<Cell>,
+        /// Replays of each graph.
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        replays: usize,
+        /// How many of the fastest are printed.
+        #[arg(long, value_name = "N", default_value_t = 4)]
+        best: usize,
+    },
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +101,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (report, html) = match &options.other {
         Some(Other::List) => {
             cells::required_cuda().iter().try_for_each(|cell| writeln!(out, "{cell}"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        #[cfg(feature = "cuda")]
+        Some(Other::Variants { cells, replays, best }) => {
+            variants::run(cells, *replays, *best, &mut out)?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(Other::Render { from, html, docs }) => {

@@ -94,7 +94,7 @@ impl Kernels {
             return Err(Error::Architecture { got: arch.compute_capability });
         }
         let gpu_name = device::get_name(context.cu_device()).map_err(|e| driver_error("cuDeviceGetName", e))?;
-        let speed = Speed { arch, blocks: None };
+        let speed = Speed::of(arch);
         Ok(Kernels { context: context.clone(), gpu_name, speed, cache, modules: Mutex::default() })
     }
 
@@ -117,7 +117,12 @@ impl Kernels {
     /// need. Afterwards these only launch: they compile, allocate and wait for nothing, and can be captured in a CUDA graph.
     /// Loading may wait for the GPU.
     pub fn prepare(&self, calls: &Calls) -> Result<(), Error> {
-        let steps = [forward(&calls.forward()?, &self.speed)?, backward(&calls.backward()?, &self.speed)?];
+        self.prepare_at(calls, &self.speed)
+    }
+
+    /// The same for calls at another speed.
+    pub(super) fn prepare_at(&self, calls: &Calls, speed: &Speed) -> Result<(), Error> {
+        let steps = [forward(&calls.forward()?, speed)?, backward(&calls.backward()?, speed)?];
         let _current = Current::set(&self.context)?;
         for step in steps.iter().flatten() {
             if let Step::Kernel(kernel) = step {

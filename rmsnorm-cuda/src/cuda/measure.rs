@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::compile::compile_source;
 use super::launch::{Calls, arg};
-use super::{Bytes, DeviceMemory, Kernels, driver_error, library};
+use super::{Bytes, DeviceMemory, Kernels, Speed, driver_error, library};
 use crate::{
     Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
 };
@@ -139,12 +139,12 @@ impl Meter {
         &self.kernels
     }
 
-    /// Compiles on all cores what the calls of `cells` need. Otherwise each does when it is first timed.
-    pub fn prepare(&self, cells: &[Cell]) -> Result<(), Error> {
-        cells.par_iter().try_for_each(|&Cell { dtype, rows, hidden }| {
+    /// Compiles on all cores what the calls of these cells at these speeds need. Otherwise each does when it is first timed.
+    pub fn prepare(&self, cells: &[(Cell, Speed)]) -> Result<(), Error> {
+        cells.par_iter().try_for_each(|&(Cell { dtype, rows, hidden }, speed)| {
             let aligned = (hidden * dtype.bytes()).is_multiple_of(16);
             let (weight, dw, weight_offset) = (Some(dtype), Some(dtype), WeightOffset::Zero);
-            self.kernels.prepare(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned })
+            self.kernels.prepare_at(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned }, &speed)
         })
     }
 
@@ -171,20 +171,20 @@ impl Meter {
     }
 
     /// Times forward.
-    pub fn forward(&self, tensors: &Tensors, replays: usize) -> Result<Timing, Error> {
+    pub fn forward(&self, tensors: &Tensors, speed: &Speed, replays: usize) -> Result<Timing, Error> {
         self.time(tensors.sets.len(), replays, |set, stream| {
             let call = tensors.sets[set].forward(tensors.cell);
             // SAFETY: the buffers live in `tensors`, were sized by `set` and are used on this stream only.
-            unsafe { self.kernels.forward(&call, &self.kernels.speed(), stream) }
+            unsafe { self.kernels.forward(&call, speed, stream) }
         })
     }
 
     /// Times backward, dx and dw. Run [`Meter::forward`] first: it stores rstd.
-    pub fn backward(&self, tensors: &Tensors, replays: usize) -> Result<Timing, Error> {
+    pub fn backward(&self, tensors: &Tensors, speed: &Speed, replays: usize) -> Result<Timing, Error> {
         self.time(tensors.sets.len(), replays, |set, stream| {
             let call = tensors.sets[set].backward(tensors.cell)?;
             // SAFETY: as in `forward`.
-            unsafe { self.kernels.backward(&call, &self.kernels.speed(), stream) }
+            unsafe { self.kernels.backward(&call, speed, stream) }
         })
     }
 

@@ -1,7 +1,7 @@
 //! What one call launches, as plain data: no GPU is asked and nothing is launched here, so a machine without one can check it.
 
 use super::compile::Module;
-use crate::plan::{Arch, Class, Launch, plan};
+use crate::plan::{Arch, Class, Launch, Plan, Variant, plan_variant};
 use crate::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightOffset};
 
 /// A range of device memory as an operand.
@@ -55,6 +55,24 @@ pub struct Speed {
     pub arch: Arch,
     /// Blocks of each kernel over rows, instead of the plan's number.
     pub blocks: Option<u32>,
+    /// What else is chosen otherwise than by the plan, where it fits.
+    pub variant: Variant,
+}
+
+impl Speed {
+    /// What the plan for `arch` chooses.
+    pub fn of(arch: Arch) -> Self {
+        Speed { arch, blocks: None, variant: Variant::default() }
+    }
+
+    /// The plan with what was chosen otherwise.
+    pub fn plan(&self, rows: usize, hidden: usize, dtype: Dtype) -> Plan {
+        let mut plan = plan_variant(rows, hidden, dtype, &self.arch, &self.variant);
+        for launch in [&mut plan.forward, &mut plan.backward] {
+            launch.blocks = self.blocks.unwrap_or(launch.blocks);
+        }
+        plan
+    }
 }
 
 /// One thing that a stream is given to do.
@@ -98,8 +116,8 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, speed: &Speed) -> Res
         return Ok(Vec::new());
     }
     let dtype = call.x.data.dtype;
-    let plan = plan(call.rows, call.hidden, dtype, &speed.arch);
-    let (launch, blocks) = (plan.backward, speed.blocks.unwrap_or(plan.forward.blocks));
+    let plan = speed.plan(call.rows, call.hidden, dtype);
+    let (launch, blocks) = (plan.backward, plan.forward.blocks);
     let aligned = call.hidden.is_multiple_of(launch.class.pack as usize)
         && call.x.is_aligned()
         && call.y.is_aligned()
@@ -138,8 +156,8 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, speed: &Speed) -> R
         return Ok(call.dw.iter().map(|gradient| clear(&gradient.dw)).collect());
     }
     let dtype = call.x.data.dtype;
-    let plan = plan(call.rows, call.hidden, dtype, &speed.arch);
-    let launch = Launch { blocks: speed.blocks.unwrap_or(plan.backward.blocks), ..plan.backward };
+    let plan = speed.plan(call.rows, call.hidden, dtype);
+    let launch = plan.backward;
     let aligned = call.hidden.is_multiple_of(launch.class.pack as usize)
         && [&call.x, &call.dy, &call.dx].into_iter().all(Rows::is_aligned)
         && call.weight.is_none_or(|w| w.is_aligned())

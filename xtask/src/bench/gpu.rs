@@ -19,7 +19,8 @@ impl OnGpu {
     /// Compiles all that `cells` need.
     pub(super) fn new(cells: &[Cell], replays: usize) -> Result<OnGpu> {
         let meter = Meter::new(0)?;
-        meter.prepare(&cells.iter().map(metered).collect::<Vec<_>>())?;
+        let speed = meter.kernels().speed();
+        meter.prepare(&cells.iter().map(|cell| (metered(cell), speed)).collect::<Vec<_>>())?;
         Ok(OnGpu { meter, replays })
     }
 
@@ -62,9 +63,10 @@ impl Device for OnGpu {
     }
 
     fn call(&self, (_, tensors): &Self::Tensors, direction: Direction) -> Result<Timing> {
+        let speed = self.meter.kernels().speed();
         Ok(timing(match direction {
-            Direction::Forward => self.meter.forward(tensors, self.replays)?,
-            Direction::Backward => self.meter.backward(tensors, self.replays)?,
+            Direction::Forward => self.meter.forward(tensors, &speed, self.replays)?,
+            Direction::Backward => self.meter.backward(tensors, &speed, self.replays)?,
         }))
     }
 
@@ -73,7 +75,7 @@ impl Device for OnGpu {
     }
 }
 
-fn metered(&Cell { dtype, rows, hidden }: &Cell) -> measure::Cell {
+pub(super) fn metered(&Cell { dtype, rows, hidden }: &Cell) -> measure::Cell {
     measure::Cell { dtype, rows, hidden }
 }
 
