@@ -10,6 +10,7 @@ use crate::elements::Elements;
 use crate::hard::hard_cases;
 use crate::identity::literal_outputs;
 use crate::operands::{Operands, Outputs};
+use rayon::prelude::*;
 use rmsnorm_cuda::{BITS_VERSION, Error, Executor};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -31,11 +32,9 @@ pub struct Section {
 impl Section {
     /// One digest of all cases, as `executor` computes them.
     pub fn digest(&self, executor: &dyn Executor) -> Result<String, Error> {
-        let mut hash = Sha256::new();
-        for case in &self.cases {
-            hash.update(digest(executor, case)?);
-        }
-        Ok(hex(hash))
+        let digests: Vec<String> =
+            self.cases.par_iter().map(|case| digest(executor, case)).collect::<Result<_, _>>()?;
+        Ok(hex(digests.iter().fold(Sha256::new(), |hash, digest| hash.chain_update(digest))))
     }
 }
 

@@ -133,6 +133,12 @@ fn rows(list: &mut List) {
         "wide rows, more than blocks: each block reduces twice in the same shared memory",
         Case::new(300, 1500, BF16),
     );
+    list.add(
+        'D',
+        "ring_just_below_48_kb",
+        "dynamic shared memory just below 48 KiB, and with the kernel's own above it: the launch failed on an H200",
+        Case::new(3, 180, F32),
+    );
     list.add('C', "barrier_divergence", "a block of which the last warps have no element", Case::new(5, 1025, F32));
 }
 

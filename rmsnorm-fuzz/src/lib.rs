@@ -11,6 +11,8 @@ pub mod accuracy;
 pub mod batch;
 pub mod buffer;
 pub mod case;
+#[cfg(feature = "cuda")]
+pub mod compiled;
 pub mod elements;
 pub mod exact;
 pub mod golden;
@@ -19,11 +21,14 @@ pub mod identity;
 pub mod idle;
 pub mod literal;
 pub mod memory;
+pub mod mutants;
 pub mod operands;
 pub mod products;
 pub mod property;
 pub mod refusal;
 pub mod scaling;
+pub mod study;
+pub mod targets;
 pub mod values;
 
 pub use buffer::Fill;

@@ -1,7 +1,11 @@
-//! `cargo xtask verify`, `cargo xtask bench`.
+//! `cargo xtask verify`, `cargo xtask bench`, `cargo xtask fuzz`, `cargo xtask ptx`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod copies;
+mod fuzz;
+#[cfg(feature = "cuda")]
+mod ptx;
 mod record;
 mod verify;
 
@@ -22,12 +26,20 @@ enum Command {
     Verify(verify::Options),
     /// Time the calls against the ceilings of the same machine.
     Bench(bench::Options),
+    /// Look for inputs that refute a property.
+    Fuzz(fuzz::Options),
+    /// Compile the kernels without a GPU: PTX, cubin, registers, spills.
+    #[cfg(feature = "cuda")]
+    Ptx(ptx::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Verify(options) => verify::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
+        #[cfg(feature = "cuda")]
+        Command::Ptx(options) => ptx::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -8,15 +8,19 @@ mod executors;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod judge;
+mod mutants;
 mod report;
+#[cfg(feature = "cuda")]
+mod sanitize;
 mod sets;
+mod study;
 
 use anyhow::bail;
 use display::{Progress, print_machine, print_report};
-use executors::{CPU, CUDA, OnAllThreads, Target, find};
+use executors::{CPU, OnAllThreads, Target, cpu_target, find};
 use judge::{Depth, Judge};
 use rayon::ThreadPoolBuilder;
-use report::{Build, Machine, Report, Row};
+use report::{Build, Machine, Phase, Report, Row};
 use rmsnorm_cuda::{Cpu, Executor};
 use rmsnorm_fuzz::hard_case;
 use sets::{Coverage, Item};
@@ -43,6 +47,20 @@ pub(crate) struct Options {
     /// Try this case only, with every property.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["quick", "full"])]
     case: Option<String>,
+    /// Judge the checks: build every known defect into a copy of the code, and demand that it is caught.
+    #[arg(long, conflicts_with_all = ["quick", "full", "case"])]
+    mutants: bool,
+    /// Run the case study of this issue: 781.
+    #[arg(long, value_name = "ISSUE", conflicts_with_all = ["quick", "full", "case", "mutants", "report"])]
+    case_study: Option<u32>,
+    /// Run calls of every kind under compute-sanitizer.
+    #[cfg(feature = "cuda")]
+    #[arg(long, conflicts_with_all = ["quick", "full", "case", "mutants", "case_study", "report"])]
+    sanitize: bool,
+    /// What --sanitize runs under each tool.
+    #[cfg(feature = "cuda")]
+    #[arg(long, hide = true)]
+    sanitized: bool,
     /// Decides the random cases.
     #[arg(long, default_value_t = 0, value_name = "S", value_parser = clap::value_parser!(u64).range(..1 << 31))]
     seed: u64,
@@ -62,6 +80,20 @@ enum Device {
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
+    if options.mutants {
+        return mutants::run(options.device, options.report.as_deref(), &mut out);
+    }
+    if let Some(issue) = options.case_study {
+        return study::run(issue, options.device, &mut out);
+    }
+    #[cfg(feature = "cuda")]
+    if options.sanitized {
+        return sanitize::sanitized(&mut out);
+    }
+    #[cfg(feature = "cuda")]
+    if options.sanitize {
+        return sanitize::run(options.require_gpu, &mut out);
+    }
     let build = Build::this();
     writeln!(
         out,
@@ -90,12 +122,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let cpu = OnAllThreads(ThreadPoolBuilder::new().build()?);
     let mut targets = Vec::new();
     if options.device != Device::Cuda {
-        targets.push(Target { name: CPU, executor: &cpu, again: &Cpu, launches: Vec::new() });
+        targets.push(cpu_target(&cpu, &Cpu));
     }
-    let (cuda, launches) = found.ok().map(|found| (found.executor, found.launches)).unzip();
-    if let Some(executor) = cuda.as_deref() {
-        let launches = launches.unwrap_or_default();
-        targets.push(Target { name: CUDA, executor, again: executor, launches });
+    if let Ok(found) = &found {
+        targets.push(found.target());
     }
     let report = verify(options, case, machine, &targets, &mut out)?;
     if let Some(path) = &options.report {
@@ -119,9 +149,9 @@ fn verify(
     let started = Instant::now();
     let started_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let judge = Judge::new(targets);
-    let (mut random, mut digests, mut failures) = (None, Vec::new(), Vec::new());
+    let (mut random, mut digests, mut failures, mut phases) = (None, Vec::new(), Vec::new(), Vec::new());
     if let Some(item) = &case {
-        judge.judge(item, Depth::All);
+        judge.judge(item, Depth::Hard);
     } else {
         let effort = options.effort();
         let drawn = sets::random(options.seed, effort.random);
@@ -130,11 +160,24 @@ fn verify(
             failures.extend(coverage.shortfalls().into_iter().map(|missed| format!("random cases: {missed}")));
         }
         random = Some(coverage);
-        judge.judge_all("hard cases", &sets::hard(false), |_| Depth::All)?;
-        let classes = sets::plan_classes();
-        judge.judge_all("plan classes", &classes, |i| thorough(i, effort.classes_thorough, Depth::Wide))?;
-        judge.judge_all("random cases", &drawn, |i| thorough(i, effort.random_thorough, Depth::Basic))?;
-        judge.judge_all("large hard cases", &sets::hard(true), |_| effort.large)?;
+        let mut judge_all = |what: &str, items: &[Item], depth: &(dyn Fn(usize) -> Depth + Sync)| {
+            let began = Instant::now();
+            let judged = judge.judge_all(what, items, depth);
+            phases.push(Phase {
+                what: what.into(),
+                cases: items.len() as u64,
+                elapsed_s: began.elapsed().as_secs_f64(),
+            });
+            judged
+        };
+        judge_all("hard cases", &sets::hard(false), &|_| Depth::Hard)?;
+        let classes = sets::one_in(effort.classes, sets::plan_classes());
+        judge_all("plan classes", &classes, &|i| thorough(i, effort.classes_thorough, Depth::Wide))?;
+        let grid = sets::one_in(effort.grid, sets::grid());
+        judge_all("grid", &grid, &|i| thorough(i, effort.grid_thorough, Depth::Basic))?;
+        judge_all("random cases", &drawn, &|i| thorough(i, effort.random_thorough, Depth::Basic))?;
+        judge_all("large hard cases", &sets::hard(true), &|_| effort.large)?;
+        let began = Instant::now();
         let sections = report::digested_sections(options.quick);
         let progress = Progress::new("digests", sections.len());
         let mut executors: Vec<_> = targets.iter().map(|target| (target.name, target.executor)).collect();
@@ -148,7 +191,10 @@ fn verify(
             }
             progress.tick();
         }
+        let (what, cases) = ("digests".into(), sections.iter().map(|section| section.cases.len() as u64).sum());
+        phases.push(Phase { what, cases, elapsed_s: began.elapsed().as_secs_f64() });
     }
+    let literal_thread_s = judge.literal_thread_s();
     let mut rows = judge.rows(&machine);
     let executed = |row: &Row| row.skipped.is_some() || row.cases + row.failed > 0;
     if case.is_some() {
@@ -175,6 +221,8 @@ fn verify(
         random,
         digests,
         failures,
+        phases,
+        literal_thread_s,
     };
     print_report(&report, out)?;
     Ok(report)
@@ -199,7 +247,10 @@ impl Options {
             Effort {
                 random: &[(400, 18), (50, 21)],
                 random_thorough: 7,
-                classes_thorough: 7,
+                classes: 5,
+                classes_thorough: 2,
+                grid: 17,
+                grid_thorough: 11,
                 large: Depth::Large,
                 quotas: false,
             }
@@ -207,7 +258,10 @@ impl Options {
             Effort {
                 random: &[(20_000, 21)],
                 random_thorough: 40,
-                classes_thorough: 1,
+                classes: 1,
+                classes_thorough: 2,
+                grid: 1,
+                grid_thorough: 11,
                 large: Depth::Wide,
                 quotas: true,
             }
@@ -215,7 +269,10 @@ impl Options {
             Effort {
                 random: &[(2000, 18), (400, 21)],
                 random_thorough: 20,
-                classes_thorough: 1,
+                classes: 1,
+                classes_thorough: 2,
+                grid: 3,
+                grid_thorough: 11,
                 large: Depth::Wide,
                 quotas: false,
             }
@@ -229,8 +286,12 @@ struct Effort {
     random: &'static [(u64, u32)],
     /// One random case in so many is tried with every property, the others with identity and accuracy.
     random_thorough: usize,
-    /// The same for the cases of plan classes.
+    /// One case of plan classes in so many is tried, and of these one in so many with every property.
+    classes: usize,
     classes_thorough: usize,
+    /// The same for the grid of shapes.
+    grid: usize,
+    grid_thorough: usize,
     /// What large hard cases are tried with.
     large: Depth,
     /// Whether missing a quota of the random cases is a failure.
@@ -242,7 +303,7 @@ const EVIDENCE: &str = "docs/evidence";
 
 #[cfg(test)]
 mod tests {
-    use super::executors::Launch;
+    use super::executors::{CUDA, Launch};
     use super::judge::{IDENTITY, IDLE, REPEAT};
     use super::*;
     use rmsnorm_cuda::{Backward, Error, Forward, Slice, SliceMut};
@@ -274,7 +335,7 @@ mod tests {
     }
 
     fn target(executor: &dyn Executor) -> Vec<Target<'_>> {
-        vec![Target { name: CPU, executor, again: executor, launches: Vec::new() }]
+        vec![cpu_target(executor, executor)]
     }
 
     #[test]
@@ -294,8 +355,10 @@ mod tests {
             executor: Box::new(Broken),
             elements_max: usize::MAX,
             left_out: "",
+            hard_only: false,
         }];
-        let (report, text) = verify_case("width_7", &[Target { name: CUDA, executor: &Cpu, again: &Cpu, launches }]);
+        let target = Target { name: CUDA, launches: &launches, ..cpu_target(&Cpu, &Cpu) };
+        let (report, text) = verify_case("width_7", &[target]);
         assert!(!report.passed && text.contains("FAILED: launch on cuda"), "{text}");
         assert!(text.contains("--case width_7 --device cuda"), "{text}");
     }

@@ -11,6 +11,8 @@ pub mod emulator;
 pub mod launch;
 pub mod library;
 pub mod measure;
+pub mod plain;
+pub mod replay;
 pub mod steps;
 pub mod typed;
 

@@ -26,13 +26,13 @@ pub(super) fn print_machine(machine: &Machine, out: &mut dyn Write) -> anyhow::R
 pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["#", "property", "on", "cases", "calls", "elements", "result", "worst error/bound"]);
-    for column in [0, 3, 4, 5] {
+    table.set_header(["#", "property", "on", "cases", "calls", "elements", "thread s", "result", "worst error/bound"]);
+    for column in [0, 3, 4, 5, 6] {
         table.column_mut(column).expect("a column of the header").set_cell_alignment(CellAlignment::Right);
     }
     let missing = report.machine.missing.as_deref().map(in_short);
     let skipped = |number: &str, property: &str, on: &str, reason: &str| {
-        [number, property, on, "", "", "", &format!("SKIPPED: {reason}"), ""].map(String::from)
+        [number, property, on, "", "", "", "", &format!("SKIPPED: {reason}"), ""].map(String::from)
     };
     for row in &report.rows {
         let number = row.number.to_string();
@@ -47,6 +47,7 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
                 row.cases.to_string(),
                 row.comparisons.to_string(),
                 count(row.elements),
+                format!("{:.1}", row.thread_s),
                 result(row),
                 worst(row),
             ]),
@@ -82,6 +83,11 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
     }
     for failure in &report.failures {
         writeln!(out, "\nFAILED: {failure}")?;
+    }
+    if !report.phases.is_empty() {
+        let phases = report.phases.iter().map(|p| format!("{} {} in {:.1} s", p.cases, p.what, p.elapsed_s));
+        writeln!(out, "\n{}", phases.collect::<Vec<_>>().join(", "))?;
+        writeln!(out, "the literal executor took {:.1} thread s", report.literal_thread_s)?;
     }
     let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
     writeln!(

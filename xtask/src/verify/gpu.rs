@@ -3,9 +3,10 @@
 use super::executors::{Found, Launch};
 use super::report::Gpu;
 use rmsnorm_cuda::cuda::library::nvrtc;
+use rmsnorm_cuda::cuda::replay::{Beside, Replayed};
 use rmsnorm_cuda::cuda::{Cuda, Speed};
-use rmsnorm_cuda::plan::Arch;
-use rmsnorm_cuda::{Backward, Error, Executor, Forward, Slice, SliceMut};
+use rmsnorm_cuda::plan::{Arch, Variant, variants};
+use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, SliceMut};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,15 +20,24 @@ pub(super) fn find() -> Result<Found, Error> {
         nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
         nvrtc_path: nvrtc.path.clone(),
     };
+    cuda.keep_freed_memory()?;
     let streams = Streams::new(&cuda)?;
-    Ok(Found { gpu, launches: launches(&streams, cuda.arch()), executor: Box::new(streams) })
+    let blocks = Some(u32::MAX);
+    Ok(Found {
+        gpu,
+        launches: launches(&streams, cuda.arch()),
+        replayed: Box::new(Streams { replayed: true, ..streams.clone() }),
+        beside: Box::new(Beside::new(&cuda.on_new_stream()?)?),
+        refused: Box::new(Streams { speed: Speed { blocks, ..streams.speed }, ..streams.clone() }),
+        executor: Box::new(streams),
+    })
 }
 
 /// Numbers of blocks that the plan would not choose, and the plans of other GPUs.
 fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
     let launch = |what: String, speed: Speed, elements_max, left_out| {
         let executor = Box::new(Streams { speed, ..streams.clone() });
-        Launch { what, executor, elements_max, left_out }
+        Launch { what, executor, elements_max, left_out, hard_only: false }
     };
     let forced = FORCED_BLOCKS.map(|(blocks, elements_max)| {
         let speed = Speed { blocks: Some(blocks), ..streams.speed };
@@ -46,7 +56,41 @@ fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
         let speed = Speed { arch, ..streams.speed };
         launch(format!("planned for {name}: "), speed, elements_max, "a plan that does not fit this GPU")
     });
-    forced.into_iter().chain(planned).collect()
+    let others = (0..VARIANTS).map(|turn| Launch {
+        what: format!("variant {turn}: "),
+        executor: Box::new(Varied { streams: streams.clone(), turn }),
+        elements_max: usize::MAX,
+        left_out: "",
+        hard_only: true,
+    });
+    forced.into_iter().chain(planned).chain(others).collect()
+}
+
+/// Each call with another of the classes that can work on its rows than the plan's; which, is drawn from the shape and `turn`.
+struct Varied {
+    streams: Streams,
+    turn: usize,
+}
+
+impl Varied {
+    fn streams(&self, rows: usize, hidden: usize, dtype: Dtype) -> Streams {
+        let classes = variants(hidden, dtype);
+        let class = Some(classes[(rows * 31 + hidden * 17 + self.turn) % classes.len()]);
+        let speed = Speed { variant: Variant { class, ..Variant::default() }, ..self.streams.speed };
+        Streams { speed, ..self.streams.clone() }
+    }
+}
+
+impl Executor for Varied {
+    fn name(&self) -> String {
+        self.streams.name()
+    }
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.streams(call.rows, call.hidden, call.x.data.dtype()).forward(call)
+    }
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.streams(call.rows, call.hidden, call.x.data.dtype()).backward(call)
+    }
 }
 
 /// The CUDA executor on several streams, each call on the one that has been idle for longest: what runs beside a call changes
@@ -55,19 +99,27 @@ fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
 struct Streams {
     first: Cuda,
     speed: Speed,
+    replayed: bool,
     idle: Arc<Mutex<VecDeque<Cuda>>>,
 }
 
 impl Streams {
     fn new(cuda: &Cuda) -> Result<Streams, Error> {
         let idle = VecDeque::from([cuda.clone(), cuda.on_new_stream()?]);
-        Ok(Streams { first: cuda.clone(), speed: cuda.speed(), idle: Arc::new(Mutex::new(idle)) })
+        Ok(Streams { first: cuda.clone(), speed: cuda.speed(), replayed: false, idle: Arc::new(Mutex::new(idle)) })
     }
 
-    fn run(&self, call: impl FnOnce(Cuda) -> Result<(), Error>) -> Result<(), Error> {
+    fn run(&self, call: impl FnOnce(&dyn Executor) -> Result<(), Error>) -> Result<(), Error> {
         let found = self.idle().pop_front();
         let cuda = found.map_or_else(|| self.first.on_new_stream(), Ok)?;
-        let done = call(cuda.with_speed(self.speed));
+        let chosen = cuda.with_speed(self.speed);
+        if self.replayed {
+            // A stream whose capture failed is not used again.
+            Replayed::new(&chosen).and_then(|replayed| call(&replayed))?;
+            self.idle().push_back(cuda);
+            return Ok(());
+        }
+        let done = call(&chosen);
         self.idle().push_back(cuda);
         done
     }
@@ -82,10 +134,10 @@ impl Executor for Streams {
         self.first.name()
     }
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.run(|cuda| cuda.forward(call))
+        self.run(|executor| executor.forward(call))
     }
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.run(|cuda| cuda.backward(call))
+        self.run(|executor| executor.backward(call))
     }
 }
 
@@ -96,6 +148,8 @@ fn driver_version() -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_version).map(Into::into)
 }
 
+/// Variants that a case is tried with.
+const VARIANTS: usize = 2;
 /// Numbers of blocks that every launch is forced to, and the largest case that they are tried on.
 const FORCED_BLOCKS: [(u32, usize); 5] =
     [(1, 1 << 22), (2, 1 << 22), (114, usize::MAX), (132, usize::MAX), (148, usize::MAX)];

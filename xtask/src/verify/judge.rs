@@ -5,18 +5,18 @@
 //! with that.
 
 use super::display::{Progress, in_short};
-use super::executors::{CPU, CUDA, Launch, Target};
+use super::executors::{Again, CPU, CUDA, Launch, Target};
 use super::report::{Failure, Machine, Row};
 use super::sets::Item;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rmsnorm_cuda::Executor;
+use rmsnorm_cuda::{Error, Executor};
 use rmsnorm_fuzz::identity::literal_outputs;
 use rmsnorm_fuzz::idle::idle_groups;
 use rmsnorm_fuzz::products::products;
 use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome, Outputs, PROPERTIES};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -31,6 +31,8 @@ pub(super) enum Depth {
     Wide,
     /// All.
     All,
+    /// All, and launches that compile kernels of their own.
+    Hard,
 }
 
 impl Depth {
@@ -39,7 +41,7 @@ impl Depth {
             IDENTITY => true,
             "accuracy" => self != Depth::Large && (self != Depth::Basic || executor == CPU),
             LAUNCH | "exact" => self != Depth::Basic,
-            _ => self == Depth::All,
+            _ => matches!(self, Depth::All | Depth::Hard),
         }
     }
 }
@@ -48,6 +50,7 @@ impl Depth {
 pub(super) struct Judge<'a> {
     targets: &'a [Target<'a>],
     rows: Mutex<BTreeMap<(u32, &'static str, &'static str), Row>>,
+    literal_us: AtomicU64,
 }
 
 impl<'a> Judge<'a> {
@@ -56,12 +59,12 @@ impl<'a> Judge<'a> {
         for target in targets {
             for (number, property) in properties() {
                 // The CPU has no launches.
-                if property != LAUNCH || !target.launches.is_empty() {
+                if target.refused.is_some() || ![LAUNCH, FAILURES].contains(&property) {
                     rows.insert((number, property, target.name), row(number, property, target.name));
                 }
             }
         }
-        Judge { targets, rows: Mutex::new(rows) }
+        Judge { targets, rows: Mutex::new(rows), literal_us: AtomicU64::new(0) }
     }
 
     /// Tries `items`, largest first.
@@ -72,8 +75,10 @@ impl<'a> Judge<'a> {
         depth: impl Fn(usize) -> Depth + Sync,
     ) -> anyhow::Result<()> {
         let mut order: Vec<usize> = (0..items.len()).collect();
-        order.sort_by_key(|i| std::cmp::Reverse(items[*i].case.elements()));
-        let (large, small) = order.split_at(order.partition_point(|i| items[*i].case.elements() > LARGE));
+        // What is tried with that one case takes as long as the largest of the others.
+        let elements = |i: usize| if items[i].name == IDLE { LARGE } else { items[i].case.elements() };
+        order.sort_by_key(|i| std::cmp::Reverse(elements(*i)));
+        let (large, small) = order.split_at(order.partition_point(|i| elements(*i) > LARGE));
         let progress = Progress::new(what, items.len());
         let threads = rayon::current_num_threads();
         for (order, workers) in [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)] {
@@ -94,20 +99,27 @@ impl<'a> Judge<'a> {
 
     pub(super) fn judge(&self, item: &Item, depth: Depth) {
         let case = &item.case;
+        let began = Instant::now();
         let want = literal_outputs(&Operands::new(case, Fill::Plausible));
-        for Target { name, executor, launches, .. } in self.targets {
+        self.literal_us.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
+        for Target { name, executor, launches, refused, .. } in self.targets {
             self.record(1, IDENTITY, name, item, || identity(*executor, "", case, &want));
             if !launches.is_empty() && depth.includes(LAUNCH, name) {
-                self.record(5, LAUNCH, name, item, || every_launch(launches, case, &want));
+                let chosen = launches.iter().filter(|launch| depth == Depth::Hard || !launch.hard_only);
+                self.record(5, LAUNCH, name, item, || every_launch(chosen, case, &want));
+            }
+            if let Some(refused) = refused.filter(|_| depth.includes(FAILURES, name)) {
+                self.record(12, FAILURES, name, item, || launch_failures(*executor, refused, case, &want));
             }
         }
         drop(want);
-        for Target { name, executor, again, .. } in self.targets {
+        for Target { name, executor, again, strict, .. } in self.targets {
             for property in PROPERTIES.iter().filter(|p| p.name != IDENTITY && depth.includes(p.name, name)) {
+                let executor = if property.name == "writes" { strict } else { executor };
                 self.record(property.number, property.name, name, item, || property.check(*executor, case));
             }
             if depth.includes(REPEAT, name) {
-                self.record(3, REPEAT, name, item, || two_runs(*executor, *again, case));
+                self.record(3, REPEAT, name, item, || two_runs(*executor, again, case));
             }
             if item.name == IDLE {
                 self.record(4, IDLE, name, item, || idle_groups(*executor));
@@ -139,6 +151,11 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Time that the literal executor took, all threads together.
+    pub(super) fn literal_thread_s(&self) -> f64 {
+        self.literal_us.load(Ordering::Relaxed) as f64 / 1e6
+    }
+
     /// What was found, and what was not looked for.
     pub(super) fn rows(self, machine: &Machine) -> Vec<Row> {
         let skipped = |number, property, executor, reason: &str| Row {
@@ -150,17 +167,17 @@ impl<'a> Judge<'a> {
             for (number, property) in properties() {
                 rows.entry((number, property, CUDA)).or_insert(skipped(number, property, CUDA, in_short(reason)));
             }
+            // What no GPU does on demand is tried with a driver that does.
+            let reason = "here; with a stand-in driver: rmsnorm-cuda/tests/driver.rs";
+            rows.insert((12, FAILURES, CUDA), skipped(12, FAILURES, CUDA, reason));
         }
-        // It takes a driver that fails on demand.
-        let reason = "only with a stand-in driver: tests/driver.rs";
-        rows.insert((12, "launch failures", CUDA), skipped(12, "launch failures", CUDA, reason));
         rows.into_values().collect()
     }
 }
 
 /// Every property that has a check.
 fn properties() -> impl Iterator<Item = (u32, &'static str)> {
-    let here = [(3, REPEAT), (4, IDLE), (5, LAUNCH), (11, PRODUCTS)];
+    let here = [(3, REPEAT), (4, IDLE), (5, LAUNCH), (11, PRODUCTS), (12, FAILURES)];
     PROPERTIES.iter().map(|property| (property.number, property.name)).chain(here)
 }
 
@@ -177,9 +194,9 @@ fn identity(executor: &dyn Executor, how: &str, case: &Case, want: &Outputs) -> 
 }
 
 /// *Every launch is equal.*
-fn every_launch(launches: &[Launch], case: &Case, want: &Outputs) -> Outcome {
+fn every_launch<'a>(launches: impl Iterator<Item = &'a Launch>, case: &Case, want: &Outputs) -> Outcome {
     let mut all = Evidence::default();
-    for Launch { what, executor, elements_max, left_out } in launches {
+    for Launch { what, executor, elements_max, left_out, .. } in launches {
         if case.elements() > *elements_max {
             *all.excluded.entry(left_out).or_default() += 1;
             continue;
@@ -195,13 +212,51 @@ fn every_launch(launches: &[Launch], case: &Case, want: &Outputs) -> Outcome {
     Outcome::Passed(all)
 }
 
-/// *Two runs are equal.* On the CPU the second is that of one thread, on a GPU it is on another stream, and other cases run beside
-/// it.
-fn two_runs(executor: &dyn Executor, again: &dyn Executor, case: &Case) -> Outcome {
+/// *Two runs are equal*, however the second is made. On the CPU it is that of one thread; on a GPU there are several, and other cases
+/// run beside each.
+fn two_runs(executor: &dyn Executor, again: &[Again<'_>], case: &Case) -> Outcome {
+    let run = |executor: &dyn Executor| Operands::new(case, Fill::Nan).run(executor).map_err(|e| e.to_string());
+    let mut all = Evidence::default();
+    let first = match catch_unwind(AssertUnwindSafe(|| run(executor))).unwrap_or_else(|_| Err("panicked".into())) {
+        Ok(first) => first,
+        Err(message) => return failed(executor, case, &message),
+    };
+    for Again { how, executor: second, at_once } in again {
+        let outcome = guarded(executor, case, || {
+            let equal = |got: Outputs| first.difference(&got).map_or(Ok(got), |d| Err(format!("{how}: {d}")));
+            if !at_once {
+                return equal(run(*second).map_err(|e| format!("{how}: {e}"))?);
+            }
+            let (one, other) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| run(*second));
+                (run(executor), other.join().unwrap_or_else(|_| Err("panicked".into())))
+            });
+            equal(one?).and(equal(other?))
+        });
+        match outcome {
+            Outcome::Passed(found) => all.merge(&found),
+            refuted => return refuted,
+        }
+    }
+    Outcome::Passed(all)
+}
+
+/// *Launch failures surface at the call that caused them*, and nowhere else: the driver refuses a grid of 2^32 − 1 blocks, the call
+/// says so, and the next calls give the right bits.
+fn launch_failures(executor: &dyn Executor, refused: &dyn Executor, case: &Case, want: &Outputs) -> Outcome {
+    if case.rows == 0 {
+        return Outcome::NotApplicable { reason: "nothing is launched for no rows".into() };
+    }
     guarded(executor, case, || {
-        let run = |executor| Operands::new(case, Fill::Nan).run(executor).map_err(|e| e.to_string());
-        let (first, second) = (run(executor)?, run(again)?);
-        first.difference(&second).map_or(Ok(second), |d| Err(format!("the second run: {d}")))
+        let mut operands = Operands::new(case, Fill::Nan);
+        for (call, result) in [("forward", operands.forward(refused)), ("backward", operands.backward(refused))] {
+            match result {
+                Err(Error::Driver { call: "cuLaunchKernel", .. }) => {}
+                other => return Err(format!("{call} with 2^32 − 1 blocks returned {other:?}")),
+            }
+        }
+        let got = Operands::new(case, Fill::Nan).run(executor).map_err(|e| format!("after refused launches: {e}"))?;
+        want.difference(&got).map_or(Ok(got), |d| Err(format!("after refused launches: {d}")))
     })
 }
 
@@ -209,10 +264,12 @@ fn two_runs(executor: &dyn Executor, again: &dyn Executor, case: &Case) -> Outco
 fn guarded(executor: &dyn Executor, case: &Case, run: impl FnOnce() -> Result<Outputs, String>) -> Outcome {
     match catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("panicked".into())) {
         Ok(got) => Outcome::Passed(Evidence { comparisons: 1, elements: got.elements(), ..Evidence::default() }),
-        Err(message) => {
-            Outcome::Failed { property: IDENTITY, message: format!("{}: {message} [{case}]", executor.name()) }
-        }
+        Err(message) => failed(executor, case, &message),
     }
+}
+
+fn failed(executor: &dyn Executor, case: &Case, message: &str) -> Outcome {
+    Outcome::Failed { property: IDENTITY, message: format!("{}: {message} [{case}]", executor.name()) }
 }
 
 pub(super) const IDENTITY: &str = "identity";
@@ -220,6 +277,7 @@ pub(super) const REPEAT: &str = "two runs";
 pub(super) const LAUNCH: &str = "launch";
 pub(super) const IDLE: &str = "idle_groups_781";
 pub(super) const PRODUCTS: &str = "products";
+pub(super) const FAILURES: &str = "launch failures";
 /// Up to so many elements a case takes less than 300 MB, whatever is tried.
 const LARGE: usize = 1 << 22;
 /// Larger ones take 1 GB.

@@ -41,6 +41,23 @@ pub(super) struct Report {
     pub digests: Vec<SectionDigest>,
     /// Failures that belong to no case.
     pub failures: Vec<String>,
+    /// Where the time went.
+    #[serde(default)]
+    pub phases: Vec<Phase>,
+    /// Time that the literal executor took, all threads together.
+    #[serde(default)]
+    pub literal_thread_s: f64,
+}
+
+/// A part of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Phase {
+    /// Which cases.
+    pub what: String,
+    /// How many.
+    pub cases: u64,
+    /// How long they took.
+    pub elapsed_s: f64,
 }
 
 /// The machine. No GPU: `gpu` is absent and `missing` says why.
@@ -261,7 +278,7 @@ const FAILURES_KEPT: usize = 5;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rmsnorm_cuda::Cpu;
+    use rmsnorm_cuda::{BITS_VERSION, Cpu};
 
     /// The bits that a GPU computed are those that this machine's CPU computes.
     #[test]

@@ -3,9 +3,10 @@
 use anyhow::{Result, bail};
 use rmsnorm_cuda::plan::{Class, class, classes, column_order};
 use rmsnorm_cuda::{Dtype, WeightOffset};
-use rmsnorm_fuzz::case::{DwKind, WeightKind};
+use rmsnorm_fuzz::case::{DwKind, WeightKind, boundaries};
 use rmsnorm_fuzz::{Case, Gap, Name, Place, hard_cases, random_case};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A case with the name by which `--case` finds it again.
 #[derive(Clone, Debug)]
@@ -64,6 +65,68 @@ fn layouts(wanted: Class, dtype: Dtype) -> Vec<(&'static str, usize, bool)> {
     [exact, aligned, unaligned, moved].into_iter().flatten().collect()
 }
 
+/// The grid of shapes: numbers of rows and widths at which kernels of this kind have failed, and both sides of every step in the
+/// plan's tables. Each width has at least five numbers of rows, each number of rows at least five widths, in turn with every type
+/// and weight. `--case` calls them `grid-ROWS-WIDTH`.
+pub(super) fn grid() -> Vec<Item> {
+    let widths = grid_widths();
+    let mut pairs = Vec::new();
+    for (i, hidden) in widths.iter().enumerate() {
+        // In turn, those that are cheap first.
+        let mut rows: Vec<usize> = row_counts(*hidden).into_iter().filter(|rows| rows * hidden <= CHEAP).collect();
+        let turn = i * PER_WIDTH % rows.len().max(1);
+        rows.rotate_left(turn);
+        let mut costly: Vec<usize> =
+            row_counts(*hidden).into_iter().filter(|rows| !(1..=CHEAP).contains(&(rows * hidden).max(1))).collect();
+        costly.sort_unstable();
+        rows.extend(costly);
+        pairs.extend(rows.into_iter().take(PER_WIDTH).map(|rows| (rows, *hidden)));
+    }
+    // What the turns left short, at widths far apart.
+    for kind in 0..row_counts(1).len() {
+        let fits: Vec<usize> = widths.iter().copied().filter(|n| row_counts(*n)[kind] * n <= GRID_ELEMENTS).collect();
+        for i in 0..PER_WIDTH {
+            // Narrow ones more often: the middle of the list is a width of a few hundred.
+            let hidden = fits[i * i * (fits.len() - 1) / (PER_WIDTH * PER_WIDTH)];
+            pairs.push((row_counts(hidden)[kind], hidden));
+        }
+    }
+    // As large as it goes, in each direction.
+    pairs.extend([(65_536, 1024), (GRID_ELEMENTS / 7168, 7168), (256, 262_144)]);
+    let unique: BTreeMap<(usize, usize), usize> = pairs.into_iter().enumerate().map(|(i, pair)| (pair, i)).collect();
+    unique.into_keys().enumerate().map(|(i, (rows, hidden))| grid_item(i, rows, hidden)).collect()
+}
+
+fn grid_item(i: usize, rows: usize, hidden: usize) -> Item {
+    let mut case = Case::new(rows, hidden, Dtype::ALL[i % 3]);
+    case.weight = [WeightKind::Same, WeightKind::F32, WeightKind::Same, WeightKind::Absent][i / 3 % 4];
+    case.weight_offset = if i % 5 == 0 { WeightOffset::One } else { WeightOffset::Zero };
+    case.dw = if i % 7 == 0 { DwKind::F32 } else { DwKind::Same };
+    case.seed = (rows * 1_000_003 + hidden) as u64;
+    Item { name: format!("grid-{rows}-{hidden}"), case }
+}
+
+/// Numbers of rows for rows of `hidden`, always as many; the three about the number of row groups depend on it.
+fn row_counts(hidden: usize) -> [usize; 14] {
+    let groups = column_order(usize::MAX, hidden).groups;
+    [0, 1, 2, 3, 17, groups - 1, groups, groups + 1, 255, 256, 257, 65_535, 65_536, 65_537]
+}
+
+fn grid_widths() -> Vec<usize> {
+    let mut widths: Vec<usize> = (1..=64).chain(257..=512).collect();
+    widths.extend([129, 180, 769, 1000, 1023, 1024, 1025, 2520, 4095, 4096, 4097, 5120, 7168, 16_384]);
+    widths.extend([65_537, 131_072, 262_144]);
+    widths.extend(boundaries().iter().flat_map(|first| [first - 1, *first, first + 1]));
+    widths.sort_unstable();
+    widths.dedup();
+    widths
+}
+
+/// One in so many of `items`.
+pub(super) fn one_in(so_many: usize, items: Vec<Item>) -> Vec<Item> {
+    items.into_iter().step_by(so_many).collect()
+}
+
 /// Random cases of this seed: so many of at most two to this power of elements, for each pair. `--case` calls them
 /// `random-POWER-SEED`.
 pub(super) fn random(seed: u64, parts: &[(u64, u32)]) -> Vec<Item> {
@@ -83,15 +146,17 @@ pub(super) fn named(name: &str) -> Result<Item> {
         }
         bail!("{name} is no random case: expected random-POWER-SEED, such as random-18-7, with a power of at most 28");
     }
-    let mut known = [hard(false), hard(true), plan_classes()].concat();
+    let mut known = [hard(false), hard(true), plan_classes(), grid()].concat();
     if let Some(found) = known.iter().position(|item| item.name == name) {
         return Ok(known.swap_remove(found));
     }
     let class = |item: &&Item| item.name.starts_with("class-");
+    let hard = |item: &&Item| hard_cases().iter().any(|hard| hard.name == item.name);
     bail!(
-        "no case is called {name}; there are\n\nhard cases:{}\nplan classes:{}\nrandom-POWER-SEED: random-18-7 has at most 2^18 \
+        "no case is called {name}; there are\n\nhard cases:{}\nplan classes:{}\ngrid-ROWS-WIDTH: grid-17-513 and others of \
+         the grid of shapes\nrandom-POWER-SEED: random-18-7 has at most 2^18 \
          elements and seed 7",
-        in_lines(known.iter().filter(|item| !class(item))),
+        in_lines(known.iter().filter(hard)),
         in_lines(known.iter().filter(class))
     )
 }
@@ -177,6 +242,12 @@ const QUOTAS: [Quota; 8] = [
 ];
 const LINE: usize = 118;
 const MEAN_ELEMENTS: f64 = 65536.0;
+/// Numbers of rows for each width of the grid, and widths for each number of rows.
+const PER_WIDTH: usize = 5;
+/// Elements of a matrix that is cheap to try.
+const CHEAP: usize = 1 << 18;
+/// Elements of the largest matrix of the grid.
+const GRID_ELEMENTS: usize = 1 << 26;
 /// The widest row that stands for streamed rows; narrower rows have all classes.
 const STREAMED: usize = 20_000;
 
@@ -203,9 +274,42 @@ mod tests {
         }
     }
 
+    /// What the grid claims, and that it stays affordable.
+    #[test]
+    fn the_grid_covers_rows_and_widths() {
+        let grid = grid();
+        let rows_of = |hidden: usize| -> BTreeSet<usize> {
+            grid.iter().filter(|item| item.case.hidden == hidden).map(|item| item.case.rows).collect()
+        };
+        let mut widths_of = [const { BTreeSet::new() }; 14];
+        for hidden in grid_widths() {
+            let rows = rows_of(hidden);
+            assert!(rows.len() >= 5, "width {hidden}: {rows:?}");
+            for (kind, rows_of_kind) in row_counts(hidden).iter().enumerate() {
+                if rows.contains(rows_of_kind) {
+                    widths_of[kind].insert(hidden);
+                }
+            }
+        }
+        for (kind, widths) in widths_of.iter().enumerate() {
+            assert!(widths.len() >= 5, "rows {}: {widths:?}", row_counts(1)[kind]);
+        }
+        for first in boundaries() {
+            assert!(!rows_of(first - 1).is_empty() && !rows_of(*first).is_empty() && !rows_of(first + 1).is_empty());
+        }
+        assert!(grid.iter().all(|item| item.case.elements() <= 1 << 26));
+        assert!(grid.iter().any(|item| item.case.elements() == 1 << 26));
+        for dtype in Dtype::ALL {
+            assert!(3 * grid.iter().filter(|item| item.case.dtype == dtype).count() + 3 > grid.len());
+        }
+        let elements: usize = grid.iter().map(|item| item.case.elements()).sum();
+        println!("{} shapes, {:.2e} elements", grid.len(), elements as f64);
+        assert!(elements < 3 << 29, "{elements}");
+    }
+
     #[test]
     fn a_name_gives_its_case_again() {
-        for items in [hard(false), plan_classes(), random(3, &[(3, 12), (2, 14)])] {
+        for items in [hard(false), plan_classes(), grid(), random(3, &[(3, 12), (2, 14)])] {
             for item in items.iter().take(40) {
                 assert_eq!(named(&item.name).unwrap().case.to_string(), item.case.to_string());
             }

@@ -1,0 +1,238 @@
+//! The CUDA executor as checks want it: [`Replayed`] from a graph whose inputs have changed since it was captured, [`Beside`] other
+//! work on the GPU. Slow, and of no use to anything but checks.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUmemPool_attribute, CUstream, CUstreamCaptureMode};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result, sys};
+
+use super::{Bytes, Copies, Cuda, DeviceMemory, driver_error, library};
+use crate::{
+    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16,
+    scratch_len,
+};
+
+impl Cuda {
+    /// Lets the device's memory pool keep what is freed. Otherwise every wait gives memory back to the system, and the next call asks
+    /// for it again. This changes the device's pool for the whole process.
+    pub fn keep_freed_memory(&self) -> Result<(), Error> {
+        library::driver_with(&["cuDeviceGetDefaultMemPool", "cuMemPoolSetAttribute"])?;
+        let mut pool = std::ptr::null_mut();
+        let mut threshold = u64::MAX;
+        // SAFETY: the device of a live context; the attribute's value is a u64, which is read during the call.
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&mut pool, self.stream.context().cu_device())
+                .result()
+                .map_err(|e| driver_error("cuDeviceGetDefaultMemPool", e))?;
+            let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            sys::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut threshold).cast())
+                .result()
+                .map_err(|e| driver_error("cuMemPoolSetAttribute", e))
+        }
+    }
+}
+
+/// Captures each call in a graph, replays it while its inputs hold other numbers, then with the inputs that the caller gave. Whether
+/// the inputs are unchanged afterwards is looked at on the GPU, redzones included: another executor does not copy them back.
+pub struct Replayed(Cuda);
+
+impl Replayed {
+    /// The executor, on the stream of `cuda`.
+    pub fn new(cuda: &Cuda) -> Result<Self, Error> {
+        library::driver_with(&[
+            "cuStreamBeginCapture_v2",
+            "cuStreamEndCapture",
+            "cuGraphInstantiateWithFlags",
+            "cuGraphLaunch",
+            "cuGraphExecDestroy",
+            "cuGraphDestroy",
+        ])?;
+        Ok(Replayed(cuda.clone()))
+    }
+
+    fn replay(
+        &self,
+        inputs: &[(DeviceMemory, Slice<'_>)],
+        launch: impl Fn(CUstream) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Cuda { stream, .. } = &self.0;
+        launch(stream.cu_stream())?; // loads what a capture could not
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(|e| driver_error("cuStreamBeginCapture", e))?;
+        let launched = launch(stream.cu_stream());
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream.end_capture(flags).map_err(|e| driver_error("cuStreamEndCapture", e));
+        launched?;
+        let graph = graph?.ok_or(Error::Driver { call: "cuStreamEndCapture", code: "no graph".into() })?;
+        let replay = || graph.launch().map_err(|e| driver_error("cuGraphLaunch", e));
+        for (memory, _) in inputs {
+            let bytes = memory.elements * memory.dtype.bytes();
+            // Finite numbers of every type: 0.0115 or 1.06.
+            // SAFETY: an input's copy, which has this length and is used on this stream only.
+            unsafe { sys::cuMemsetD8Async(memory.address, 0x3c, bytes, stream.cu_stream()) }
+                .result()
+                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
+        }
+        replay()?;
+        for (memory, data) in inputs {
+            // SAFETY: as above; `data` has the same length, and lives until the stream has been waited for.
+            unsafe { result::memcpy_htod_async(memory.address, bytes(data), stream.cu_stream()) }
+                .map_err(|e| driver_error("cuMemcpyHtoD", e))?;
+        }
+        replay()?;
+        self.0.wait()?;
+        for (memory, data) in inputs {
+            let mut there = vec![0; bytes(data).len()];
+            // SAFETY: as above.
+            unsafe { result::memcpy_dtoh_async(&mut there, memory.address, stream.cu_stream()) }
+                .map_err(|e| driver_error("cuMemcpyDtoH", e))?;
+            self.0.wait()?;
+            if let Some(byte) = (0..there.len()).find(|i| there[*i] != bytes(data)[*i]) {
+                let element = byte / memory.dtype.bytes();
+                let code = format!("it changed element {element} of the buffer of an input");
+                return Err(Error::Driver { call: "a replayed call", code });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Executor for Replayed {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let Cuda { kernels, stream, speed } = &self.0;
+        let (copies, inputs) = (Copies::on(stream), RefCell::default());
+        let on_device = call.try_map(|data| remembered(&copies, &inputs, data), |data| copies.written(data))?;
+        // SAFETY: each operand is a live allocation of the host buffer's length, which `check` measured.
+        self.replay(&inputs.into_inner(), |stream| unsafe { kernels.forward(&on_device, speed, stream) })?;
+        copies.download()?;
+        self.0.wait()
+    }
+
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let Cuda { kernels, stream, speed } = &self.0;
+        let (copies, inputs) = (Copies::on(stream), RefCell::default());
+        let on_device = call.try_map(|data| remembered(&copies, &inputs, data), |data| copies.written(data))?;
+        // SAFETY: as in `forward`.
+        self.replay(&inputs.into_inner(), |stream| unsafe { kernels.backward(&on_device, speed, stream) })?;
+        copies.download()?;
+        self.0.wait()
+    }
+}
+
+type Remembered<'a> = RefCell<Vec<(DeviceMemory, Slice<'a>)>>;
+
+fn remembered<'a>(copies: &Copies<'_>, inputs: &Remembered<'a>, data: Slice<'a>) -> Result<DeviceMemory, Error> {
+    let memory = copies.read(data)?;
+    inputs.borrow_mut().push((memory, data));
+    Ok(memory)
+}
+
+/// Runs each call while another stream has a queue of calls that take all multiprocessors, ring and all.
+pub struct Beside {
+    cuda: Cuda,
+    other: Arc<CudaStream>,
+    // Held until the last of those calls is done: `drop` waits.
+    _tensors: Vec<CudaSlice<u8>>,
+    call: Backward<DeviceMemory, DeviceMemory>,
+}
+
+impl Beside {
+    /// The executor, on the stream of `cuda`.
+    pub fn new(cuda: &Cuda) -> Result<Self, Error> {
+        let other = cuda.stream.context().new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
+        let (rows, hidden) = (COMPETING_ROWS, COMPETING_HIDDEN);
+        let mut tensors = Vec::new();
+        let mut tensor = |dtype: Dtype, elements: usize| {
+            let bytes = other.alloc_zeros::<u8>(elements * dtype.bytes()).map_err(|e| driver_error("cuMemAlloc", e))?;
+            let address = bytes.device_ptr(&other).0;
+            tensors.push(bytes);
+            Ok::<_, Error>(DeviceMemory { dtype, address, elements })
+        };
+        let matrix = |data| Rows::contiguous(data, hidden);
+        let (t, f32) = (Dtype::Bf16, Dtype::F32);
+        let call = Backward {
+            rows,
+            hidden,
+            weight_offset: WeightOffset::Zero,
+            x: matrix(tensor(t, rows * hidden)?),
+            weight: None,
+            rstd: tensor(f32, rows)?.into(),
+            dy: matrix(tensor(t, rows * hidden)?),
+            dx: matrix(tensor(t, rows * hidden)?),
+            dw: Some(WeightGradient {
+                dw: tensor(f32, hidden)?.into(),
+                scratch: tensor(f32, scratch_len(rows, hidden)?)?.into(),
+            }),
+        };
+        other.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))?;
+        Ok(Beside { cuda: cuda.clone(), other, _tensors: tensors, call })
+    }
+
+    fn compete(&self) -> Result<(), Error> {
+        for _ in 0..COMPETING_CALLS {
+            // SAFETY: the tensors live until `drop` has waited, and calls on one stream run one after the other.
+            unsafe { self.cuda.kernels.backward(&self.call, &self.cuda.speed, self.other.cu_stream())? };
+        }
+        Ok(())
+    }
+}
+
+impl Executor for Beside {
+    fn name(&self) -> String {
+        self.cuda.name()
+    }
+
+    // The call's operands are copied first, so that its kernels are what meets the others.
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let Cuda { kernels, stream, speed } = &self.cuda;
+        let copies = Copies::on(stream);
+        let on_device = call.try_map(|data| copies.read(data), |data| copies.written(data))?;
+        self.compete()?;
+        // SAFETY: each operand is a live allocation of the host buffer's length, which `check` measured.
+        unsafe { kernels.forward(&on_device, speed, stream.cu_stream())? };
+        self.cuda.wait()?;
+        copies.download()?;
+        self.cuda.wait()
+    }
+
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        call.check()?;
+        let Cuda { kernels, stream, speed } = &self.cuda;
+        let copies = Copies::on(stream);
+        let on_device = call.try_map(|data| copies.read(data), |data| copies.written(data))?;
+        self.compete()?;
+        // SAFETY: as in `forward`.
+        unsafe { kernels.backward(&on_device, speed, stream.cu_stream())? };
+        self.cuda.wait()?;
+        copies.download()?;
+        self.cuda.wait()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.other.synchronize().ok(); // There is no one to tell.
+    }
+}
+
+/// Wide enough for rings, and each call a few times as long as launching it takes.
+const COMPETING_ROWS: usize = 4096;
+const COMPETING_HIDDEN: usize = 4096;
+const COMPETING_CALLS: usize = 3;
+
+fn bytes<'a>(data: &Slice<'a>) -> &'a [u8] {
+    match *data {
+        Slice::F32(data) => f32::bytes(data),
+        Slice::F16(data) => f16::bytes(data),
+        Slice::Bf16(data) => bf16::bytes(data),
+    }
+}

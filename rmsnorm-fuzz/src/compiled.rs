@@ -1,0 +1,325 @@
+//! The compiled kernels: which modules calls launch on each architecture, what may not stand in their PTX, and what the assembler
+//! reported of each kernel. Needs NVRTC to be of use, and no GPU.
+
+use rmsnorm_cuda::cuda::compile::{Module, compile};
+use rmsnorm_cuda::cuda::steps::{self, DeviceMemory, Speed, Step};
+use rmsnorm_cuda::plan::{Arch, Class, class, classes};
+use rmsnorm_cuda::{Backward, Dtype, Error, Rows, WeightGradient, WeightOffset, scratch_len};
+use std::collections::BTreeMap;
+
+/// A module as calls launch it on an architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unit {
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// The module.
+    pub module: Module,
+    /// Dynamic shared memory of a block of its backward kernel, at most.
+    pub dynamic_bytes: u32,
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (major, minor) = self.capability;
+        write!(f, "sm_{major}{minor} {}", self.module)
+    }
+}
+
+/// What a call has, beside its shape, that decides its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Element type of the rows.
+    pub dtype: Dtype,
+    /// Element type of the weight, if there is one.
+    pub weight: Option<Dtype>,
+    /// Whether one is added to the weight.
+    pub weight_offset: WeightOffset,
+}
+
+impl Kind {
+    /// Every kind that there is.
+    pub fn all() -> Vec<Kind> {
+        let weights = |dtype| {
+            let all = [(None, WeightOffset::Zero), (Some(dtype), WeightOffset::Zero), (Some(dtype), WeightOffset::One)];
+            let f32s = [(Some(Dtype::F32), WeightOffset::Zero), (Some(Dtype::F32), WeightOffset::One)];
+            all.into_iter().chain(f32s.into_iter().filter(move |_| dtype != Dtype::F32))
+        };
+        let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| Kind { dtype, weight, weight_offset });
+        Dtype::ALL.into_iter().flat_map(kinds).collect()
+    }
+}
+
+/// Rows that a class works on, and how they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layout {
+    /// All that the class holds.
+    Exact,
+    /// Fewer elements, every row on 16 bytes.
+    Aligned,
+    /// Rows that do not begin on 16 bytes.
+    Unaligned,
+}
+
+/// The widest row of each layout that `wanted` works on. (Streamed rows stand for all that are wider.)
+pub fn widths(wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
+    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(*hidden, dtype) == wanted).collect();
+    let (pack, holds) = (wanted.pack as usize, (wanted.lanes * wanted.pack * wanted.packs) as usize);
+    let find = |layout, fits: &dyn Fn(usize) -> bool| {
+        widths.iter().rev().copied().find(|hidden| fits(*hidden)).map(|hidden| (layout, hidden))
+    };
+    let exact = find(Layout::Exact, &|n| n == holds);
+    let aligned = find(Layout::Aligned, &|n| n != holds && n.is_multiple_of(pack));
+    let unaligned = find(Layout::Unaligned, &|_| true);
+    [exact, aligned, unaligned].into_iter().flatten().collect()
+}
+
+/// Every module that calls of this kind launch on `arch`: every class in every layout, and the fold. What is launched is what
+/// `steps.rs` says, so a class or a kernel that is added there is here too.
+pub fn units(arch: &Arch, kind: Kind) -> Result<Vec<Unit>, Error> {
+    let mut found: BTreeMap<Module, u32> = BTreeMap::new();
+    for class in classes(kind.dtype) {
+        for (layout, hidden) in widths(class, kind.dtype) {
+            let call = call(kind, 1000, hidden, usize::from(layout == Layout::Unaligned))?;
+            for step in steps::backward(&call, &Speed::of(*arch))? {
+                if let Step::Kernel(kernel) = step {
+                    let dynamic_bytes = found.entry(kernel.module).or_default();
+                    *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
+                }
+            }
+        }
+    }
+    let unit = |(module, dynamic_bytes)| Unit { capability: arch.compute_capability, module, dynamic_bytes };
+    Ok(found.into_iter().map(unit).collect())
+}
+
+/// A backward call over memory that need not be there, every row `offset` elements past an address of 256 bytes.
+fn call(kind: Kind, rows: usize, hidden: usize, offset: usize) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
+    let mut end = 1 << 12;
+    let mut memory = |dtype: Dtype, elements: usize| {
+        let memory = DeviceMemory { dtype, address: end, elements: elements + offset };
+        end += ((elements + offset) * dtype.bytes()).next_multiple_of(256) as u64;
+        memory
+    };
+    let matrix = |data| Rows { data, offset, row_stride: hidden };
+    let [x, dy, dx] = [(); 3].map(|()| matrix(memory(kind.dtype, rows * hidden)));
+    let weight = kind.weight.map(|dtype| memory(dtype, hidden).into());
+    let dw = memory(kind.weight.unwrap_or(Dtype::F32), hidden).into();
+    let scratch = memory(Dtype::F32, scratch_len(rows, hidden)?).into();
+    let rstd = memory(Dtype::F32, rows).into();
+    let dw = Some(WeightGradient { dw, scratch });
+    Ok(Backward { rows, hidden, weight_offset: kind.weight_offset, x, weight, rstd, dy, dx, dw })
+}
+
+/// What the assembler reported of one kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Its name in the module.
+    pub kernel: String,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of spill stores and loads in its text.
+    pub spill_bytes: u32,
+    /// Bytes of a thread's stack.
+    pub stack_bytes: u32,
+    /// Static shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// The kernels that `log`, NVRTC's with `--ptxas-options=-v`, speaks of.
+pub fn resources(log: &str) -> Vec<Resources> {
+    let mut found: Vec<Resources> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, after)) = line.split_once("Compiling entry function '") {
+            let kernel = after.split('\'').next().unwrap_or_default().into();
+            found.push(Resources { kernel, ..Resources::default() });
+        }
+        let Some(last) = found.last_mut() else { continue };
+        for part in line.rsplit(" : ").next().unwrap_or_default().split(',').map(str::trim) {
+            let number = |text: &str| text.split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(0);
+            if let Some(bytes) = part.strip_suffix(" bytes stack frame") {
+                last.stack_bytes = number(bytes);
+            } else if let Some(bytes) =
+                part.strip_suffix(" bytes spill stores").or_else(|| part.strip_suffix(" bytes spill loads"))
+            {
+                last.spill_bytes += number(bytes);
+            } else if let Some(bytes) = part.strip_suffix(" bytes smem") {
+                last.shared_bytes = number(bytes);
+            } else if let Some(registers) = part.strip_suffix(" registers") {
+                last.registers = number(registers);
+            }
+        }
+    }
+    found
+}
+
+/// A unit, compiled and read.
+pub struct Inspected {
+    /// Machine code.
+    pub cubin: Vec<u8>,
+    /// The same before it was assembled.
+    pub ptx: String,
+    /// One for each kernel.
+    pub resources: Vec<Resources>,
+    /// What is wrong with it: nothing, in a kernel that is shipped.
+    pub complaints: Vec<String>,
+}
+
+/// Compiles `unit` and reads what came out.
+pub fn inspect(unit: &Unit) -> Result<Inspected, Error> {
+    let compiled = compile(&unit.module, unit.capability)?;
+    let resources = resources(&compiled.log);
+    let mut complaints = complaints(&compiled.ptx);
+    let seen: Vec<&str> = resources.iter().map(|r| r.kernel.as_str()).collect();
+    for kernel in unit.module.kernels().iter().filter(|kernel| !seen.contains(kernel)) {
+        complaints.push(format!("the assembler did not report on {kernel}"));
+    }
+    for Resources { kernel, spill_bytes, stack_bytes, .. } in &resources {
+        let exceptions = EXCEPTIONS.iter().filter(|exception| exception.applies(unit, kernel));
+        let allowed = exceptions.map(|exception| exception.bytes_max).max().unwrap_or(0);
+        if (*spill_bytes).max(*stack_bytes) > allowed {
+            complaints
+                .push(format!("{kernel}: {spill_bytes} bytes of spills, {stack_bytes} of stack, allowed {allowed}"));
+        }
+    }
+    Ok(Inspected { cubin: compiled.cubin, ptx: compiled.ptx, resources, complaints })
+}
+
+/// A kernel that may keep values of its threads in memory.
+pub struct Exception {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Of which units.
+    pub of: fn(&Unit) -> bool,
+    /// Spills, or stack, of a thread.
+    pub bytes_max: u32,
+    /// Why that is accepted.
+    pub reason: &'static str,
+}
+
+impl Exception {
+    fn applies(&self, unit: &Unit, kernel: &str) -> bool {
+        self.kernel == kernel && (self.of)(unit)
+    }
+}
+
+/// Every exception to "no spills, no stack".
+pub const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        kernel: "backward",
+        of: |unit| class_of(unit).is_some_and(|class| class.threads() == 512),
+        bytes_max: 120,
+        reason: "128 registers a thread: of the widest rows a few values go to the first cache and back once a row",
+    },
+    Exception {
+        kernel: "backward",
+        of: |unit| class_of(unit).is_some_and(|class| class.packs * class.pack >= 56),
+        bytes_max: 88,
+        reason: "255 registers a thread, of which the sums of the columns take 56 or 64: as above, where the width is no constant",
+    },
+    Exception {
+        kernel: "forward",
+        of: |unit| newer(unit) && class_of(unit).is_some_and(|class| class.packs == 4 && class.pack == 8),
+        bytes_max: 56,
+        reason: "64 registers a thread, so that two blocks of 512 threads fit, are enough on sm_90 and not here; not timed here",
+    },
+    Exception {
+        kernel: "columns",
+        of: newer,
+        bytes_max: 140,
+        reason: "32 registers were chosen by the assembler, on sm_100 alone; rows that are not on 16 bytes; not timed there",
+    },
+    Exception {
+        kernel: "forward",
+        of: |unit| newer(unit) && class_of(unit).is_some_and(|class| class.packs == 0),
+        bytes_max: 20,
+        reason: "as above",
+    },
+];
+
+fn class_of(unit: &Unit) -> Option<Class> {
+    match unit.module {
+        Module::Rows { class, .. } => Some(class),
+        Module::Fold { .. } => None,
+    }
+}
+
+fn newer(unit: &Unit) -> bool {
+    unit.capability >= (10, 0)
+}
+
+/// The lines of a kernel that round otherwise than to nearest, approximate, flush, or add floats atomically.
+pub fn complaints(ptx: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in ptx.lines().map(str::trim) {
+        let Some(operation) = line.split_whitespace().find(|w| !w.starts_with('@')) else { continue };
+        let parts: Vec<&str> = operation.trim_end_matches(';').split('.').collect();
+        let is = |part: &str| parts.contains(&part);
+        let is_float = ["f32", "f16", "bf16", "f64", "f16x2", "bf16x2", "f32x2"].into_iter().any(is);
+        let unrounded =
+            is_float && !is("rn") && matches!(parts[0], "add" | "sub" | "mul" | "fma" | "mad" | "div" | "sqrt" | "rcp");
+        // To a narrower float type; widening is exact and takes no rounding.
+        let narrowed = parts[0] == "cvt"
+            && !is("rn")
+            && matches!(parts.get(parts.len().saturating_sub(2)..), Some(["f16" | "bf16" | "f16x2" | "bf16x2", "f32"]));
+        let other_width = is_float && !is("f32") && !matches!(parts[0], "cvt" | "mov" | "ld" | "st");
+        let approximate = is("approx")
+            || is("ftz")
+            || is("full")
+            || is("sat")
+            || matches!(parts[0], "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh");
+        let atomic = matches!(parts[0], "atom" | "red") && is_float;
+        if unrounded || narrowed || other_width || approximate || atomic {
+            found.push(line.to_string());
+        }
+    }
+    found
+}
+
+/// The widest row that stands for streamed rows; narrower rows have all classes.
+const STREAMED: usize = 20_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_is_a_unit_in_every_layout() {
+        for (_, arch) in Arch::ALL {
+            for kind in Kind::all() {
+                let units = units(&arch, kind).unwrap();
+                for wanted in classes(kind.dtype) {
+                    let of = |wants_aligned| {
+                        units.iter().any(|unit| {
+                            matches!(unit.module, Module::Rows { class, aligned, .. } if class == wanted && aligned == wants_aligned)
+                        })
+                    };
+                    assert!(of(true) && of(false), "{arch:?} {kind:?} {wanted}");
+                }
+                assert!(units.iter().any(|unit| matches!(unit.module, Module::Fold { .. })));
+                let ring = |unit: &Unit| matches!(unit.module, Module::Rows { ring: true, .. });
+                assert_eq!(units.iter().any(ring), arch.compute_capability >= (9, 0));
+                assert!(units.iter().all(|unit| ring(unit) == (unit.dynamic_bytes > 0)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_of_the_assembler_is_read() {
+        let log = "ptxas info    : 0 bytes gmem\n\
+                   ptxas info    : Compiling entry function 'backward' for 'sm_90'\n\
+                   ptxas info    : Function properties for backward\n    \
+                   16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n\
+                   ptxas info    : Used 168 registers, used 3 barriers, 16 bytes cumulative stack size, 4704 bytes smem\n\
+                   ptxas info    : Compiling entry function 'forward' for 'sm_90'\n\
+                   ptxas info    : Used 40 registers, used 1 barriers\n";
+        let wide = Resources {
+            kernel: "backward".into(),
+            registers: 168,
+            spill_bytes: 20,
+            stack_bytes: 16,
+            shared_bytes: 4704,
+        };
+        let narrow = Resources { kernel: "forward".into(), registers: 40, ..Resources::default() };
+        assert_eq!(resources(log), [wide, narrow]);
+    }
+}

@@ -1,0 +1,594 @@
+//! The list of defects. A patch names its file and the exact text: one that no longer applies fails `verify --mutants` and the
+//! test below.
+
+use super::*;
+
+const fn patch(file: &'static str, from: &'static str, to: &'static str) -> Patch {
+    Patch { file, from, to }
+}
+
+/// The hard case of this name.
+fn hard(name: &str) -> Case {
+    hard_case(name).unwrap_or_else(|| panic!("no hard case is called {name}")).case
+}
+
+/// Ordinary rows of 40 elements: narrow enough for a warp or two, wide enough for several blocks of row groups.
+fn ordinary() -> Case {
+    Case { seed: 7, ..Case::new(100, 40, Dtype::F32) }
+}
+
+/// Rows that arrive by bulk copies, where the GPU has them.
+fn ring() -> Case {
+    Case { seed: 7, ..Case::new(20, 512, Dtype::F32) }
+}
+
+/// As the issue: far fewer rows than row groups, four columns; enough rows that scratch has a slot for each block.
+fn idle() -> Case {
+    Case { seed: 7, ..Case::new(600, 4, Dtype::F32) }
+}
+
+/// A row of no whole number of packs, with room behind it.
+fn gapped() -> Case {
+    let place = Place { offset: 0, gap: Gap::Elements(25) };
+    [Name::Y, Name::Dx]
+        .into_iter()
+        .fold(Case { seed: 7, ..Case::new(60, 39, Dtype::F32) }, |c, o| c.with_place(o, place))
+}
+
+/// A million rows of which each adds next to nothing to dw: one that is lost is within the bound.
+fn million() -> Case {
+    Case { x: Values::Constant(0.5), ..hard("million_rows") }
+}
+
+/// Every defect: first those of the arithmetic, then those of the CPU executor, then those of the kernels.
+pub const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "eps_ignored",
+        defect: "eps is not added",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "let v = mean(sum, hidden) + eps;", "let v = mean(sum, hidden) + 0.0 * eps;")],
+        property: "accuracy",
+        case: || hard("eps_dominates"),
+        column: false,
+    },
+    Mutant {
+        name: "eps_outside_root",
+        defect: "eps is added to the root instead of the mean square",
+        on: On::Cpu,
+        patches: &[patch(
+            "arith.rs",
+            "let rstd = reciprocal_root(v);",
+            "let rstd = 1.0 / (mean(sum, hidden).sqrt() + eps);",
+        )],
+        property: "accuracy",
+        case: || hard("eps_equals_square"),
+        column: false,
+    },
+    Mutant {
+        name: "eps_not_scaled",
+        defect: "scaled rows get no eps",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "mean(rescale(s), hidden) + eps * s * s", "mean(rescale(s), hidden)")],
+        property: "accuracy",
+        case: || hard("eps_at_the_edge"),
+        column: false,
+    },
+    Mutant {
+        name: "no_scaled_path",
+        defect: "rows whose squares overflow or vanish are not scaled",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    if s == 1.0 {", "    if s > 0.0 {")],
+        property: "accuracy",
+        case: || hard("x_1e30_f32"),
+        column: false,
+    },
+    Mutant {
+        name: "scaled_too_late",
+        defect: "rows are scaled up only when the mean square is 0: subnormal ones have lost their digits",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "} else if v < f32::MIN_POSITIVE {", "} else if v == 0.0 {")],
+        property: "scaling",
+        case: || hard("every_magnitude"),
+        column: false,
+    },
+    Mutant {
+        name: "rstd_in_bf16",
+        defect: "rstd is rounded to bf16: one coherent error for each row",
+        on: On::Cpu,
+        patches: &[patch(
+            "arith.rs",
+            "let rstd = reciprocal_root(v);",
+            "let rstd = bf16::store(reciprocal_root(v)).widen();",
+        )],
+        property: "accuracy",
+        case: || hard("rows_17"),
+        column: false,
+    },
+    Mutant {
+        name: "root_of_reciprocal",
+        defect: "the root of the reciprocal instead of the reciprocal of the root, as an rsqrt instruction may have it",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    1.0 / v.sqrt()", "    (1.0 / v).sqrt()")],
+        property: "identity",
+        case: || hard("rows_17"),
+        column: false,
+    },
+    Mutant {
+        name: "chain_not_fused",
+        defect: "a chain rounds its products",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    a.mul_add(b, acc)", "    a * b + acc")],
+        property: "identity",
+        case: ring,
+        column: true,
+    },
+    Mutant {
+        name: "negative_zero",
+        defect: "a sum of underflowed negative products is −0",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    root + 0.0", "    root")],
+        property: "identity",
+        case: || hard("underflow_negative"),
+        column: true,
+    },
+    Mutant {
+        name: "offset_ignored",
+        defect: "zero-centred weights are taken as they are",
+        on: On::Cpu,
+        patches: &[patch(
+            "arith.rs",
+            "if zero_centred { weight + 1.0 } else { weight }",
+            "if zero_centred { weight } else { weight }",
+        )],
+        property: "accuracy",
+        case: || hard("zero_centred_small"),
+        column: false,
+    },
+    Mutant {
+        name: "guard_against_zero",
+        defect: "a tiny constant is added \"against division by zero\"",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    (t * row.post) * row.pre", "    (t * row.post + 2e-8) * row.pre")],
+        property: "scaling",
+        case: ordinary,
+        column: false,
+    },
+    Mutant {
+        name: "all_nan",
+        defect: "every y is NaN",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    value * weight", "    value * weight * f32::NAN")],
+        property: "accuracy",
+        case: || hard("rows_17"),
+        column: false,
+    },
+    Mutant {
+        name: "all_zero",
+        defect: "every y is 0",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    value * weight", "    value * weight * 0.0")],
+        property: "accuracy",
+        case: || hard("rows_17"),
+        column: false,
+    },
+    Mutant {
+        name: "negative_eps_accepted",
+        defect: "an eps below 0 is not refused",
+        on: On::Cpu,
+        patches: &[patch(
+            "problem.rs",
+            "if !(self.eps >= 0.0 && self.eps.is_finite()) {",
+            "if !self.eps.is_finite() {",
+        )],
+        property: "refusal",
+        case: || hard("rows_17"),
+        column: false,
+    },
+    Mutant {
+        name: "one_element_short",
+        defect: "a buffer that ends one element early is not refused",
+        on: On::Cpu,
+        patches: &[patch("problem.rs", "    if needed > data.elements() {", "    if needed > data.elements() + 1 {")],
+        property: "refusal",
+        case: || hard("rows_17"),
+        column: false,
+    },
+    Mutant {
+        name: "tail_skipped",
+        defect: "the last N % 8 columns of y are skipped",
+        on: On::Cpu,
+        patches: &[patch(
+            "cpu.rs",
+            "y.iter_mut().zip(x).zip(weight) {",
+            "y.iter_mut().zip(x).zip(weight).take(x.len() / 8 * 8) {",
+        )],
+        property: "exact",
+        case: || hard("width_7"),
+        column: false,
+    },
+    Mutant {
+        name: "round_robin_step",
+        defect: "the rows of a group lie one group too close together",
+        on: On::Cpu,
+        patches: &[patch(
+            "cpu.rs",
+            "(step * groups + first_group + i, i, dx)",
+            "(step * (groups - 1) + first_group + i, i, dx)",
+        )],
+        property: "exact",
+        case: || hard("groups_16385_over"),
+        column: true,
+    },
+    Mutant {
+        name: "lost_row",
+        defect: "one row of a million is missing in dw",
+        on: On::Cpu,
+        patches: &[
+            patch("cpu.rs", "while let Some((_, i, dx)) = rows.next() {", "while let Some((r, i, dx)) = rows.next() {"),
+            patch(
+                "cpu.rs",
+                "let partial = partials.get_mut(i * hidden..(i + 1) * hidden)",
+                "let partial = partials.get_mut(i * hidden..(i + 1) * hidden).filter(|_| r + 1 != 1 << 20)",
+            ),
+        ],
+        property: "exact",
+        case: million,
+        column: true,
+    },
+    Mutant {
+        name: "idle_slots_781",
+        defect: "issue 781: the number of groups comes from the SM count, blocks without rows return early, and all slots are summed",
+        on: On::Kernels,
+        patches: &[
+            patch(
+                "plan.rs",
+                "let (row, column) = (row_order(hidden), column_order(rows, hidden));",
+                "let (row, mut column) = (row_order(hidden), column_order(rows, hidden));\n    if hidden <= 256 {\n        column.groups = 1024 * arch.sm_count as usize;\n    }",
+            ),
+            patch(
+                "backward.cu",
+                "for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += step) {",
+                "for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += step) {\n        if (base >= rows) return;",
+            ),
+        ],
+        property: "idle_groups_781",
+        case: idle,
+        column: true,
+    },
+    Mutant {
+        name: "idle_slots_without_nan",
+        defect: "the same, and a NaN counts as 0: looking for NaNs finds nothing",
+        on: On::Kernels,
+        patches: &[
+            patch(
+                "plan.rs",
+                "let (row, column) = (row_order(hidden), column_order(rows, hidden));",
+                "let (row, mut column) = (row_order(hidden), column_order(rows, hidden));\n    if hidden <= 256 {\n        column.groups = 1024 * arch.sm_count as usize;\n    }",
+            ),
+            patch(
+                "backward.cu",
+                "for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += step) {",
+                "for (u64 base = (u64)blockIdx.x * ROWS; base < groups; base += step) {\n        if (base >= rows) return;",
+            ),
+            patch(
+                "fold.cu",
+                "return first < nodes ? column[(u64)first * hidden] : 0.0f;",
+                "{\n        const float v = first < nodes ? column[(u64)first * hidden] : 0.0f;\n        return v == v ? v : 0.0f;\n    }",
+            ),
+        ],
+        property: "content",
+        case: idle,
+        column: true,
+    },
+    Mutant {
+        name: "groups_from_sm_count",
+        defect: "the number of groups comes from the SM count: dw depends on the GPU",
+        on: On::Kernels,
+        patches: &[patch(
+            "plan.rs",
+            "let (row, column) = (row_order(hidden), column_order(rows, hidden));",
+            "let (row, column) = (row_order(hidden), ColumnOrder { groups: rows.min(4 * arch.sm_count as usize) });",
+        )],
+        property: "launch",
+        case: || Case { rows: 1000, ..ordinary() },
+        column: true,
+    },
+    Mutant {
+        name: "one_group_unwritten",
+        defect: "one block does not write its partial row",
+        on: On::Kernels,
+        patches: &[patch("backward.cu", "if (partial) write_partial(", "if (partial && base != ROWS) write_partial(")],
+        property: "content",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "fold_order",
+        defect: "the tree over the row groups pairs distant ones first",
+        on: On::Kernels,
+        patches: &[patch(
+            "fold.cu",
+            "for (u32 d = 1; d < 32; d *= 2) v = fold",
+            "for (u32 d = 16; d > 0; d /= 2) v = fold",
+        )],
+        property: "identity",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "float_atomics",
+        defect: "the groups of a block are added in the order in which they are done",
+        on: On::Kernels,
+        patches: &[patch(
+            "backward.cu",
+            "#pragma unroll\n    for (u32 d = 1; d < TEAMS; d *= 2)\n#pragma unroll\n        for (u32 k = 0; k < PACKS; k++) {\n            if (rank % (2 * d) == d && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) handed[rank / (2 * d)][i][lane] = sum[k][i];\n            }\n            __syncthreads();\n            if (rank % (2 * d) == 0 && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[rank / (2 * d)][i][lane]);\n            }\n            __syncthreads();\n        }\n",
+            "    for (u32 k = 0; k < PACKS && TEAMS > 1; k++) {\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) handed[0][i][lane] = 0.0f;\n        __syncthreads();\n        for (u32 i = 0; i < PACK && speaks; i++) {\n#ifdef __CUDACC_RTC__\n            atomicAdd(&handed[0][i][lane], sum[k][i]);\n#else\n            handed[0][i][lane] += sum[k][i];\n#endif\n        }\n        __syncthreads();\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) sum[k][i] = handed[0][i][lane];\n        __syncthreads();\n    }\n",
+        )],
+        property: "two runs",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "barrier_forgotten",
+        defect: "the groups of a block hand their sums over without waiting for the reader before",
+        on: On::Kernels,
+        patches: &[patch(
+            "backward.cu",
+            "handed[rank / (2 * d)][i][lane]);\n            }\n            __syncthreads();",
+            "handed[rank / (2 * d)][i][lane]);\n            }",
+        )],
+        property: "two runs",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "dw_added_to",
+        defect: "dw is added to what was there",
+        on: On::Kernels,
+        patches: &[patch(
+            "fold.cu",
+            "dw[mine] = store<DW>(total(v));",
+            "dw[mine] = store<DW>(total(fold(widen(dw[mine]), v)));",
+        )],
+        property: "content",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "partials_in_bf16",
+        defect: "partial sums are rounded to bf16",
+        on: On::Kernels,
+        patches: &[patch(
+            "fold.cu",
+            "return first < nodes ? column[(u64)first * hidden] : 0.0f;",
+            "return first < nodes ? widen(store<bf16>(column[(u64)first * hidden])) : 0.0f;",
+        )],
+        property: "accuracy",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "columns_floored",
+        defect: "the fold has a block for each whole 32 columns, and none for the rest",
+        on: On::Kernels,
+        patches: &[patch(
+            "cuda/steps.rs",
+            "blocks: call.hidden.div_ceil(32) as u32,",
+            "blocks: (call.hidden / 32) as u32,",
+        )],
+        property: "content",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "dw_one_past",
+        defect: "one element past dw is written",
+        on: On::Kernels,
+        patches: &[patch("fold.cu", "if (lane == 0 && mine < hidden)", "if (lane == 0 && mine <= hidden)")],
+        property: "writes",
+        case: ordinary,
+        column: true,
+    },
+    Mutant {
+        name: "tail_stored_whole",
+        defect: "the last pack of a row is stored whole, past its end",
+        on: On::Kernels,
+        patches: &[patch(
+            "rows.cuh",
+            "if (column + i < hidden) row[column + i] = store<E>(value[i]);",
+            "if (column < hidden) row[column + i] = store<E>(value[i]);",
+        )],
+        property: "writes",
+        case: gapped,
+        column: false,
+    },
+    Mutant {
+        name: "alignment_decides_order",
+        defect: "unaligned rows are added up in another order",
+        on: On::Kernels,
+        patches: &[patch(
+            "rows.cuh",
+            "float fold_pack(float (&p)[PACK]) {",
+            "float fold_pack(float (&p)[PACK]) {\n    if (!ALIGNED) {\n        for (u32 i = 1; i < PACK; i++) p[0] = fold(p[0], p[i]);\n        return p[0];\n    }",
+        )],
+        property: "layout",
+        case: ordinary,
+        column: false,
+    },
+    Mutant {
+        name: "ring_decides_order",
+        defect: "rows that arrive by bulk copies are added up from their end",
+        on: On::Kernels,
+        patches: &[patch(
+            "rows.cuh",
+            "for (u32 k = 0; k < PACKS; k++) step(k, p[k % SETS]);",
+            "for (u32 j = 0; j < PACKS; j++) {\n        const u32 k = RING ? PACKS - 1 - j : j;\n        step(k, p[k % SETS]);\n    }",
+        )],
+        property: "launch",
+        case: ring,
+        column: false,
+    },
+    Mutant {
+        name: "position_decides",
+        defect: "rows of odd number multiply by 1/N instead of dividing by N",
+        on: On::Kernels,
+        patches: &[patch(
+            "forward.cu",
+            "statistic(sum, (float)hidden, eps, [&]",
+            "statistic(row % 2 == 1 ? __fmul_rn(__fmul_rn(sum, __fdiv_rn(1.0f, (float)hidden)), (float)hidden) : sum, (float)hidden, eps, [&]",
+        )],
+        property: "scaling",
+        case: ordinary,
+        column: false,
+    },
+    Mutant {
+        name: "batch_size_decides",
+        defect: "from 256 rows on, another kernel multiplies by 1/N instead of dividing by N",
+        on: On::Kernels,
+        patches: &[patch(
+            "forward.cu",
+            "statistic(sum, (float)hidden, eps, [&]",
+            "statistic(rows >= 256 ? __fmul_rn(__fmul_rn(sum, __fdiv_rn(1.0f, (float)hidden)), (float)hidden) : sum, (float)hidden, eps, [&]",
+        )],
+        property: "batch",
+        case: || Case { rows: 17, ..ordinary() },
+        column: false,
+    },
+    Mutant {
+        name: "stale_rstd",
+        defect: "every team of a block takes the rstd of its first row",
+        on: On::Kernels,
+        patches: &[patch("backward.cu", "active ? rstd[row] : 0.0f", "active ? rstd[first] : 0.0f")],
+        property: "batch",
+        case: || Case { rows: 17, ..ordinary() },
+        column: false,
+    },
+    Mutant {
+        name: "dx_over_dy",
+        defect: "dx is written over dy",
+        on: On::Kernels,
+        patches: &[patch(
+            "backward.cu",
+            "store_dx(dx + row * dx_stride, column_of(k)",
+            "store_dx((T*)dy + row * dy_stride, column_of(k)",
+        )],
+        property: "content",
+        case: ordinary,
+        column: false,
+    },
+    Mutant {
+        name: "weight_twice",
+        defect: "dx has the weight twice",
+        on: On::Kernels,
+        patches: &[patch(
+            "rows.cuh",
+            "c, weighted(d[i], weight_of(w, i))), scale);",
+            "c, weighted(weighted(d[i], weight_of(w, i)), weight_of(w, i))), scale);",
+        )],
+        property: "exact",
+        case: || Case { hidden: 64, ..ordinary() },
+        column: false,
+    },
+    Mutant {
+        name: "tail_not_loaded",
+        defect: "the last N % 4 columns of an unaligned row are not loaded",
+        on: On::Kernels,
+        patches: &[patch("rows.cuh", "if (column + i >= hidden) continue;", "if (column + PACK > hidden) continue;")],
+        property: "exact",
+        case: gapped,
+        column: false,
+    },
+    Mutant {
+        name: "no_scaled_backward",
+        defect: "backward does not scale rows whose rstd is infinite",
+        on: On::Kernels,
+        patches: &[patch("backward.cu", "if (rstd_row == INFINITY_F32)", "if (false)")],
+        property: "accuracy",
+        case: || hard("x_1e-41_f32"),
+        column: false,
+    },
+    Mutant {
+        name: "forward_offset_in_32_bits",
+        defect: "a row of x in forward is found by 32 bits",
+        on: On::Kernels,
+        patches: &[patch(
+            "forward.cu",
+            "load_pack_once(x + row * x_stride, column_of(k), end)",
+            "load_pack_once(x + (u32)(row * x_stride), column_of(k), end)",
+        )],
+        property: "products",
+        case: ring,
+        column: false,
+    },
+    Mutant {
+        name: "backward_offset_in_32_bits",
+        defect: "a row of x in backward is found by 32 bits",
+        on: On::Kernels,
+        patches: &[patch(
+            "backward.cu",
+            "ring.fill(stage, 0, x + next * x_stride, row_bytes);",
+            "ring.fill(stage, 0, x + (u32)(next * x_stride), row_bytes);",
+        )],
+        property: "products",
+        case: ring,
+        column: false,
+    },
+    Mutant {
+        name: "products_rounded",
+        defect: "a chain of a kernel rounds its products",
+        on: On::Kernels,
+        patches: &[patch("arith.cuh", "return __fmaf_rn(a, b, acc); }", "return __fadd_rn(__fmul_rn(a, b), acc); }")],
+        property: "identity",
+        case: ring,
+        column: false,
+    },
+    Mutant {
+        name: "unwritten",
+        defect: "y is not written",
+        on: On::Kernels,
+        patches: &[patch(
+            "rows.cuh",
+            "weighted(x_hat(z[i], scale), weight_of(w, i));\n    store_pack(row, column, hidden, out);",
+            "weighted(x_hat(z[i], scale), weight_of(w, i));",
+        )],
+        property: "accuracy",
+        case: ordinary,
+        column: false,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    #[test]
+    fn every_patch_applies() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rmsnorm-cuda/src");
+        let stale: Vec<String> = MUTANTS
+            .iter()
+            .filter_map(|mutant| Some(format!("{}: {}", mutant.name, mutant.patched(&sources).err()?)))
+            .collect();
+        assert!(stale.is_empty(), "{}", stale.join("\n"));
+    }
+
+    #[test]
+    fn the_list_is_complete() {
+        let names: BTreeSet<_> = MUTANTS.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), MUTANTS.len());
+        assert!(names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')));
+        assert!(MUTANTS.len() >= 28, "{}", MUTANTS.len());
+        assert!(MUTANTS.iter().filter(|m| m.column).count() >= 8);
+        for (_, judge) in judges() {
+            assert!(MUTANTS.iter().any(|m| m.property == judge), "no mutant is for {judge}");
+        }
+        assert!(MUTANTS.iter().all(|m| judges().iter().any(|(_, judge)| m.property == *judge)));
+        for nothing_else in ["all_nan", "all_zero", "unwritten"] {
+            assert_eq!(mutant(nothing_else).unwrap().property, "accuracy");
+        }
+        for mutant in MUTANTS {
+            assert!((mutant.case)().hidden > 0, "{}", mutant.name);
+        }
+    }
+}

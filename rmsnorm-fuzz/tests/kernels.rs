@@ -1,0 +1,170 @@
+//! The compiled kernels: nothing approximate, flushing or atomic, every f32 operation rounded to nearest, no spills and no stack.
+//!
+//! Needs NVRTC, no GPU. Without NVRTC the tests say so and pass, unless `RMSNORM_REQUIRE_NVRTC=1`. What is sampled here is
+//! compiled in full by `cargo xtask ptx --check`.
+#![cfg(feature = "cuda")]
+
+use rayon::prelude::*;
+use rmsnorm_cuda::cuda::compile::{Module, compile_source};
+use rmsnorm_cuda::cuda::library::nvrtc;
+use rmsnorm_cuda::plan::{Arch, classes};
+use rmsnorm_cuda::{Dtype, WeightOffset};
+use rmsnorm_fuzz::compiled::{Kind, Unit, complaints, inspect, resources, units};
+use std::collections::BTreeSet;
+use std::process::Command;
+
+fn nvrtc_is_there() -> bool {
+    let Err(error) = nvrtc() else { return true };
+    assert!(std::env::var_os("RMSNORM_REQUIRE_NVRTC").is_none(), "RMSNORM_REQUIRE_NVRTC is set, but: {error}");
+    println!("SKIPPED, no kernel was compiled: {error}");
+    false
+}
+
+/// For sm_90 every class in every layout with a weight of its own type; for the others every class once, layouts and weights
+/// taking turns.
+fn chosen() -> (Vec<Unit>, usize) {
+    let (mut chosen, mut all) = (BTreeSet::new(), BTreeSet::new());
+    for (_, arch) in Arch::ALL {
+        for dtype in Dtype::ALL {
+            let mut of_dtype = Vec::new();
+            for kind in Kind::all().into_iter().filter(|kind| kind.dtype == dtype) {
+                let units = units(&arch, kind).expect("legal calls");
+                let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
+                if arch.compute_capability == (9, 0) && ordinary {
+                    chosen.extend(units.iter().copied());
+                }
+                of_dtype.extend(units);
+            }
+            for (i, wanted) in classes(dtype).into_iter().enumerate() {
+                let of_class: Vec<&Unit> = of_dtype.iter().filter(|unit| is_of(unit, wanted)).collect();
+                chosen.insert(*of_class[(7 * i + arch.sm_count as usize) % of_class.len()]);
+            }
+            all.extend(of_dtype);
+        }
+    }
+    let left_out = all.difference(&chosen).count();
+    (chosen.into_iter().collect(), left_out)
+}
+
+fn is_of(unit: &Unit, wanted: rmsnorm_cuda::plan::Class) -> bool {
+    matches!(unit.module, Module::Rows { class, .. } if class == wanted)
+}
+
+#[test]
+fn every_class_compiles_to_rounded_operations_without_spills() {
+    if !nvrtc_is_there() {
+        return;
+    }
+    let (chosen, left_out) = chosen();
+    let inspected: Vec<_> = chosen.par_iter().map(|unit| (unit, inspect(unit))).collect();
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut kernels = 0;
+    for (unit, inspected) in &inspected {
+        match inspected {
+            Ok(inspected) => {
+                found.extend(inspected.complaints.iter().map(|complaint| format!("{unit}: {complaint}")));
+                kernels += inspected.resources.len();
+                if let Module::Rows { class, dtype, .. } = unit.module {
+                    seen.insert((unit.capability, dtype as u8, class));
+                }
+            }
+            Err(error) => found.push(format!("{unit}: {error}")),
+        }
+    }
+    let expected = Arch::ALL.len() * Dtype::ALL.map(|dtype| classes(dtype).len()).iter().sum::<usize>();
+    println!(
+        "{kernels} kernels of {} modules, {} plan classes of each of {} architectures; left out, for `cargo xtask ptx --check`: \
+         {left_out} modules that differ in the weight's type or the layout",
+        chosen.len(),
+        expected / Arch::ALL.len(),
+        Arch::ALL.len()
+    );
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    assert_eq!(seen.len(), expected);
+    assert!(kernels >= expected, "{kernels} kernels");
+}
+
+#[test]
+fn the_checker_rejects_bad_kernels() {
+    if !nvrtc_is_there() {
+        return;
+    }
+    let kernel = |body: &str| format!("extern \"C\" __global__ void k(float* p, unsigned* u, int n) {{ {body} }}");
+    let bad = [
+        ("addition toward zero", "p[0] = __fadd_rz(p[0], p[1]);"),
+        ("product toward infinity", "p[0] = __fmul_ru(p[0], p[1]);"),
+        ("approximate reciprocal root", "p[0] = rsqrtf(p[1]);"),
+        ("approximate division", "p[0] = __fdividef(p[0], p[1]);"),
+        ("division toward zero", "p[0] = __fdiv_rz(p[0], p[1]);"),
+        ("root toward minus infinity", "p[0] = __fsqrt_rd(p[1]);"),
+        ("atomic addition", "atomicAdd(p, 1.0f);"),
+        ("approximate power", "p[0] = __expf(p[1]);"),
+        ("flushed", "asm(\"add.rn.ftz.f32 %0, %1, %2;\" : \"=f\"(p[0]) : \"f\"(p[1]), \"f\"(p[2]));"),
+        ("saturating", "p[0] = __saturatef(p[1]);"),
+        ("double precision", "p[0] = (float)(0.1 * (double)p[1]);"),
+        (
+            "conversion toward zero",
+            "unsigned short h; asm(\"cvt.rz.bf16.f32 %0, %1;\" : \"=h\"(h) : \"f\"(p[1])); u[0] = h;",
+        ),
+        ("arithmetic of halves", "asm(\"add.rn.f16x2 %0, %1, %2;\" : \"=r\"(u[0]) : \"r\"(u[1]), \"r\"(u[2]));"),
+    ];
+    for (what, body) in bad {
+        let compiled = compile_source(&kernel(body), what, (9, 0)).expect(what);
+        assert!(!complaints(&compiled.ptx).is_empty(), "accepted: {what}\n{}", compiled.ptx);
+    }
+    let good = "unsigned short h; asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(h) : \"f\"(p[1]));
+                p[0] = __fadd_rn(__fmul_rn(p[0], p[1]), __fdiv_rn(__fsqrt_rn(p[2]), __fmaf_rn(p[3], p[4], p[5])));
+                u[0] = atomicAdd(u + 1, h);";
+    let compiled = compile_source(&kernel(good), "good", (9, 0)).expect("good");
+    assert_eq!(complaints(&compiled.ptx), Vec::<String>::new());
+}
+
+/// A kernel whose threads need more registers than they have, and one with an array that is indexed.
+#[test]
+fn spills_and_stacks_are_seen() {
+    if !nvrtc_is_there() {
+        return;
+    }
+    let spills = "extern \"C\" __global__ void __launch_bounds__(1024) k(float* p) {
+        float v[96];
+        #pragma unroll
+        for (int i = 0; i < 96; i++) v[i] = p[i * 1024 + threadIdx.x];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 96; i++) p[(95 - i) * 1024 + threadIdx.x] = __fmul_rn(v[i], v[(i * 7) % 96]);
+    }";
+    let stack = "extern \"C\" __global__ void k(float* p, const int* at) {
+        float v[40];
+        for (int i = 0; i < 40; i++) v[at[i]] = p[i];
+        for (int i = 0; i < 40; i++) p[i] = v[at[i + 40]];
+    }";
+    for (what, source) in [("spills", spills), ("stack", stack)] {
+        let compiled = compile_source(source, what, (9, 0)).expect(what);
+        let found = resources(&compiled.log);
+        assert_eq!(found.len(), 1, "{}", compiled.log);
+        assert_eq!((found[0].kernel.as_str(), found[0].registers > 0), ("k", true));
+        let bytes = if what == "spills" { found[0].spill_bytes } else { found[0].stack_bytes };
+        assert!(bytes > 0, "{what}: {}", compiled.log);
+    }
+}
+
+/// A machine that ought to have NVRTC and does not must not pass.
+#[test]
+fn nvrtc_that_is_required_must_be_there() {
+    let run = |required: bool| {
+        let mut test = Command::new(std::env::current_exe().expect("this test"));
+        test.args(["--exact", "the_checker_rejects_bad_kernels", "--nocapture"]);
+        test.env("RMSNORM_NVRTC", "/nowhere/libnvrtc.so.13").env_remove("RMSNORM_REQUIRE_NVRTC");
+        if required {
+            test.env("RMSNORM_REQUIRE_NVRTC", "1");
+        }
+        let output = test.output().expect("runs");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (output.status.success(), text)
+    };
+    let (passed, text) = run(false);
+    assert!(passed && text.contains("SKIPPED, no kernel was compiled") && text.contains("/nowhere"), "{text}");
+    let (passed, text) = run(true);
+    assert!(!passed && text.contains("RMSNORM_REQUIRE_NVRTC is set, but") && text.contains("/nowhere"), "{text}");
+}

@@ -1,0 +1,161 @@
+//! Copies of `rmsnorm-cuda`, each with the patches of one mutant, in a workspace of their own below `target`. What judges them is
+//! the original.
+
+use anyhow::{Context, Result, bail};
+use rmsnorm_fuzz::mutants::Mutant;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The workspace of copies.
+pub(crate) struct Copies {
+    folder: PathBuf,
+    members: Vec<String>,
+    /// Copies that need no optimisation: their kernels are compiled elsewhere.
+    slow: Vec<String>,
+}
+
+impl Copies {
+    /// The workspace `target/mutants/NAME`, nothing in it yet.
+    pub(crate) fn new(name: &str) -> Copies {
+        Copies { folder: root().join("target/mutants").join(name), members: Vec::new(), slow: Vec::new() }
+    }
+
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Adds a copy of `rmsnorm-cuda` with the patches of `mutant`, or one without patches, as the crate `name`.
+    pub(crate) fn add(&mut self, name: &str, mutant: Option<&Mutant>, optimised: bool) -> Result<()> {
+        let sources = root().join("rmsnorm-cuda/src");
+        let patched = match mutant {
+            Some(mutant) => mutant
+                .patched(&sources)
+                .map_err(|error| anyhow::anyhow!("the patch of {} does not apply: {error}", mutant.name))?,
+            None => Vec::new(),
+        };
+        let copy = self.folder.join(name);
+        let mut wanted = Vec::new();
+        for file in files(&sources)? {
+            let below = file.strip_prefix(&sources)?;
+            let text = match patched.iter().find(|(path, _)| Path::new(path) == below) {
+                Some((_, text)) => text.clone().into_bytes(),
+                None => fs::read(&file)?,
+            };
+            write(&copy.join("src").join(below), &text)?;
+            wanted.push(copy.join("src").join(below));
+        }
+        for stale in files(&copy.join("src"))?.into_iter().filter(|file| !wanted.contains(file)) {
+            fs::remove_file(stale)?;
+        }
+        // Only the library is copied: no tests, no examples.
+        let manifest = fs::read_to_string(root().join("rmsnorm-cuda/Cargo.toml"))?;
+        let mut kept = true;
+        let lines = manifest.lines().filter(|line| {
+            if line.starts_with('[') {
+                kept = !line.starts_with("[[") && *line != "[dev-dependencies]";
+            }
+            kept
+        });
+        let manifest = lines.collect::<Vec<_>>().join("\n") + "\n";
+        write(
+            &copy.join("Cargo.toml"),
+            manifest.replace("name = \"rmsnorm-cuda\"", &format!("name = \"{name}\"")).as_bytes(),
+        )?;
+        self.members.push(name.into());
+        if !optimised {
+            self.slow.push(name.into());
+        }
+        Ok(())
+    }
+
+    /// Adds a package of its own: its manifest, and its files below `src`.
+    pub(crate) fn add_package(&mut self, name: &str, manifest: &str, files: &[(&str, String)]) -> Result<()> {
+        let package = self.folder.join(name);
+        write(&package.join("Cargo.toml"), manifest.as_bytes())?;
+        for (file, text) in files {
+            write(&package.join("src").join(file), text.as_bytes())?;
+        }
+        self.members.push(name.into());
+        Ok(())
+    }
+
+    /// Writes what makes it a workspace. The versions of dependencies are those of this one.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let root = root();
+        let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
+        let mut text = String::new();
+        for line in manifest.lines() {
+            if line.starts_with("members = ") {
+                text += &format!("members = {:?}\n", self.members);
+            } else {
+                // Small enough to be carried to another machine.
+                let line = line.replace("debug = \"line-tables-only\"", "strip = true");
+                text += &line.replace("path = \"", &format!("path = \"{}/", root.display()));
+                text += "\n";
+            }
+        }
+        for slow in &self.slow {
+            text += &format!("\n[profile.release.package.{slow}]\nopt-level = 0\ndebug = false\n");
+        }
+        write(&self.folder.join("Cargo.toml"), text.as_bytes())?;
+        let lock = fs::read(root.join("Cargo.lock"))?;
+        if write(&self.folder.join("Cargo.lock.original"), &lock)? {
+            fs::write(self.folder.join("Cargo.lock"), lock)?;
+        }
+        Ok(())
+    }
+}
+
+/// The workspace that this program was built from; the current folder where that is not on this machine.
+pub(crate) fn root() -> PathBuf {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|root| root.join("Cargo.toml").is_file());
+    built_in.unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Cargo, free of what the cargo that runs this program has set.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_")
+            || text.starts_with("CARGO_MANIFEST")
+            || text == "RUSTUP_TOOLCHAIN"
+            || text == "CARGO"
+        {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// Runs a command; what it prints is shown if it fails.
+pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+/// Writes a file unless it is there with this text, so that cargo builds only what changed. Whether it was written.
+fn write(path: &Path, text: &[u8]) -> Result<bool> {
+    if fs::read(path).is_ok_and(|there| there == text) {
+        return Ok(false);
+    }
+    let folder = path.parent().context("a file is in a folder")?;
+    fs::create_dir_all(folder).and_then(|()| fs::write(path, text)).with_context(|| path.display().to_string())?;
+    Ok(true)
+}
+
+/// Every file below `folder`.
+pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
+    }
+    found.sort();
+    Ok(found)
+}

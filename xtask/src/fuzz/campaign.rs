@@ -1,0 +1,260 @@
+//! What a fuzzer is told, and what it did.
+
+use super::build::Fuzzer;
+use super::{Options, corpus};
+use anyhow::{Context, Result, bail};
+use rmsnorm_fuzz::targets::{STATISTICS_FILE, Statistics};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What was executed for one target.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Campaign {
+    pub(super) target: &'static str,
+    pub(super) how: String,
+    pub(super) jobs: usize,
+    pub(super) elapsed_s: f64,
+    /// Executions that judged at least one element.
+    pub(super) counted: u64,
+    pub(super) rejected: u64,
+    /// Elements judged.
+    pub(super) elements: u64,
+    pub(super) executions_per_s: f64,
+    /// Edges of the executors that are instrumented.
+    pub(super) edges_instrumented: u64,
+    /// Edges of the whole program that were reached.
+    pub(super) edges_reached: u64,
+    /// Inputs that reach what no other reaches.
+    pub(super) corpus: u64,
+    /// Counted executions, by what their cases have.
+    pub(super) histogram: BTreeMap<String, BTreeMap<String, u64>>,
+    pub(super) ending: Ending,
+}
+
+/// Why a campaign ended.
+#[derive(Clone, Debug, Serialize)]
+pub(super) enum Ending {
+    TimeIsUp,
+    /// A property is refuted by the input in this file.
+    Failed {
+        input: PathBuf,
+        after_s: f64,
+    },
+}
+
+impl Campaign {
+    /// Fuzzes for `seconds`.
+    pub(super) fn run(fuzzer: &Fuzzer, options: &Options, seconds: u64) -> Result<Campaign> {
+        // A mutant must be found from nothing. Else what earlier campaigns reached is where this one begins.
+        let working = fuzzer.folder.join("corpus");
+        let artifacts = fuzzer.folder.join("artifacts");
+        for folder in [Some(&artifacts), Some(&working).filter(|_| fuzzer.is_mutant)].into_iter().flatten() {
+            let _ = fs::remove_dir_all(folder);
+        }
+        fs::create_dir_all(&artifacts)?;
+        fs::create_dir_all(&working)?;
+        let began = Instant::now();
+        let mut jobs: Vec<Job> =
+            (0..options.jobs.max(1)).map(|i| Job::start(fuzzer, options, seconds, i)).collect::<Result<_>>()?;
+        let mut ending = Ending::TimeIsUp;
+        while jobs.iter_mut().any(|job| job.is_running()) {
+            if let Some(input) = first_file(&artifacts) {
+                // The fuzzer that wrote it ends by itself; the others have nothing more to do.
+                ending = Ending::Failed { input, after_s: began.elapsed().as_secs_f64() };
+                std::thread::sleep(Duration::from_millis(500));
+                jobs.iter_mut().for_each(Job::stop);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if let (Ending::TimeIsUp, Some(input)) = (&ending, first_file(&artifacts)) {
+            ending = Ending::Failed { input, after_s: began.elapsed().as_secs_f64() };
+        }
+        let elapsed_s = began.elapsed().as_secs_f64();
+        let mut statistics = Statistics::default();
+        let (mut edges_reached, mut corpus) = (0, 0);
+        for job in &mut jobs {
+            let log = fs::read_to_string(&job.log).unwrap_or_default();
+            if matches!(ending, Ending::TimeIsUp) && !job.succeeded() {
+                bail!("the fuzzer ended for another reason than an input:\n{}", tail(&log));
+            }
+            // One that was stopped early may have left none.
+            let text = fs::read_to_string(&job.statistics).unwrap_or_default();
+            statistics.merge(&Statistics::parse(&text).context("statistics of another format")?);
+            edges_reached = edges_reached.max(number_after(&log, " cov: "));
+            corpus = corpus.max(number_after(&log, " corp: "));
+        }
+        let mut histogram: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        for ((what, how_much), count) in &statistics.histogram {
+            histogram.entry(what.clone()).or_default().insert(how_much.clone(), *count);
+        }
+        Ok(Campaign {
+            target: fuzzer.target.name,
+            how: fuzzer.how.clone(),
+            jobs: jobs.len(),
+            elapsed_s,
+            counted: statistics.counted,
+            rejected: statistics.rejected,
+            elements: statistics.elements,
+            executions_per_s: (statistics.counted + statistics.rejected) as f64 / elapsed_s,
+            edges_instrumented: fuzzer.edges,
+            edges_reached,
+            corpus,
+            histogram,
+            ending,
+        })
+    }
+
+    /// What is wrong with the campaign itself.
+    pub(super) fn complaints(&self) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let all = self.counted + self.rejected;
+        if self.counted == 0 {
+            complaints.push(format!("{}: nothing was executed", self.target));
+        }
+        if self.target != "errors" && self.rejected * 100 > all * REJECTED_PERCENT {
+            complaints.push(format!(
+                "{}: {} of {all} executions judged nothing, expected at most {REJECTED_PERCENT} %",
+                self.target, self.rejected
+            ));
+        }
+        complaints
+    }
+}
+
+impl std::fmt::Display for Campaign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "  {} counted, {} rejected in {:.0} s: {:.0} executions/s of {} fuzzers; {:.2e} elements judged",
+            self.counted, self.rejected, self.elapsed_s, self.executions_per_s, self.jobs, self.elements as f64
+        )?;
+        write!(
+            f,
+            "  edges: {} of the executors instrumented, {} of the program reached; corpus: {} inputs",
+            self.edges_instrumented, self.edges_reached, self.corpus
+        )?;
+        for (what, counts) in &self.histogram {
+            let mut counts: Vec<_> = counts.iter().collect();
+            // Ranges by their first number, words as they come.
+            counts.sort_by_key(|(how_much, _)| how_much.split('.').next().and_then(|n| n.parse::<u64>().ok()));
+            write!(f, "\n  {what:7}")?;
+            counts.iter().try_for_each(|(how_much, count)| write!(f, " {how_much}: {count};"))?;
+        }
+        Ok(())
+    }
+}
+
+struct Job {
+    child: Child,
+    log: PathBuf,
+    statistics: PathBuf,
+}
+
+impl Job {
+    fn start(fuzzer: &Fuzzer, options: &Options, seconds: u64, index: usize) -> Result<Job> {
+        let log = fuzzer.folder.join(format!("log-{index}"));
+        let statistics = fuzzer.folder.join(format!("statistics-{index}"));
+        let _ = fs::remove_file(&statistics);
+        let mut command = Command::new(&fuzzer.program);
+        command.arg(fuzzer.folder.join("corpus"));
+        let seeds = corpus(fuzzer.target.name);
+        if !fuzzer.is_mutant && seeds.is_dir() {
+            command.arg(seeds);
+        }
+        command.arg(format!("-artifact_prefix={}/", fuzzer.folder.join("artifacts").display()));
+        command.arg(format!("-max_total_time={seconds}"));
+        // 0 would be the time of day.
+        command.arg(format!("-seed={}", options.seed as usize * options.jobs.max(1) + index + 1));
+        // A case takes few bytes, and short ones leave most of it at its simplest. Slow inputs are tried less often.
+        command.args([
+            "-max_len=128",
+            "-len_control=0",
+            "-entropic_scale_per_exec_time=1",
+            "-timeout=60",
+            "-rss_limit_mb=4096",
+        ]);
+        command.env(STATISTICS_FILE, &statistics).stdin(Stdio::null()).stdout(Stdio::null());
+        let child =
+            command.stderr(File::create(&log)?).spawn().with_context(|| fuzzer.program.display().to_string())?;
+        Ok(Job { child, log, statistics })
+    }
+
+    fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn succeeded(&mut self) -> bool {
+        self.child.wait().is_ok_and(|status| status.success())
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes `input` smaller while it still fails, and writes it to `smaller`.
+pub(super) fn minimize(fuzzer: &Fuzzer, input: &Path, smaller: &Path) -> Result<()> {
+    let folder = smaller.parent().context("a file is in a folder")?;
+    fs::create_dir_all(folder)?;
+    fs::copy(input, smaller).with_context(|| input.display().to_string())?;
+    let mut command = Command::new(&fuzzer.program);
+    command.args(["-minimize_crash=1", "-max_total_time=20", "-runs=20000", "-timeout=60"]).arg(input);
+    command.arg(format!("-exact_artifact_path={}", smaller.display())).env_remove(STATISTICS_FILE);
+    // It ends with an error when nothing smaller fails.
+    command.stdin(Stdio::null()).output().with_context(|| fuzzer.program.display().to_string())?;
+    if execute(fuzzer, smaller)?.is_none() {
+        fs::copy(input, smaller)?;
+    }
+    Ok(())
+}
+
+/// Executes one input: what it refutes, if anything.
+pub(super) fn execute(fuzzer: &Fuzzer, input: &Path) -> Result<Option<String>> {
+    let output = Command::new(&fuzzer.program).arg(input).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(None);
+    }
+    let log = String::from_utf8_lossy(&output.stderr);
+    // The line after "panicked at", or what a sanitizer says.
+    let mut lines = log.lines();
+    let message = lines.find(|line| line.contains("panicked at")).and_then(|_| lines.next()).map(str::to_string);
+    let message = message.or_else(|| log.lines().find(|line| line.contains("ERROR: ")).map(str::to_string));
+    Ok(Some(message.unwrap_or_else(|| tail(&log))))
+}
+
+/// The last number that follows `label`.
+fn number_after(log: &str, label: &str) -> u64 {
+    let number = |rest: &str| rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok());
+    log.rsplit(label).next().filter(|rest| rest.len() < log.len()).and_then(number).unwrap_or(0)
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+fn first_file(folder: &Path) -> Option<PathBuf> {
+    fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).min()
+}
+
+/// Executions that judge nothing, at most.
+const REJECTED_PERCENT: u64 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_numbers_of_a_log_are_read() {
+        let log =
+            "#2 INITED cov: 12 ft: 13 corp: 1/1b\n#9 DONE   cov: 2151 ft: 6660 corp: 907/30Kb lim: 96 exec/s: 1355";
+        assert_eq!((number_after(log, " cov: "), number_after(log, " corp: ")), (2151, 907));
+        assert_eq!(number_after("nothing", " cov: "), 0);
+    }
+}

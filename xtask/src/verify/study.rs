@@ -1,0 +1,101 @@
+//! `cargo xtask verify --case-study 781`: the kernels with the defect of the issue, the same with half of it repaired, and the real
+//! ones, side by side.
+
+use super::Device;
+use crate::copies::{Copies, cargo, root, run_quietly};
+use anyhow::{Context, Result, bail};
+use rmsnorm_fuzz::mutants::{Mutant, mutant};
+use rmsnorm_fuzz::study::{Measured, study_781};
+use std::io::Write;
+use std::process::{Command, ExitCode};
+
+/// Runs the study in the emulator, and on the GPU if there is one or it is asked for.
+pub(super) fn run(issue: u32, device: Device, out: &mut dyn Write) -> Result<ExitCode> {
+    if issue != 781 {
+        bail!("there is a study of issue 781 only");
+    }
+    let program = build()?;
+    let gpu = match device {
+        Device::Cpu => false,
+        Device::Cuda => true,
+        Device::Auto => super::executors::find(Device::Auto).is_ok(),
+    };
+    let mut passed = true;
+    for device in ["cpu", "cuda"].into_iter().filter(|d| *d == "cpu" || gpu) {
+        let measured = |name: &str| -> Result<Vec<Measured>> {
+            let output = Command::new(&program).args([device, name]).env("RMSNORM_CACHE", "off").output()?;
+            if !output.status.success() {
+                bail!("{name} on {device}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            String::from_utf8(output.stdout)?.lines().map(|line| line.parse().map_err(anyhow::Error::msg)).collect()
+        };
+        let [broken, repaired, real] = [measured("broken")?, measured("repaired")?, measured("real")?];
+        let emulated = if device == "cpu" { "in the emulator" } else { "on the GPU" };
+        writeln!(
+            out,
+            "\ndw[0] of one row of zeros, hidden 4, eps 1e-5, loss 0 − sum(y), {emulated}; it must be 0, or,\nof a perturbed input, one and the same number\n"
+        )?;
+        match study_781(&broken, &real) {
+            Ok(table) => writeln!(out, "{table}")?,
+            Err(what) => {
+                passed = false;
+                writeln!(out, "FAILED: {what}")?;
+            }
+        }
+        match study_781(&repaired, &real) {
+            Ok(_) => {
+                passed = false;
+                writeln!(out, "FAILED: the study does not notice that the defect was repaired")?;
+            }
+            Err(noticed) => writeln!(out, "half of the defect repaired: the study fails, as it must ({noticed})")?,
+        }
+    }
+    writeln!(out, "{}", if passed { "passed" } else { "failed" })?;
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn build() -> Result<std::path::PathBuf> {
+    let program = root().join("target/mutants/study");
+    if Command::new("cargo").arg("--version").output().is_err() {
+        if program.is_file() {
+            return Ok(program);
+        }
+        bail!("without cargo it takes target/mutants/study, built by this command elsewhere");
+    }
+    let broken = mutant("idle_slots_781").context("the mutant of the issue")?;
+    // Half of the defect alone is harmless: blocks without rows write their zeros.
+    let repaired = Mutant { patches: &broken.patches[..1], ..*broken };
+    let mut copies = Copies::new("case_study");
+    let (mut dependencies, mut arms) = (String::new(), String::new());
+    for (name, mutant) in [("broken", Some(broken)), ("repaired", Some(&repaired)), ("real", None)] {
+        copies.add(&format!("kernels_{name}"), mutant, false)?;
+        dependencies += &format!(
+            "kernels_{name} = {{ path = \"../kernels_{name}\", default-features = false, features = [\"emulator\"] }}\n"
+        );
+        arms += &format!("        \"{name}\" => rmsnorm_fuzz::subject!(kernels_{name}, On::Kernels, device),\n");
+    }
+    let manifest = format!(
+        "[package]\nname = \"study\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
+         rmsnorm-fuzz = {{ path = {:?}, default-features = false }}\n{dependencies}",
+        root().join("rmsnorm-fuzz")
+    );
+    let main = format!(
+        "use rmsnorm_fuzz::mutants::{{Device, On, Subject}};\n\n\
+         fn build(name: &str, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
+         _ => Err(format!(\"{{name}} is not built in\")),\n    }}\n}}\n\n\
+         fn main() -> Result<(), String> {{\n    let mut arguments = std::env::args().skip(1);\n    \
+         let cuda = arguments.next().is_some_and(|device| device == \"cuda\");\n    \
+         let device = if cuda {{ Device::Cuda }} else {{ Device::Cpu }};\n    \
+         let subject = build(&arguments.next().unwrap_or_default(), device)?;\n    \
+         rmsnorm_fuzz::study::measure(&subject)?.iter().for_each(|measured| println!(\"{{measured}}\"));\n    \
+         Ok(())\n}}\n"
+    );
+    copies.add_package("study", &manifest, &[("main.rs", main)])?;
+    copies.finish()?;
+    let target = root().join("target/mutants/build");
+    let mut command = cargo();
+    command.args(["build", "--release", "--package", "study", "--target-dir"]).arg(&target);
+    run_quietly(command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder()))?;
+    std::fs::copy(target.join("release/study"), &program).context("target/mutants/study")?;
+    Ok(program)
+}
