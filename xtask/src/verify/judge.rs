@@ -25,6 +25,8 @@ use std::time::Instant;
 pub(super) enum Depth {
     /// Identity, launches, exact integers.
     Large,
+    /// Identity.
+    Bits,
     /// Identity, accuracy. The bits being those of the CPU, accuracy is judged there only.
     Basic,
     /// Identity, launches, accuracy, exact integers.
@@ -39,8 +41,8 @@ impl Depth {
     fn includes(self, property: &str, executor: &str) -> bool {
         match property {
             IDENTITY => true,
-            "accuracy" => self != Depth::Large && (self != Depth::Basic || executor == CPU),
-            LAUNCH | "exact" => self != Depth::Basic,
+            "accuracy" => ![Depth::Large, Depth::Bits].contains(&self) && (self != Depth::Basic || executor == CPU),
+            LAUNCH | "exact" => ![Depth::Basic, Depth::Bits].contains(&self),
             _ => matches!(self, Depth::All | Depth::Hard),
         }
     }
@@ -59,7 +61,12 @@ impl<'a> Judge<'a> {
         for target in targets {
             for (number, property) in properties() {
                 // The CPU has no launches.
-                if target.refused.is_some() || ![LAUNCH, FAILURES].contains(&property) {
+                let can = match property {
+                    LAUNCH => !target.launches.is_empty(),
+                    FAILURES => target.refused.is_some(),
+                    _ => true,
+                };
+                if can {
                     rows.insert((number, property, target.name), row(number, property, target.name));
                 }
             }
@@ -168,7 +175,7 @@ impl<'a> Judge<'a> {
                 rows.entry((number, property, CUDA)).or_insert(skipped(number, property, CUDA, in_short(reason)));
             }
             // What no GPU does on demand is tried with a driver that does.
-            let reason = "here; with a stand-in driver: rmsnorm-cuda/tests/driver.rs";
+            let reason = "no GPU; rmsnorm-cuda/tests/driver.rs has a stand-in driver";
             rows.insert((12, FAILURES, CUDA), skipped(12, FAILURES, CUDA, reason));
         }
         rows.into_values().collect()

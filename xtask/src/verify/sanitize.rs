@@ -222,7 +222,7 @@ mod tests {
         }
     }
 
-    /// The calls are legal, finite and not all alike.
+    /// The calls are legal and their outputs not all alike, but rstd where every row of it is +Inf.
     #[test]
     fn the_calls_run() {
         for call in &CALLS {
