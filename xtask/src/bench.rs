@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: times the public calls, and in the same run the ceilings that they are compared with.
 //!
-//! Read in this order: [`cells`] (what, and what is aimed at), [`run`] (measures on a device: `gpu`, [`cpu`]), [`report`] (what
+//! Read in this order: [`cells`] (what, and what is aimed at), [`mod@run`] (measures on a device: `gpu`, [`cpu`]), [`report`] (what
 //! is left behind and what follows from it), [`show`] and [`plot`] (what a reader sees). `peers.py` beside this crate measures
 //! other libraries.
 

@@ -57,7 +57,15 @@ impl Replayed {
         launch: impl Fn(CUstream) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let Cuda { stream, .. } = &self.0;
-        launch(stream.cu_stream())?; // loads what a capture could not
+        for (memory, _) in inputs.iter().filter(|(memory, _)| memory.elements > 0) {
+            let bytes = memory.elements * memory.dtype.bytes();
+            // Finite numbers of every type: 0.0115 or 1.06.
+            // SAFETY: an input's copy, which has this length and is used on this stream only.
+            unsafe { sys::cuMemsetD8Async(memory.address, 0x3c, bytes, stream.cu_stream()) }
+                .result()
+                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
+        }
+        launch(stream.cu_stream())?; // Loads what a capture could not.
         stream
             .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(|e| driver_error("cuStreamBeginCapture", e))?;
@@ -67,14 +75,7 @@ impl Replayed {
         launched?;
         let graph = graph?.ok_or(Error::Driver { call: "cuStreamEndCapture", code: "no graph".into() })?;
         let replay = || graph.launch().map_err(|e| driver_error("cuGraphLaunch", e));
-        for (memory, _) in inputs {
-            let bytes = memory.elements * memory.dtype.bytes();
-            // Finite numbers of every type: 0.0115 or 1.06.
-            // SAFETY: an input's copy, which has this length and is used on this stream only.
-            unsafe { sys::cuMemsetD8Async(memory.address, 0x3c, bytes, stream.cu_stream()) }
-                .result()
-                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
-        }
+        // The outputs hold what follows from those numbers, until a replay makes them anew from the caller's.
         replay()?;
         for (memory, data) in inputs {
             // SAFETY: as above; `data` has the same length, and lives until the stream has been waited for.

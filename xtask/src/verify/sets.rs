@@ -100,8 +100,8 @@ pub(super) fn grid() -> Vec<Item> {
 fn grid_item(i: usize, rows: usize, hidden: usize) -> Item {
     let mut case = Case::new(rows, hidden, Dtype::ALL[i % 3]);
     case.weight = [WeightKind::Same, WeightKind::F32, WeightKind::Same, WeightKind::Absent][i / 3 % 4];
-    case.weight_offset = if i % 5 == 0 { WeightOffset::One } else { WeightOffset::Zero };
-    case.dw = if i % 7 == 0 { DwKind::F32 } else { DwKind::Same };
+    case.weight_offset = if i.is_multiple_of(5) { WeightOffset::One } else { WeightOffset::Zero };
+    case.dw = if i.is_multiple_of(7) { DwKind::F32 } else { DwKind::Same };
     case.seed = (rows * 1_000_003 + hidden) as u64;
     Item { name: format!("grid-{rows}-{hidden}"), case }
 }
