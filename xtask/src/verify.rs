@@ -310,7 +310,7 @@ const EVIDENCE: &str = "docs/evidence";
 
 #[cfg(test)]
 mod tests {
-    use super::executors::{CUDA, Launch};
+    use super::executors::{Again, CUDA, Launch};
     use super::judge::{IDENTITY, IDLE, REPEAT};
     use super::*;
     use rmsnorm_cuda::{Backward, Error, Forward, Slice, SliceMut};
@@ -368,6 +368,45 @@ mod tests {
         let (report, text) = verify_case("width_7", &[target]);
         assert!(!report.passed && text.contains("FAILED: launch on cuda"), "{text}");
         assert!(text.contains("--case width_7 --device cuda"), "{text}");
+    }
+
+    #[test]
+    fn another_run_that_differs_fails() {
+        for at_once in [false, true] {
+            let again = |executor| vec![Again { how: "in another way", executor, at_once }];
+            let target = Target { name: CUDA, again: again(&Broken), ..cpu_target(&Cpu, &Cpu) };
+            let (report, text) = verify_case("width_7", &[target]);
+            assert!(!report.passed && text.contains("FAILED: two runs on cuda"), "{text}");
+            assert!(text.contains("in another way: rstd[0][0]"), "{text}");
+            let target = Target { again: again(&Cpu), ..cpu_target(&Cpu, &Cpu) };
+            assert!(verify_case("width_7", &[target]).0.passed);
+        }
+    }
+
+    /// The driver refuses every launch of this one.
+    struct Refused;
+
+    impl Executor for Refused {
+        fn name(&self) -> String {
+            "refused".into()
+        }
+        fn forward(&self, _: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+            Err(Error::Driver { call: "cuLaunchKernel", code: "CUDA_ERROR_INVALID_VALUE".into() })
+        }
+        fn backward(&self, _: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+            Err(Error::Driver { call: "cuLaunchKernel", code: "CUDA_ERROR_INVALID_VALUE".into() })
+        }
+    }
+
+    #[test]
+    fn a_refused_launch_that_nobody_is_told_of_fails() {
+        let with = |refused| {
+            let target = Target { refused: Some(refused), ..cpu_target(&Cpu, &Cpu) };
+            verify_case("width_7", &[target])
+        };
+        assert!(with(&Refused).0.passed);
+        let (report, text) = with(&Cpu);
+        assert!(!report.passed && text.contains("FAILED: launch failures on cpu"), "{text}");
     }
 
     #[test]

@@ -153,7 +153,8 @@ fn numbers(dtype: Dtype, elements: usize, seed: u64, exponent: i32) -> Host {
     let number = |i: usize| {
         let hash = (i as u64 ^ seed << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
         let magnitude = 0.25 + (hash >> 1) as f32 / (1 << 23) as f32;
-        (if hash.is_multiple_of(2) { magnitude } else { -magnitude }) * 2.0_f32.powi(exponent)
+        // In f64: in f32 `powi` makes 0 of 2^-130, which is subnormal.
+        (f64::from(if hash.is_multiple_of(2) { magnitude } else { -magnitude }) * 2.0_f64.powi(exponent)) as f32
     };
     match dtype {
         Dtype::F32 => Host::F32((0..elements).map(number).collect()),
