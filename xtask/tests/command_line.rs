@@ -32,3 +32,15 @@ fn a_gpu_that_is_required_must_be_used() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("a GPU is required"));
 }
+
+#[test]
+fn an_architecture_without_a_plan_is_an_error() {
+    let xtask = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_xtask")).arg("ptx").args(arguments).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (passed, text) = xtask(&["--arch", "75", "--check"]);
+    assert!(!passed && (text.contains("no plan for sm_75") || text.contains("NVRTC is not usable")), "{text}");
+    let (passed, text) = xtask(&["--arch", "90"]);
+    assert!(!passed && text.contains("--out"), "{text}");
+}
