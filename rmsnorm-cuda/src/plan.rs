@@ -141,6 +141,14 @@ impl Class {
     pub const fn threads(self) -> u32 {
         self.lanes * self.teams
     }
+
+    /// Shared memory that its kernels declare themselves, at most: what teams hand to each other, and two buffers for the nodes and
+    /// the barriers of each.
+    const fn declared_bytes(self) -> u32 {
+        let handing = if self.lanes < 32 { self.threads() / 32 } else { self.teams };
+        let nodes = 2 * self.teams * self.sets * self.lanes.div_ceil(32);
+        (handing.saturating_sub(1) * self.pack * self.lanes + nodes + self.teams * RING_STAGES_MAX * 2) * 4
+    }
 }
 
 impl std::fmt::Display for Class {
@@ -261,11 +269,11 @@ pub fn plan_variant(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch, varia
         return Plan { row, column, forward, backward: Launch { blocks: blocks(rows, GRID_MAX), ..forward } };
     }
     // A stage holds a row of x and one of dy. 96 KiB ahead hide the memory's latency; three stages let a lone team compute with
-    // one, while the others fill. The kernels declare less than 10 KiB themselves.
+    // one, while the others fill.
     let row_bytes = hidden * dtype.bytes();
     let stage_bytes = teams * 2 * row_bytes;
     let wanted = if teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
-    let fit = (arch.block_shared_bytes as usize).saturating_sub(10 << 10) / stage_bytes;
+    let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = variant.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize) as u32;
     let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
     let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
@@ -343,8 +351,8 @@ mod tests {
                     assert!(class.sets == 1 || class.lanes > 32, "{hidden}");
                 }
                 assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
-                // Hardware barriers 1 to 15 are the teams' own.
-                assert!(class.lanes <= 32 || class.teams < 16, "{hidden}");
+                // There are hardware barriers 1 to 15: one a team of several warps, one a pair of teams.
+                assert!(if class.lanes > 32 { class.teams <= 8 } else { class.threads() <= 512 }, "{hidden}");
                 assert!(classes(dtype).contains(&class) && variants(hidden, dtype).contains(&class), "{hidden}");
             }
         }

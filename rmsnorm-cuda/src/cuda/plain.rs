@@ -2,14 +2,15 @@
 //! them out: so that compute-sanitizer sees what is touched past an end, and what is read before it was written.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::result::{free_sync, malloc_sync, memcpy_dtoh_sync, memcpy_htod_sync};
 use cudarc::driver::{CudaContext, CudaStream};
 
-use super::{Bytes, DeviceMemory, Kernels, Speed, context, driver_error, steps};
-use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, bf16, f16};
+use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error, steps};
+use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
 
 /// The executor.
 pub struct Plain {
@@ -55,7 +56,11 @@ impl Executor for Plain {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let memory = Memory::default();
+        let memory = Memory::of(
+            [rows(&call.y, call.rows, call.hidden)]
+                .into_iter()
+                .chain(call.rstd.as_ref().map(|rstd| vector(rstd, call.rows))),
+        );
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
@@ -66,8 +71,9 @@ impl Executor for Plain {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let scratch = call.dw.as_ref().map(|gradient| gradient.scratch.data.address());
-        let memory = Memory { scratch, ..Memory::default() };
+        // Scratch is not copied back: nobody promises that all of it is written.
+        let dw = call.dw.iter().flat_map(|gradient| [vector(&gradient.dw, call.hidden), Written::default()]);
+        let memory = Memory::of([rows(&call.dx, call.rows, call.hidden)].into_iter().chain(dw));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: as in `forward`.
         unsafe { self.kernels.backward(&call, &self.speed, self.stream.cu_stream())? };
@@ -75,60 +81,68 @@ impl Executor for Plain {
     }
 }
 
+/// What a call writes of a buffer: `count` pieces of `len` elements, `stride` apart. The rest of an allocation here was never written.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    offset: usize,
+    stride: usize,
+    count: usize,
+    len: usize,
+}
+
+fn rows<D>(view: &Rows<D>, rows: usize, hidden: usize) -> Written {
+    Written { offset: view.offset, stride: view.row_stride, count: rows, len: hidden }
+}
+
+fn vector<D>(view: &Vector<D>, len: usize) -> Written {
+    Written { offset: view.offset, stride: len, count: 1, len }
+}
+
 /// The operands of one call on the device.
-#[derive(Default)]
 struct Memory<'a> {
-    kept: RefCell<Vec<Allocation>>,
-    outputs: RefCell<Vec<(Allocation, SliceMut<'a>)>>,
-    /// Where the caller's scratch is. It is not copied back: nobody promises that all of it was written.
-    scratch: Option<u64>,
+    inputs: RefCell<Vec<Allocation>>,
+    /// What is written of the outputs to come, in the order of `try_map`.
+    written: RefCell<VecDeque<Written>>,
+    outputs: RefCell<Vec<(Allocation, SliceMut<'a>, Written)>>,
 }
 
 impl<'a> Memory<'a> {
+    fn of(written: impl Iterator<Item = Written>) -> Self {
+        Memory { inputs: RefCell::default(), written: RefCell::new(written.collect()), outputs: RefCell::default() }
+    }
+
     fn read(&self, data: Slice<'_>) -> Result<DeviceMemory, Error> {
-        let host = match data {
-            Slice::F32(d) => f32::bytes(d),
-            Slice::F16(d) => f16::bytes(d),
-            Slice::Bf16(d) => bf16::bytes(d),
-        };
+        let host = bytes(&data);
         let allocation = Allocation::new(host.len())?;
         if !host.is_empty() {
             // SAFETY: the allocation has this many bytes.
             unsafe { memcpy_htod_sync(allocation.0, host) }.map_err(|e| driver_error("cuMemcpyHtoD", e))?;
         }
         let memory = DeviceMemory { dtype: data.dtype(), address: allocation.0, elements: data.elements() };
-        self.kept.borrow_mut().push(allocation);
+        self.inputs.borrow_mut().push(allocation);
         Ok(memory)
     }
 
     fn written(&self, data: SliceMut<'a>) -> Result<DeviceMemory, Error> {
-        let shared = match &data {
-            SliceMut::F32(d) => Slice::F32(d),
-            SliceMut::F16(d) => Slice::F16(d),
-            SliceMut::Bf16(d) => Slice::Bf16(d),
-        };
-        let (dtype, elements) = (shared.dtype(), shared.elements());
+        let (dtype, elements) = (data.dtype(), data.elements());
         let allocation = Allocation::new(elements * dtype.bytes())?;
         let memory = DeviceMemory { dtype, address: allocation.0, elements };
-        if self.scratch == Some(data.address()) {
-            self.kept.borrow_mut().push(allocation);
-        } else {
-            self.outputs.borrow_mut().push((allocation, data));
-        }
+        let written = self.written.borrow_mut().pop_front().unwrap_or_default();
+        self.outputs.borrow_mut().push((allocation, data, written));
         Ok(memory)
     }
 
-    /// Copies the outputs back.
+    /// Copies back what the call was to write, and nothing else.
     fn download(self) -> Result<(), Error> {
-        for (allocation, data) in self.outputs.into_inner() {
-            let host = match data {
-                SliceMut::F32(d) => f32::bytes_mut(d),
-                SliceMut::F16(d) => f16::bytes_mut(d),
-                SliceMut::Bf16(d) => bf16::bytes_mut(d),
-            };
-            if !host.is_empty() {
-                // SAFETY: the allocation has this many bytes.
-                unsafe { memcpy_dtoh_sync(host, allocation.0) }.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
+        for (allocation, mut data, Written { offset, stride, count, len }) in self.outputs.into_inner() {
+            let size = data.dtype().bytes();
+            let host = bytes_mut(&mut data);
+            // Rows without gaps are one piece.
+            let (count, len) = if stride == len { (count.min(1), count * len) } else { (count, len) };
+            for first in (0..count).map(|i| (offset + i * stride) * size) {
+                // SAFETY: `check` found these elements within the buffer, and the allocation is as long.
+                unsafe { memcpy_dtoh_sync(&mut host[first..first + len * size], allocation.0 + first as u64) }
+                    .map_err(|e| driver_error("cuMemcpyDtoH", e))?;
             }
         }
         Ok(())

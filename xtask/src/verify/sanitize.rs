@@ -176,8 +176,8 @@ const fn call(rows: usize, hidden: usize, dtype: Dtype) -> Call {
 }
 
 /// Every family of kernels: a part of a warp, a warp, several warps and several sets of chains a row; rings and none; streamed
-/// rows; no weight and one of another type; fewer rows than row groups; rows that must be scaled; several row groups a block.
-const CALLS: [Call; 16] = [
+/// rows; no weight and one of another type; fewer rows than row groups; rows that must be scaled; several row groups a block; blocks some of whose teams have no row.
+const CALLS: [Call; 18] = [
     call(37, 7, Dtype::F32),
     call(300, 64, Dtype::Bf16),
     call(129, 256, Dtype::F16),
@@ -194,6 +194,8 @@ const CALLS: [Call; 16] = [
     Call { exponent: -130, ..call(9, 1000, Dtype::F32) },
     Call { blocks: Some(3), ..call(140, 4200, Dtype::F32) },
     call(200, 40, Dtype::Bf16),
+    call(9, 1024, Dtype::Bf16),
+    call(3, 4096, Dtype::Bf16),
 ];
 
 const TOOLS: [&str; 4] = ["memcheck", "initcheck", "racecheck", "synccheck"];
