@@ -257,6 +257,15 @@ pub enum Error {
         /// The driver's name of the error.
         code: String,
     },
+    /// The driver reported what a kernel did that was launched before, by this crate or by others. Nothing more can be done on
+    /// that context.
+    #[error("a kernel launched earlier on this context failed: {call} returned {code}, and so will every later call")]
+    Fault {
+        /// The driver function that was called since.
+        call: &'static str,
+        /// The driver's name of the error.
+        code: String,
+    },
     /// A kernel did not compile: a defect of this crate or an NVRTC that does not know the GPU.
     #[error("NVRTC could not compile {kernel}: {log}")]
     Compile {
@@ -273,9 +282,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A kernel that is not loaded cannot be loaded while its stream is being captured.
+    /// A kernel is not loaded, and the driver would not load it because a stream is being captured.
     #[error(
-        "{kernel} is not loaded, and the stream is being captured: call `Kernels::prepare` before the capture begins"
+        "{kernel} is not loaded, and the driver loads nothing during this capture: call `Kernels::prepare` before it begins"
     )]
     NotPrepared {
         /// The module.
@@ -288,6 +297,14 @@ pub enum Error {
          before the memory is allocated, or use the raw layer (`Kernels::forward`, `Kernels::backward`)"
     )]
     EventTracking,
+    /// Memory whose uses nobody keeps in order: cudarc neither tracks them, nor was told by `disable_event_tracking` that the
+    /// caller does, nor is there only one stream.
+    #[error(
+        "nothing keeps the uses of this memory in order: cudarc tracks them while a stream of `CudaContext::new_stream` lives \
+         (of the one `CudaContext` that memory and stream have in common); without one, use the stream where the memory was \
+         allocated, not the per-thread one, or call `CudaContext::disable_event_tracking` and keep them in order yourself"
+    )]
+    Untracked,
     /// Memory or a stream of another context than the kernels'.
     #[error("memory or a stream of another context, on GPU {got}, was given to kernels on GPU {expected}")]
     Context {

@@ -3,13 +3,15 @@
 //! A machine without them gets an [`Error::Library`] that says what was looked for and where. cudarc panics in that case, so
 //! nothing of cudarc is called before [`driver`] has succeeded, and NVRTC is called through the functions found here.
 
-use std::ffi::{c_char, c_int, c_uint};
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use cudarc::driver::sys::{CUcontext, CUresult};
 use libloading::Library;
 
+use super::driver_error;
 use crate::Error;
 
 /// What the driver is called, in the order in which cudarc looks for it: the first that loads is the one cudarc will use. Not
@@ -19,8 +21,10 @@ const DRIVER_NAMES: [&str; 2] = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } 
 
 /// The driver functions that calls need, in alphabetical order. `tests/driver.rs` sees to it that no other is called;
 /// [`measure`](super::measure) alone calls more.
-pub const DRIVER_FUNCTIONS: [&str; 30] = [
+pub const DRIVER_FUNCTIONS: [&str; 34] = [
     "cuCtxGetCurrent",
+    "cuCtxGetDevice",
+    "cuCtxGetId",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -47,9 +51,11 @@ pub const DRIVER_FUNCTIONS: [&str; 30] = [
     "cuModuleUnload",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamGetCtx",
     "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuThreadExchangeStreamCaptureMode",
 ];
 
 /// Loads the driver, sees whether it has every one of [`DRIVER_FUNCTIONS`], and initialises it; once for the process, and so is
@@ -61,6 +67,19 @@ pub fn driver() -> Result<(), Error> {
 /// The same, and whether it has `functions` too.
 pub(super) fn driver_with(functions: &[&str]) -> Result<(), Error> {
     demand(DRIVER.get_or_init(load_driver).as_ref().map_err(Clone::clone)?, functions)
+}
+
+/// A number that no other context of this process has, had or will have. (Not through cudarc, which has the function only where
+/// it is built for CUDA 12 or newer.)
+pub(super) fn context_id(context: CUcontext) -> Result<u64, Error> {
+    type GetId = unsafe extern "C" fn(CUcontext, *mut c_ulonglong) -> CUresult;
+    let (_, library) = DRIVER.get_or_init(load_driver).as_ref().map_err(Clone::clone)?;
+    let mut id = 0;
+    // SAFETY: the type is that of `cuda.h`, and cudarc's of a living context; it writes one integer.
+    unsafe { library.get::<GetId>("cuCtxGetId").map_err(|e| unusable(cause(&e)))?(context, &mut id) }
+        .result()
+        .map_err(|e| driver_error("cuCtxGetId", e))?;
+    Ok(id)
 }
 
 /// The driver library, and the name under which it was found.

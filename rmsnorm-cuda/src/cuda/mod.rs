@@ -75,5 +75,12 @@ fn bytes_mut<'a>(data: &'a mut SliceMut<'_>) -> &'a mut [u8] {
 
 /// The driver's error by its name. (Its `Display` asks the driver for a text, which panics where there is none.)
 pub(crate) fn driver_error(call: &'static str, error: cudarc::driver::DriverError) -> Error {
-    Error::Driver { call, code: format!("{:?}", error.0) }
+    let code = format!("{:?}", error.0);
+    match error.0 as u32 {
+        // After `driver` has succeeded only a child of that process gets this.
+        3 => Error::Driver { call, code: format!("{code}: a process forked from one that uses CUDA cannot use it") },
+        // What a kernel did is told by whatever is called after it, and by every call from then on.
+        700 | 702 | 710 | 714..=719 => Error::Fault { call, code },
+        _ => Error::Driver { call, code },
+    }
 }
