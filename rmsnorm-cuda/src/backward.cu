@@ -63,32 +63,26 @@ __device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS
         for (u32 i = 0; i < PACK; i++)
 #pragma unroll
             for (u32 d = LANES; d < 32; d *= 2) sum[k][i] = fold(sum[k][i], __shfl_xor_sync(~0u, sum[k][i], d));
-    // Those of different teams (of different warps, where a warp has several teams) meet in shared memory: at distance d, team
-    // t + d hands its sums to team t, once, pack by pack, in a place of its own. Only the two wait for each other: a barrier of the
-    // whole block would be entered by teams without rows while others are still between barriers of their own, which is legal, but
-    // hides from racecheck what orders the accesses here.
+    // Those of different warps meet in shared memory: at distance d, team t + d hands its sums to team t.
     constexpr u32 TEAMS = LANES < 32 ? THREADS / 32 : ROWS;
     const u32 rank = LANES < 32 ? threadIdx.x / 32 : team;
     const bool speaks = threadIdx.x % 32 < LANES;
-    __shared__ float handed[TEAMS > 1 ? TEAMS - 1 : 1][PACK][LANES];
+    __shared__ float handed[TEAMS > 1 ? TEAMS / 2 : 1][PACK][LANES];
 #pragma unroll
-    for (u32 d = 1; d < TEAMS; d *= 2) {
-        if (rank % d != 0) break;  // it has handed its sums over
-        const u32 giver = rank - rank % (2 * d) + d;
+    for (u32 d = 1; d < TEAMS; d *= 2)
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
-            if (rank == giver && speaks) {
+            if (rank % (2 * d) == d && speaks) {
 #pragma unroll
-                for (u32 i = 0; i < PACK; i++) handed[giver - 1][i][lane] = sum[k][i];
+                for (u32 i = 0; i < PACK; i++) handed[rank / (2 * d)][i][lane] = sum[k][i];
             }
-            pair_barrier(giver, 2 * THREADS / TEAMS);
-            if (rank != giver && speaks) {
+            __syncthreads();
+            if (rank % (2 * d) == 0 && speaks) {
 #pragma unroll
-                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[giver - 1][i][lane]);
+                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[rank / (2 * d)][i][lane]);
             }
-            pair_barrier(giver, 2 * THREADS / TEAMS);
+            __syncthreads();
         }
-    }
     if (rank == 0 && speaks) {
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) store_pack(partial, column_of(k), hidden, sum[k]);
@@ -226,6 +220,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
             ring.advance();
 #endif
         }
+#if RING
+        // A team with fewer rows than the block's first passes as many barriers: racecheck tells the order of two accesses by how many
+        // barriers each thread has passed, whichever they were, and would report those of the hand-over.
+        for (u64 first = base + scales.count * groups; WARPS > 1 && first < rows; first += groups) team_barrier();
+#endif
         if (partial) write_partial(partial + base / ROWS * hidden, sum, hidden);
     }
 }

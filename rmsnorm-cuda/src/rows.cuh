@@ -159,13 +159,6 @@ __device__ __forceinline__ void team_barrier() {
     else named_barrier(1 + threadIdx.x / LANES, LANES);
 }
 
-// Waits for `threads` threads: those of team `giver` (not the first) and of the one it gives to. Each pair has a barrier of its own
-// beside those of the teams, which others may still be using.
-__device__ __forceinline__ void pair_barrier(u32 giver, u32 threads) {
-    static_assert(WARPS == 1 || 2 * ROWS <= 16);
-    named_barrier((WARPS == 1 ? 0 : ROWS) + giver, threads);
-}
-
 // Folds the nodes of a team's lanes: one of each set of chains. Sets lie a whole team apart, so they are ordered by number. Where a
 // team has several warps, their results pass through shared memory, in two buffers that take turns: a buffer is written again
 // only after the barrier of the next call, which every reader has then reached.

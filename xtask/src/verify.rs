@@ -60,7 +60,7 @@ pub(crate) struct Options {
     /// What --sanitize runs under each tool.
     #[cfg(feature = "cuda")]
     #[arg(long, hide = true)]
-    sanitized: bool,
+    sanitized: Option<String>,
     /// Decides the random cases.
     #[arg(long, default_value_t = 0, value_name = "S", value_parser = clap::value_parser!(u64).range(..1 << 31))]
     seed: u64,
@@ -87,8 +87,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         return study::run(issue, options.device, &mut out);
     }
     #[cfg(feature = "cuda")]
-    if options.sanitized {
-        return sanitize::sanitized(&mut out);
+    if let Some(what) = &options.sanitized {
+        return sanitize::sanitized(what, &mut out);
     }
     #[cfg(feature = "cuda")]
     if options.sanitize {

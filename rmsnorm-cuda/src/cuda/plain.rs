@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::result::{free_sync, malloc_sync, memcpy_dtoh_sync, memcpy_htod_sync};
 use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::nvrtc::Ptx;
 
+use super::compile::compile_source;
+use super::launch::arg;
 use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error, steps};
 use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
 
@@ -39,6 +42,19 @@ impl Plain {
     /// Kernels launched so far.
     pub fn launches(&self) -> usize {
         self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Runs the kernel of faults.cu that has a fault for this tool of compute-sanitizer. Without the tool it may do anything.
+    pub fn fault(&self, tool: &str) -> Result<(), Error> {
+        let compiled = compile_source(include_str!("faults.cu"), "faults.cu", self.speed.arch.compute_capability)?;
+        let module = self.context.load_module(Ptx::from_binary(compiled.cubin));
+        let function = module.and_then(|module| module.load_function(tool));
+        let function = function.map_err(|e| driver_error("cuModuleLoadData", e))?;
+        let (memory, elements) = (Allocation::new(64 * size_of::<f32>())?, 64_u32);
+        let arguments = [arg(&memory.0), arg(&elements)];
+        // SAFETY: the kernel takes an address and a number. What it does is a fault, in a process that has no other purpose.
+        unsafe { self.kernels.launch(&function, (1, 64, 0), &arguments, self.stream.cu_stream())? };
+        self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
     }
 
     fn finish(&self, memory: Memory<'_>, steps: usize) -> Result<(), Error> {

@@ -321,7 +321,7 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "backward.cu",
-            "#pragma unroll\n    for (u32 d = 1; d < TEAMS; d *= 2) {\n        if (rank % d != 0) break;  // it has handed its sums over\n        const u32 giver = rank - rank % (2 * d) + d;\n#pragma unroll\n        for (u32 k = 0; k < PACKS; k++) {\n            if (rank == giver && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) handed[giver - 1][i][lane] = sum[k][i];\n            }\n            pair_barrier(giver, 2 * THREADS / TEAMS);\n            if (rank != giver && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[giver - 1][i][lane]);\n            }\n            pair_barrier(giver, 2 * THREADS / TEAMS);\n        }\n    }\n",
+            "#pragma unroll\n    for (u32 d = 1; d < TEAMS; d *= 2)\n#pragma unroll\n        for (u32 k = 0; k < PACKS; k++) {\n            if (rank % (2 * d) == d && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) handed[rank / (2 * d)][i][lane] = sum[k][i];\n            }\n            __syncthreads();\n            if (rank % (2 * d) == 0 && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[rank / (2 * d)][i][lane]);\n            }\n            __syncthreads();\n        }\n",
             "    for (u32 k = 0; k < PACKS && TEAMS > 1; k++) {\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) handed[0][i][lane] = 0.0f;\n        __syncthreads();\n        for (u32 i = 0; i < PACK && speaks; i++) {\n#ifdef __CUDACC_RTC__\n            atomicAdd(&handed[0][i][lane], sum[k][i]);\n#else\n            handed[0][i][lane] += sum[k][i];\n#endif\n        }\n        __syncthreads();\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) sum[k][i] = handed[0][i][lane];\n        __syncthreads();\n    }\n",
         )],
         property: "two runs",
@@ -334,8 +334,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "backward.cu",
-            "handed[giver - 1][i][lane]);\n            }\n            pair_barrier(giver, 2 * THREADS / TEAMS);",
-            "handed[giver - 1][i][lane]);\n            }",
+            "handed[rank / (2 * d)][i][lane]);\n            }\n            __syncthreads();",
+            "handed[rank / (2 * d)][i][lane]);\n            }",
         )],
         property: "two runs",
         case: ordinary,
