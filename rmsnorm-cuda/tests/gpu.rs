@@ -504,7 +504,8 @@ fn fork_after_a_call() {
         let (context, stream) = untracked();
         let kernels = Kernels::new(&context).expect("kernels");
         let work = small(&stream);
-        let calls: [(&str, &dyn Fn() -> Result<(), Error>); 3] = [
+        type Call<'a> = (&'a str, &'a dyn Fn() -> Result<(), Error>);
+        let calls: [Call<'_>; 3] = [
             ("a prepared call", &|| work.launch(&kernels, stream.cu_stream())),
             ("Kernels::new", &|| Kernels::new(&context).map(drop)),
             ("cuda::context", &|| cuda::context(0).map(drop)),

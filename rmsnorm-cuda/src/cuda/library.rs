@@ -21,7 +21,7 @@ const DRIVER_NAMES: [&str; 2] = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } 
 
 /// The driver functions that calls need, in alphabetical order. `tests/driver.rs` sees to it that no other is called;
 /// [`measure`](super::measure) alone calls more.
-pub const DRIVER_FUNCTIONS: [&str; 34] = [
+pub const DRIVER_FUNCTIONS: [&str; 36] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxGetId",
@@ -42,7 +42,9 @@ pub const DRIVER_FUNCTIONS: [&str; 34] = [
     "cuMemAllocAsync",
     "cuMemAlloc_v2",
     "cuMemFreeAsync",
+    "cuMemFreeHost",
     "cuMemFree_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
