@@ -105,7 +105,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         build.bits_version
     )?;
     let case = options.case.as_deref().map(sets::named).transpose()?;
-    let found = find(options.device);
+    let found = find(options.device, options.quick);
     let machine = Machine {
         cpu: Cpu.name(),
         gpu: found.as_ref().ok().map(|found| found.gpu.clone()),
@@ -170,7 +170,7 @@ fn verify(
             });
             judged
         };
-        judge_all("hard cases", &sets::hard(false), &|_| Depth::Hard)?;
+        judge_all("hard cases", &sets::hard(false), &|i| thorough_launches(i, effort.hard_launches))?;
         let classes = sets::one_in(effort.classes, sets::plan_classes());
         judge_all("plan classes", &classes, &|i| thorough(i, effort.classes_thorough, Depth::Wide))?;
         let grid = sets::one_in(effort.grid, sets::grid());
@@ -229,6 +229,10 @@ fn verify(
     Ok(report)
 }
 
+fn thorough_launches(index: usize, every: usize) -> Depth {
+    if index.is_multiple_of(every) { Depth::Hard } else { Depth::All }
+}
+
 fn thorough(index: usize, every: usize, otherwise: Depth) -> Depth {
     if index.is_multiple_of(every) { Depth::All } else { otherwise }
 }
@@ -246,6 +250,7 @@ impl Options {
     fn effort(&self) -> Effort {
         if self.quick {
             Effort {
+                hard_launches: 4,
                 random: &[(400, 18), (50, 21)],
                 random_accurate: 1,
                 random_thorough: 7,
@@ -258,6 +263,7 @@ impl Options {
             }
         } else if self.full {
             Effort {
+                hard_launches: 1,
                 random: &[(20_000, 21)],
                 random_accurate: 3,
                 random_thorough: 40,
@@ -270,6 +276,7 @@ impl Options {
             }
         } else {
             Effort {
+                hard_launches: 1,
                 random: &[(2000, 18), (400, 21)],
                 random_accurate: 1,
                 random_thorough: 20,
@@ -286,6 +293,8 @@ impl Options {
 
 /// How much is tried.
 struct Effort {
+    /// One hard case in so many is launched with kernels that nothing else needs.
+    hard_launches: usize,
     /// Random cases: how many, and their largest number of elements as a power of two.
     random: &'static [(u64, u32)],
     /// One random case in so many is tried with identity and accuracy, the others with identity alone: where all bits are the literal

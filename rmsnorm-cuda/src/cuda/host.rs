@@ -1,7 +1,9 @@
 //! The CUDA executor on host memory: what checks use.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUstream};
@@ -9,12 +11,13 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 
 use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error};
 use crate::plan::Arch;
-use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
+use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
 
 /// Runs calls on host memory on a GPU: copies the buffers there, launches, and copies the outputs back.
 ///
 /// Whole buffers travel, gaps and surroundings included, to device addresses equal to the host's modulo 256: what a check
-/// placed around an operand is around it on the GPU too. Calls on clones of one executor wait for each other;
+/// placed around an operand is around it on the GPU too. (Of buffers beyond 1 GiB only the operand travels, and zeros are around
+/// it.) Calls on clones of one executor wait for each other;
 /// [`on_new_stream`](Cuda::on_new_stream) makes one that does not.
 #[derive(Clone)]
 pub struct Cuda {
@@ -67,7 +70,7 @@ impl Cuda {
         how: impl FnOnce(&Placed<'_, '_>, &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         call.check()?;
-        self.with_memory(|placed| {
+        self.with_memory(Extents::of_forward(&call), |placed| {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: each operand is live memory of this stream's device, as long as the host buffer that `check` measured, and
             // no two overlap.
@@ -82,20 +85,26 @@ impl Cuda {
         how: impl FnOnce(&Placed<'_, '_>, &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         call.check()?;
-        self.with_memory(|placed| {
+        self.with_memory(Extents::of_backward(&call), |placed| {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: as in `forward_as`.
             how(placed, &|stream| unsafe { self.kernels.backward(&call, &self.speed, stream) })
         })
     }
 
-    fn with_memory<'a>(&self, run: impl FnOnce(&Placed<'_, 'a>) -> Result<(), Error>) -> Result<(), Error> {
+    fn with_memory<'a>(
+        &self,
+        extents: Extents,
+        run: impl FnOnce(&Placed<'_, 'a>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = match &mut *shared {
             Some(shared) => shared,
             none => none.insert(Shared::new(&self.stream)?),
         };
-        let placed = Placed { shared, used: Cell::new(0), inputs: RefCell::default(), outputs: RefCell::default() };
+        let extents = RefCell::new(extents);
+        let placed =
+            Placed { shared, extents, used: Cell::new(0), inputs: RefCell::default(), outputs: RefCell::default() };
         run(&placed)?;
         placed.download()
     }
@@ -155,6 +164,8 @@ impl Drop for Shared {
 /// The operands of one call on the device.
 pub(super) struct Placed<'s, 'a> {
     shared: &'s Shared,
+    /// Of the operands that have no place yet.
+    extents: RefCell<Extents>,
     /// Bytes taken of the shared buffers.
     used: Cell<usize>,
     inputs: RefCell<Vec<(Place, Slice<'a>)>>,
@@ -168,6 +179,8 @@ struct Place {
     offset: Option<usize>,
     /// Or in an allocation of its own.
     _own: Option<CudaSlice<u8>>,
+    /// What of the buffer travels.
+    extent: Extent,
 }
 
 impl Place {
@@ -178,41 +191,67 @@ impl Place {
 
 impl<'a> Placed<'_, 'a> {
     fn read(&self, data: Slice<'a>) -> Result<DeviceMemory, Error> {
-        let place = self.place(&data)?;
+        let extent = self.extents.borrow_mut().read.pop_front();
+        let place = self.place(&data, extent)?;
         let memory = place.memory;
         self.inputs.borrow_mut().push((place, data));
         Ok(memory)
     }
 
     fn written(&self, data: SliceMut<'a>) -> Result<DeviceMemory, Error> {
-        let place = self.place(&match &data {
+        let shared = match &data {
             SliceMut::F32(d) => Slice::F32(d),
             SliceMut::F16(d) => Slice::F16(d),
             SliceMut::Bf16(d) => Slice::Bf16(d),
-        })?;
+        };
+        let extent = self.extents.borrow_mut().written.pop_front();
+        let place = self.place(&shared, extent)?;
         let memory = place.memory;
         self.outputs.borrow_mut().push((place, data));
         Ok(memory)
     }
 
     /// A place for a copy; the copy itself, if it is a large one.
-    fn place(&self, data: &Slice<'_>) -> Result<Place, Error> {
+    fn place(&self, data: &Slice<'_>, operand: Option<Extent>) -> Result<Place, Error> {
         let host = bytes(data);
         let lead = host.as_ptr() as usize % ALIGNMENT;
         let memory = |address| DeviceMemory { dtype: data.dtype(), address, elements: data.elements() };
+        let whole = Extent { offset: 0, stride: 0, count: 1, len: data.elements() };
         let offset = self.used.get().next_multiple_of(ALIGNMENT) + lead;
         let Shared { stream, address, host: shared, .. } = self.shared;
         if offset + host.len() <= SHARED_BYTES {
             self.used.set(offset + host.len());
             // SAFETY: both have this many bytes there, and the GPU is not copying: every call waits.
             unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), shared.add(offset), host.len()) };
-            return Ok(Place { memory: memory(address + offset as u64), offset: Some(offset), _own: None });
+            let memory = memory(address + offset as u64);
+            return Ok(Place { memory, offset: Some(offset), _own: None, extent: whole });
         }
+        let extent = operand.filter(|_| host.len() > WHOLE_BYTES_MAX).unwrap_or(whole);
         // SAFETY: the operand is copied there at once; nobody reads what lies before it.
         let own = unsafe { stream.alloc::<u8>(lead + host.len()) }.map_err(|e| driver_error("cuMemAlloc", e))?;
-        let address = own.device_ptr(stream).0 + lead as u64;
-        self.copy_to(address, host)?;
-        Ok(Place { memory: memory(address), offset: None, _own: Some(own) })
+        let memory = memory(own.device_ptr(stream).0 + lead as u64);
+        let place = Place { memory, offset: None, _own: Some(own), extent };
+        if host.len() > WHOLE_BYTES_MAX {
+            self.fill(&place, 0)?;
+        }
+        self.upload_own(&place, data)?;
+        Ok(place)
+    }
+
+    /// Gives an operand in an allocation of its own what its host buffer holds.
+    fn upload_own(&self, place: &Place, data: &Slice<'_>) -> Result<(), Error> {
+        let mut pieces = place.extent.pieces(place.memory.dtype.bytes());
+        pieces.try_for_each(|piece| self.copy_to(place.memory.address + piece.start as u64, &bytes(data)[piece]))
+    }
+
+    fn fill(&self, place: &Place, byte: u8) -> Result<(), Error> {
+        if place.bytes() == 0 {
+            return Ok(());
+        }
+        // SAFETY: an operand's copy, which has this length and is used on this stream only.
+        unsafe { sys::cuMemsetD8Async(place.memory.address, byte, place.bytes(), self.stream()) }
+            .result()
+            .map_err(|e| driver_error("cuMemsetD8Async", e))
     }
 
     /// Uploads, then launches.
@@ -234,7 +273,7 @@ impl<'a> Placed<'_, 'a> {
     pub(super) fn upload_inputs(&self) -> Result<(), Error> {
         let inputs = self.inputs.borrow();
         for (place, data) in inputs.iter().filter(|(place, _)| place.offset.is_none()) {
-            self.copy_to(place.memory.address, bytes(data))?;
+            self.upload_own(place, data)?;
         }
         // `try_map` visits inputs first.
         let end = |(place, _): &(Place, Slice<'_>)| Some(place.offset? + place.bytes());
@@ -243,23 +282,20 @@ impl<'a> Placed<'_, 'a> {
 
     /// Gives every input other numbers: 0.0115 or 1.06.
     pub(super) fn disturb_inputs(&self) -> Result<(), Error> {
-        for (place, _) in self.inputs.borrow().iter().filter(|(place, _)| place.bytes() > 0) {
-            // SAFETY: an operand's copy, which has this length and is used on this stream only.
-            unsafe { sys::cuMemsetD8Async(place.memory.address, 0x3c, place.bytes(), self.stream()) }
-                .result()
-                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
-        }
-        Ok(())
+        self.inputs.borrow().iter().try_for_each(|(place, _)| self.fill(place, 0x3c))
     }
 
     /// An element of an input's buffer that is no longer what its host buffer holds.
     pub(super) fn changed_input(&self) -> Result<Option<usize>, Error> {
         for (place, data) in &*self.inputs.borrow() {
-            let mut there = vec![0; place.bytes()];
-            self.copy_from(place.memory.address, &mut there)?;
-            self.wait()?;
-            if let Some(byte) = there.iter().zip(bytes(data)).position(|(there, here)| there != here) {
-                return Ok(Some(byte / place.memory.dtype.bytes()));
+            for piece in place.extent.pieces(place.memory.dtype.bytes()) {
+                let mut there = vec![0; piece.len()];
+                self.copy_from(place.memory.address + piece.start as u64, &mut there)?;
+                self.wait()?;
+                let here = &bytes(data)[piece.clone()];
+                if let Some(byte) = there.iter().zip(here).position(|(there, here)| there != here) {
+                    return Ok(Some((piece.start + byte) / place.memory.dtype.bytes()));
+                }
             }
         }
         Ok(None)
@@ -278,7 +314,9 @@ impl<'a> Placed<'_, 'a> {
             self.copy_from(address + first as u64, there)?;
         }
         for (place, data) in outputs.iter_mut().filter(|(place, _)| place.offset.is_none()) {
-            self.copy_from(place.memory.address, bytes_mut(data))?;
+            let (host, address) = (bytes_mut(data), place.memory.address);
+            let mut pieces = place.extent.pieces(place.memory.dtype.bytes());
+            pieces.try_for_each(|piece| self.copy_from(address + piece.start as u64, &mut host[piece]))?;
         }
         self.wait()?;
         for (place, data) in &mut outputs {
@@ -325,6 +363,72 @@ impl Drop for Placed<'_, '_> {
     }
 }
 
+/// Which elements of a buffer are the operand: `count` pieces of `len`, `stride` apart, the first after `offset`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    offset: usize,
+    stride: usize,
+    count: usize,
+    len: usize,
+}
+
+impl Extent {
+    fn rows<D>(view: &Rows<D>, count: usize, len: usize) -> Extent {
+        let (offset, stride) = (view.offset, view.row_stride);
+        match (count, stride) {
+            (2.., 0) => Extent { offset, stride, count: 1, len },
+            _ if stride == len => Extent { offset, stride, count: count.min(1), len: count * len },
+            _ => Extent { offset, stride, count, len },
+        }
+    }
+
+    fn vector<D>(view: &Vector<D>, len: usize) -> Extent {
+        Extent { offset: view.offset, stride: len, count: 1, len }
+    }
+
+    /// The pieces, in bytes.
+    pub(super) fn pieces(self, element_bytes: usize) -> impl Iterator<Item = Range<usize>> {
+        let Extent { offset, stride, count, len } = self;
+        let first = move |i| (offset + i * stride) * element_bytes;
+        (0..count).map(move |i| first(i)..first(i) + len * element_bytes)
+    }
+}
+
+/// Those of a call's operands, in the order in which `try_map` visits them.
+#[derive(Default)]
+pub(super) struct Extents {
+    pub(super) read: VecDeque<Extent>,
+    pub(super) written: VecDeque<Extent>,
+}
+
+impl Extents {
+    pub(super) fn of_forward<In, Out>(call: &Forward<In, Out>) -> Extents {
+        let (rows, hidden) = (call.rows, call.hidden);
+        let weight = call.weight.as_ref().map(|weight| Extent::vector(weight, hidden));
+        let rstd = call.rstd.as_ref().map(|rstd| Extent::vector(rstd, rows));
+        Extents {
+            read: [Extent::rows(&call.x, rows, hidden)].into_iter().chain(weight).collect(),
+            written: [Extent::rows(&call.y, rows, hidden)].into_iter().chain(rstd).collect(),
+        }
+    }
+
+    /// Nobody promises that scratch is written: it has an extent of nothing.
+    pub(super) fn of_backward<In, Out>(call: &Backward<In, Out>) -> Extents {
+        let (rows, hidden) = (call.rows, call.hidden);
+        let weight = call.weight.as_ref().map(|weight| Extent::vector(weight, hidden));
+        let dw = call.dw.iter().flat_map(|gradient| {
+            [Extent::vector(&gradient.dw, hidden), Extent { count: 0, ..Extent::vector(&gradient.scratch, 0) }]
+        });
+        let others = [Extent::vector(&call.rstd, rows), Extent::rows(&call.dy, rows, hidden)];
+        Extents {
+            read: [Extent::rows(&call.x, rows, hidden)].into_iter().chain(weight).chain(others).collect(),
+            written: [Extent::rows(&call.dx, rows, hidden)].into_iter().chain(dw).collect(),
+        }
+    }
+}
+
+/// Buffers of no more bytes travel whole.
+const WHOLE_BYTES_MAX: usize = 1 << 30;
 /// Bytes of the shared buffers: what most calls need.
 const SHARED_BYTES: usize = 8 << 20;
 /// An operand's address is the host's modulo this.

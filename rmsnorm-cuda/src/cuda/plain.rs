@@ -11,9 +11,10 @@ use cudarc::driver::{CudaContext, CudaStream};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::compile_source;
+use super::host::{Extent, Extents};
 use super::launch::arg;
 use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error, steps};
-use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
+use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// The executor.
 pub struct Plain {
@@ -72,11 +73,7 @@ impl Executor for Plain {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let memory = Memory::of(
-            [rows(&call.y, call.rows, call.hidden)]
-                .into_iter()
-                .chain(call.rstd.as_ref().map(|rstd| vector(rstd, call.rows))),
-        );
+        let memory = Memory::of(Extents::of_forward(&call));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
@@ -87,9 +84,7 @@ impl Executor for Plain {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        // Scratch is not copied back: nobody promises that all of it is written.
-        let dw = call.dw.iter().flat_map(|gradient| [vector(&gradient.dw, call.hidden), Written::default()]);
-        let memory = Memory::of([rows(&call.dx, call.rows, call.hidden)].into_iter().chain(dw));
+        let memory = Memory::of(Extents::of_backward(&call));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: as in `forward`.
         unsafe { self.kernels.backward(&call, &self.speed, self.stream.cu_stream())? };
@@ -97,34 +92,17 @@ impl Executor for Plain {
     }
 }
 
-/// What a call writes of a buffer: `count` pieces of `len` elements, `stride` apart. The rest of an allocation here was never written.
-#[derive(Clone, Copy, Default)]
-struct Written {
-    offset: usize,
-    stride: usize,
-    count: usize,
-    len: usize,
-}
-
-fn rows<D>(view: &Rows<D>, rows: usize, hidden: usize) -> Written {
-    Written { offset: view.offset, stride: view.row_stride, count: rows, len: hidden }
-}
-
-fn vector<D>(view: &Vector<D>, len: usize) -> Written {
-    Written { offset: view.offset, stride: len, count: 1, len }
-}
-
 /// The operands of one call on the device.
 struct Memory<'a> {
     inputs: RefCell<Vec<Allocation>>,
-    /// What is written of the outputs to come, in the order of `try_map`.
-    written: RefCell<VecDeque<Written>>,
-    outputs: RefCell<Vec<(Allocation, SliceMut<'a>, Written)>>,
+    /// What is written of the outputs to come.
+    extents: RefCell<VecDeque<Extent>>,
+    outputs: RefCell<Vec<(Allocation, SliceMut<'a>, Option<Extent>)>>,
 }
 
 impl<'a> Memory<'a> {
-    fn of(written: impl Iterator<Item = Written>) -> Self {
-        Memory { inputs: RefCell::default(), written: RefCell::new(written.collect()), outputs: RefCell::default() }
+    fn of(extents: Extents) -> Self {
+        Memory { inputs: RefCell::default(), extents: RefCell::new(extents.written), outputs: RefCell::default() }
     }
 
     fn read(&self, data: Slice<'_>) -> Result<DeviceMemory, Error> {
@@ -143,22 +121,20 @@ impl<'a> Memory<'a> {
         let (dtype, elements) = (data.dtype(), data.elements());
         let allocation = Allocation::new(elements * dtype.bytes())?;
         let memory = DeviceMemory { dtype, address: allocation.0, elements };
-        let written = self.written.borrow_mut().pop_front().unwrap_or_default();
-        self.outputs.borrow_mut().push((allocation, data, written));
+        let extent = self.extents.borrow_mut().pop_front();
+        self.outputs.borrow_mut().push((allocation, data, extent));
         Ok(memory)
     }
 
     /// Copies back what the call was to write, and nothing else.
     fn download(self) -> Result<(), Error> {
-        for (allocation, mut data, Written { offset, stride, count, len }) in self.outputs.into_inner() {
+        for (allocation, mut data, extent) in self.outputs.into_inner() {
             let size = data.dtype().bytes();
             let host = bytes_mut(&mut data);
-            // Rows without gaps are one piece.
-            let (count, len) = if stride == len { (count.min(1), count * len) } else { (count, len) };
-            for first in (0..count).map(|i| (offset + i * stride) * size) {
-                // SAFETY: `check` found these elements within the buffer, and the allocation is as long.
-                unsafe { memcpy_dtoh_sync(&mut host[first..first + len * size], allocation.0 + first as u64) }
-                    .map_err(|e| driver_error("cuMemcpyDtoH", e))?;
+            for piece in extent.into_iter().flat_map(|extent| extent.pieces(size)) {
+                let address = allocation.0 + piece.start as u64;
+                // SAFETY: `check` found the operand within the buffer, and the allocation is as long.
+                unsafe { memcpy_dtoh_sync(&mut host[piece], address) }.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
             }
         }
         Ok(())

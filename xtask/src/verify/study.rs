@@ -18,7 +18,7 @@ pub(super) fn run(issue: u32, device: Device, out: &mut dyn Write) -> Result<Exi
     let gpu = match device {
         Device::Cpu => false,
         Device::Cuda => true,
-        Device::Auto => super::executors::find(Device::Auto).is_ok(),
+        Device::Auto => super::executors::find(Device::Auto, true).is_ok(),
     };
     let mut passed = true;
     for device in ["cpu", "cuda"].into_iter().filter(|d| *d == "cpu" || gpu) {
