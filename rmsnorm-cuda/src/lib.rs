@@ -35,6 +35,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod plan;
 pub mod problem;
+mod process;
 
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
@@ -42,7 +43,8 @@ pub use cudarc;
 pub use half::{bf16, f16};
 pub use plan::{BITS_VERSION, scratch_len};
 pub use problem::{
-    Backward, Dtype, Error, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset,
+    Backward, Dtype, Error, FloatingPoint, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient,
+    WeightOffset,
 };
 
 /// Carries out a call on host memory. This is how checks see an executor; a GPU's users have their data there already and use
