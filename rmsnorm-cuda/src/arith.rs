@@ -18,7 +18,7 @@ use std::hint::black_box;
 
 /// Whether this thread computes as the specification demands; if not, [`Error::FloatingPoint`] says how it does. A few
 /// nanoseconds. The answer holds until someone sets the thread's control register (MXCSR, FPCR), and for this thread alone,
-/// though on Linux a thread begins with the mode of the one that began it.
+/// though on Linux a thread begins with the mode of the one that began it. It underflows, and so traps where that traps.
 pub fn environment() -> Result<(), Error> {
     // The operands are hidden from the compiler, which would compute the results itself, and rightly. Results are compared as
     // bits, since a comparison of floats flushes as well.

@@ -65,10 +65,10 @@ impl Inputs {
             let (sign, mantissa, exponent) = (state >> 31 << 31, state >> 8 & 0x7f_ffff, 120 + (state >> 4 & 7));
             f32::from_bits(sign | mantissa | if subnormal { 0 } else { exponent << 23 })
         };
-        let mut matrix = || (0..rows * HIDDEN).map(|i| random(i / HIDDEN % 2 == 0)).collect();
+        let mut matrix = || (0..rows * HIDDEN).map(|i| random((i / HIDDEN).is_multiple_of(2))).collect();
         let (x, dy) = (matrix(), matrix());
-        let rstd = (0..rows).map(|r| if r % 3 == 0 { f32::INFINITY } else { 0.7 + r as f32 }).collect();
-        Inputs { x, dy, weight: (0..HIDDEN).map(|c| random(c % 5 == 0)).collect(), rstd }
+        let rstd = (0..rows).map(|r| if r.is_multiple_of(3) { f32::INFINITY } else { 0.7 + r as f32 }).collect();
+        Inputs { x, dy, weight: (0..HIDDEN).map(|c| random(c.is_multiple_of(5))).collect(), rstd }
     }
 
     fn run(&self) -> Run {
