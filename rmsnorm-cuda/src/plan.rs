@@ -57,7 +57,7 @@ pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
 /// Elements of f32 scratch that a backward call with `dw` needs: one partial row for each row group.
 pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
     check_hidden(hidden)?;
-    // At most 2^18 groups of 2^24 columns: no overflow.
+    // At most 15 groups of 2^24 columns, below 2^28: no overflow.
     Ok(column_order(rows, hidden).groups * hidden)
 }
 
@@ -371,6 +371,7 @@ mod tests {
     #[test]
     fn no_group_is_empty() {
         for hidden in widths() {
+            assert!(scratch_len(usize::MAX, hidden).is_ok_and(|len| len < 1 << 28), "{hidden}");
             for rows in [0, 1, 2, 131, 132, 133, 100_000] {
                 let groups = column_order(rows, hidden).groups;
                 assert!(groups <= rows && (groups > 0) == (rows > 0));

@@ -61,6 +61,7 @@ enum Device {
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    rmsnorm_cuda::arith::environment()?; // As for `verify`.
     if let Some(file) = &options.replay {
         return replay(options, file);
     }

@@ -344,7 +344,7 @@ impl Calls {
             let address = end;
             let bytes = elements.checked_mul(dtype.bytes()).and_then(|bytes| bytes.checked_next_multiple_of(512));
             let next = bytes.and_then(|bytes| end.checked_add(bytes as u64));
-            end = next.ok_or(Error::AddressRange { operand: "a call to prepare", rows, row_stride })?;
+            end = next.ok_or(Error::AddressRange { operand: "a call to prepare", rows, row_stride, offset: 0 })?;
             Ok(DeviceMemory { dtype, address, elements })
         }
     }

@@ -1,4 +1,4 @@
-//! The CUDA executor: the only `unsafe` in the workspace.
+//! The CUDA executor. Here is all `unsafe` code of the libraries: elsewhere the compiler refuses it.
 //!
 //! [`steps`] says what a call launches, [`library`] finds the driver and NVRTC, [`compile`] turns the kernels of this crate into
 //! modules for the GPU found, [`cache`] keeps them on disk, [`launch`] hands the steps to a stream, [`typed`] does so safely, and [`Cuda`] runs calls on host memory, which is what checks use. [`measure`] times.
