@@ -19,7 +19,7 @@ const MODULE: Module = Module::Fold { dw: Dtype::Bf16 };
 const CAPABILITY: (u32, u32) = (9, 0);
 
 fn nvrtc_is_there() -> bool {
-    let Err(error) = nvrtc() else { return true };
+    let Err(error) = nvrtc(CAPABILITY) else { return true };
     assert!(std::env::var_os("RMSNORM_REQUIRE_NVRTC").is_none(), "RMSNORM_REQUIRE_NVRTC is set, but: {error}");
     println!("SKIPPED, no kernel was compiled: {error}");
     false

@@ -136,7 +136,7 @@ type Key = [u8; 32];
 
 /// Of everything that a cubin is a function of. Each part is preceded by its length, so that no two lists run together alike.
 fn key(source: &str, capability: (u32, u32)) -> Result<Key, Error> {
-    let (major, minor) = nvrtc()?.version;
+    let (major, minor) = nvrtc(capability)?.version;
     let version = format!("{major}.{minor}");
     let mut hash = Sha256::new();
     let options = options(capability);

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The first GPU.
 pub(super) fn find() -> Result<Found, Error> {
     let cuda = Cuda::new(0)?;
-    let nvrtc = nvrtc()?;
+    let nvrtc = nvrtc(cuda.arch().compute_capability)?;
     let gpu = Gpu {
         name: cuda.name(),
         driver: driver_version().unwrap_or_else(|| "unknown".into()),
