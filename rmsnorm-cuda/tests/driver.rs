@@ -179,6 +179,45 @@ fn an_error_without_a_name() {
 }
 
 #[test]
+fn a_stub() {
+    alone("a_stub", Library::Complete, &[("STAND_IN_FAIL", "cuInit 0 34")], || {
+        assert_library(
+            &refused(),
+            "the CUDA driver",
+            &["libcuda.so is", "stub", "`stubs`", "LD_LIBRARY_PATH", "libcuda.so.1"],
+        );
+    });
+}
+
+/// The child says so; the parent goes on.
+#[test]
+fn a_fork_of_a_process_with_a_driver() {
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn waitpid(child: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(status: i32) -> !;
+    }
+    alone("a_fork_of_a_process_with_a_driver", Library::Complete, &[], || {
+        assert_eq!(driver(), Ok(()));
+        // SAFETY: of the child only this thread exists, and it ends here.
+        let child = unsafe { fork() };
+        if child == 0 {
+            let expected = ["is a fork", "spawn", &std::process::id().to_string()];
+            let as_expected = |error: &Error| matches!(error, Error::Library { reason, .. } if expected.iter().all(|part| reason.contains(part)));
+            let told = driver().is_err_and(|error| as_expected(&error))
+                && Cuda::new(0).is_err_and(|error| as_expected(&error));
+            // SAFETY: ends the process.
+            unsafe { _exit(if told { 7 } else { 8 }) };
+        }
+        let mut status = 0;
+        // SAFETY: writes one integer.
+        assert_eq!(unsafe { waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 7 << 8, "the child's exit status, shifted");
+        assert_eq!(driver(), Ok(()));
+    });
+}
+
+#[test]
 fn no_such_gpu() {
     alone("no_such_gpu", Library::Complete, &[], || {
         let Err(Error::Driver { code, .. }) = Cuda::new(1) else { panic!("there is one GPU") };
@@ -190,7 +229,8 @@ fn no_such_gpu() {
 fn no_nvrtc() {
     let path = "/nonexistent/libnvrtc.so.13";
     alone("no_nvrtc", Library::Complete, &[("RMSNORM_NVRTC", path)], || {
-        let error = nvrtc().err().expect("no NVRTC");
+        driver().expect("a stand-in");
+        let error = nvrtc((9, 0)).err().expect("no NVRTC");
         println!("{error}\n{error:?}");
         assert_library(&error, "NVRTC", &[path, "RMSNORM_NVRTC"]);
         assert_eq!(Cuda::new(0).err(), Some(error));

@@ -5,12 +5,13 @@
 //   STAND_IN_LOG      file that every call is appended to, one line each
 //   STAND_IN_FAIL     "name n code": the n-th call of `name`, counted from 1, returns `code`; n = 0: every call does
 //   STAND_IN_VERSION  what cuDriverGetVersion says, 13000 without
-//   STAND_IN_NVRTC    what nvrtcVersion says, in the same form, 12990 without
+//   STAND_IN_NVRTC    what nvrtcVersion says, in the same form; without, what NVRTC_VERSION was defined as, or 12990
 //   STAND_IN_DEVICES  how many devices there are, all alike, 1 without
 //   STAND_IN_COMPILE_MS  milliseconds that a compilation takes, 0 without
 //   STAND_IN_POOLS    whether the device has memory pools, 1 without
 //
-// A function is left out with the compiler's option -Dname=absent_name.
+// A function is left out with the compiler's option -Dname=absent_name. NVRTC knows the architectures that NVRTC_ARCHS was defined as,
+// or 80 and 90.
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -328,14 +329,24 @@ Result cuLaunchKernel(const struct function *f, unsigned gx, unsigned gy, unsign
 
 static __thread char cubin[16];
 
+#ifndef NVRTC_VERSION
+#define NVRTC_VERSION 12990
+#endif
+#ifndef NVRTC_ARCHS
+#define NVRTC_ARCHS 80, 90
+#endif
+
 static Result text(char *to) { memcpy(to, "x", 2); return 0; }
 static Result text_size(size_t *bytes) { *bytes = 2; return 0; }
 
 Result nvrtcVersion(int *major, int *minor) {
     // Without a choice one that does not exist, so that nothing of it is ever taken for a real one's.
-    *major = number("STAND_IN_NVRTC", 12990) / 1000, *minor = number("STAND_IN_NVRTC", 12990) % 1000 / 10;
+    *major = number("STAND_IN_NVRTC", NVRTC_VERSION) / 1000, *minor = number("STAND_IN_NVRTC", NVRTC_VERSION) % 1000 / 10;
     return 0;
 }
+static const int archs[] = {NVRTC_ARCHS};
+Result nvrtcGetNumSupportedArchs(int *count) { *count = sizeof archs / sizeof *archs; return 0; }
+Result nvrtcGetSupportedArchs(int *to) { memcpy(to, archs, sizeof archs); return 0; }
 Result nvrtcCreateProgram(void **program, const char *source, const char *name, int headers, const char *const *texts,
                           const char *const *names) {
     unsigned lanes = 32, teams = 32, pack = 1, sets = 0, stages = 0;

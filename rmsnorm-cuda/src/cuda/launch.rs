@@ -92,7 +92,6 @@ impl Kernels {
     /// The same with another place for compiled kernels. What an earlier `Kernels` loaded on this context is not looked for.
     pub fn with_cache(context: &Arc<CudaContext>, cache: Cache) -> Result<Self, Error> {
         library::driver()?;
-        library::nvrtc()?;
         // Not `CudaContext::attribute`, which may return an error that has nothing to do with it.
         let attribute = |a| {
             // SAFETY: the device is that of a live context.
@@ -116,6 +115,7 @@ impl Kernels {
         if arch.compute_capability < (8, 0) {
             return Err(Error::Architecture { got: arch.compute_capability });
         }
+        library::nvrtc(arch.compute_capability)?;
         let gpu_name = device::get_name(context.cu_device()).map_err(|e| driver_error("cuDeviceGetName", e))?;
         let (speed, modules) = (Speed::of(arch), Modules::of(context)?);
         Ok(Kernels { context: context.clone(), gpu_name, speed, cache, modules })

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod compile;
 #[cfg(all(feature = "emulator", target_arch = "x86_64", target_os = "linux"))]
 pub mod emulator;
+mod folder;
 mod host;
 pub mod launch;
 pub mod library;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// takes the time.
 pub(super) fn find(quick: bool) -> Result<Found, Error> {
     let cuda = Cuda::new(0)?;
-    let nvrtc = nvrtc()?;
+    let nvrtc = nvrtc(cuda.arch().compute_capability)?;
     let gpu = Gpu {
         name: cuda.name(),
         driver: driver_version().unwrap_or_else(|| "unknown".into()),
