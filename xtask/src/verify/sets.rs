@@ -245,7 +245,7 @@ const QUOTAS: [Quota; 8] = [
     Quota { name: "f16", percent: 30, has: |c| c.dtype == Dtype::F16 },
     Quota { name: "bf16", percent: 30, has: |c| c.dtype == Dtype::Bf16 },
 ];
-const LINE: usize = 80;
+const LINE: usize = 79;
 /// Names that are offered for one that does not exist.
 const NEAREST: usize = 5;
 const MEAN_ELEMENTS: f64 = 65536.0;
