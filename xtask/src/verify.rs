@@ -124,8 +124,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         bail!("a GPU is required: {reason}");
     }
     if let Some(Item { name, case }) = &case {
-        writeln!(out, "case  {name}: {case}")?;
-        hard_case(name).map_or(Ok(()), |hard| writeln!(out, "      {}", hard.reason))?;
+        writeln!(out, "{}", wrapped("case  ", &format!("{name}: {case}")))?;
+        hard_case(name).map_or(Ok(()), |hard| writeln!(out, "{}", wrapped("      ", hard.reason)))?;
     }
     let cpu = OnAllThreads(ThreadPoolBuilder::new().build()?);
     let mut targets = Vec::new();
