@@ -3,7 +3,8 @@
 
     cargo xtask bench list | python3 xtask/peers.py --out peers.json
 
-Needs a GPU and PyTorch. PyTorch's own F.rms_norm and torch.compile of the formula are always measured; Liger, QuACK and
+Needs a GPU and PyTorch. The file is written anew after each cell, so that whatever ends the run leaves what was measured; what was not
+reached is listed in it. --seconds N ends the run by itself. Folders of PYTHONPATH may have .pth files. PyTorch's own F.rms_norm and torch.compile of the formula are always measured; Liger, QuACK and
 flash-attention's Triton kernel if they can be imported. The method is that of the bench: a CUDA graph goes through several
 buffer sets, x and y of which are together four times as large as the L2 cache; a time is the median over replays, divided by
 the number of sets. Backward is torch.autograd.grad of (x, weight) with dy, and is captured in the same way.
@@ -17,10 +18,16 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 import signal
+import site
 import statistics
 import sys
 import time
+
+# `pip install --target` leaves .pth files, which Python reads in its own folders only.
+for folder in filter(os.path.isdir, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+    site.addsitedir(os.path.abspath(folder))
 
 import torch
 import torch._dynamo
@@ -193,6 +200,20 @@ def versions(names):
     return found
 
 
+def write(path, report):
+    """A file is either the old one or the whole new one; what is no file, such as a device, is written to."""
+    path = os.path.realpath(path)
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "w") as file:
+            file.write(text)
+        return
+    unfinished = f"{path}.{os.getpid()}"
+    with open(unfinished, "w") as file:
+        file.write(text)
+    os.replace(unfinished, path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, metavar="FILE.json")
@@ -200,38 +221,65 @@ def main():
     parser.add_argument("--types", default="bf16,f32", help="element types to measure (default %(default)s)")
     parser.add_argument("--libraries", help="separated by commas; if absent, all that can be imported")
     parser.add_argument("--replays", type=int, default=30)
-    parser.add_argument("--limit-s", type=float, default=200, help="begin nothing after so long (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=200, metavar="N", help="for all of it (default %(default)s)")
     parser.add_argument("--cell-limit-s", type=int, default=30, help="for one library on one cell, compilation included")
     options = parser.parse_args()
+    if min(options.seconds, options.cell_limit_s, options.replays) < 1:
+        parser.error("--seconds, --cell-limit-s and --replays are at least 1")
     begun, started = time.monotonic(), int(time.time())
     texts = options.cells.split(",") if options.cells else sys.stdin.read().split()
     found, missing = libraries()
     if options.libraries:
         found = {name: function for name, function in found.items() if name in options.libraries.split(",")}
     left_out = [{"library": name, "cell": None, "why": why} for name, why in missing.items()]
-    measured = []
+    measured, reached = [], set()
+    cells = sorted(map(Cell, texts), key=Cell.rank)
     torch._functorch.config.donated_buffer = False  # A graph that is kept may not give its buffers away.
     gpu = torch.cuda.get_device_properties(0)
 
+    limits = ", ".join(f"{dtype} {limit:.1e}" for dtype, limit in ERROR_MAX.items())
+
+    def report(why):
+        """All that is known; what was not reached is left out for this reason."""
+        pairs = [(library, cell.text) for cell in cells for library in found if (library, cell.text) not in reached]
+        return {
+            "schema": 1,
+            "gpu": gpu.name,
+            "started_unix_s": started,
+            "elapsed_s": time.monotonic() - begun,
+            "versions": versions(found),
+            "method": "replays of a CUDA graph over buffer sets of which x and y are four times the L2 cache, medians; forward "
+            "without gradients, backward by torch.autograd.grad of x and weight; results compared with f64, relative error in "
+            f"the Euclidean norm at most {limits}",
+            "measured": measured,
+            "left_out": left_out + [{"library": library, "cell": cell, "why": why} for library, cell in pairs],
+        }
+
     def alarm(*_):
-        raise TimeoutError(f"more than {options.cell_limit_s} s")
+        raise TimeoutError("it took too long")
 
     signal.signal(signal.SIGALRM, alarm)
     stream = torch.cuda.Stream()
     torch.cuda.set_stream(stream)
-    for cell in sorted(map(Cell, texts), key=Cell.rank):
+    remaining = lambda: options.seconds - (time.monotonic() - begun)
+    for cell in cells:
+        if remaining() < 1:
+            break
+        write(options.out, report("the run ended before it"))
         skip = lambda library, why: left_out.append({"library": library, "cell": cell.text, "why": why})
         if cell.dtype not in options.types.split(","):
             for library in found:
+                reached.add((library, cell.text))
                 skip(library, f"{cell.dtype} was not asked for")
             continue
         sets = None
         for library, function in found.items():
-            if time.monotonic() - begun > options.limit_s:
-                skip(library, f"the time limit of {options.limit_s:.0f} s")
-                continue
+            if remaining() < 1:
+                break
+            reached.add((library, cell.text))
+            limit = min(options.cell_limit_s, math.ceil(remaining()))
             try:
-                signal.alarm(options.cell_limit_s)
+                signal.alarm(limit)
                 sets = sets or Sets(cell, gpu.L2_cache_size)
                 for direction, timing, error in measure(function, cell, sets, options.replays, stream):
                     wrong = max(error.values()) > ERROR_MAX[cell.dtype]
@@ -240,29 +288,18 @@ def main():
                     print(f"{time.monotonic() - begun:5.0f} s  {cell.text:20} {library:10} {direction:8} "
                           f"{timing['us_median']:9.2f} µs{'  WRONG' if wrong else ''}", file=sys.stderr, flush=True)
             except Exception as error:  # Whatever a library does, the others are still measured.
-                skip(library, first_line(error))
+                skip(library, f"more than {limit} s" if isinstance(error, TimeoutError) else first_line(error))
                 print(f"{cell.text} {library}: {first_line(error)}", file=sys.stderr, flush=True)
             finally:
                 signal.alarm(0)
         del sets
         torch.cuda.empty_cache()
 
-    limits = ", ".join(f"{dtype} {limit:.1e}" for dtype, limit in ERROR_MAX.items())
-    report = {
-        "schema": 1,
-        "gpu": gpu.name,
-        "started_unix_s": started,
-        "elapsed_s": time.monotonic() - begun,
-        "versions": versions(found),
-        "method": "replays of a CUDA graph over buffer sets of which x and y are four times the L2 cache, medians; forward "
-        "without gradients, backward by torch.autograd.grad of x and weight; results compared with f64, relative error in the "
-        f"Euclidean norm at most {limits}",
-        "measured": measured,
-        "left_out": left_out,
-    }
-    with open(options.out, "w") as file:
-        json.dump(report, file, indent=1, allow_nan=False)
-        file.write("\n")
+    last = report(f"the time limit of {options.seconds} s")
+    write(options.out, last)
+    missed = len(last["left_out"]) - len(left_out)
+    print(f"{len(measured)} times in {options.out}; not reached in {options.seconds} s: {missed} of "
+          f"{len(cells) * len(found)} pairs of a library and a cell", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,13 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// Whether a property was judged on at least one element (a refusal: one call).
+    /// Whether a property was refuted, or judged on at least one element (a refusal: one call).
     pub fn counts(&self) -> bool {
-        matches!(&self.outcome, Outcome::Passed(found) if found.elements > 0 || found.comparisons > 0 && self.case.rows > 0)
+        match &self.outcome {
+            Outcome::Passed(found) => found.elements > 0 || found.comparisons > 0 && self.case.rows > 0,
+            Outcome::Failed { .. } => true,
+            Outcome::NotApplicable { .. } => false,
+        }
     }
 }
 
@@ -163,7 +167,7 @@ impl Kept {
 /// What was executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Executions that judged at least one element.
+    /// Executions that refuted a property or judged at least one element.
     pub counted: u64,
     /// The others.
     pub rejected: u64,
@@ -378,6 +382,13 @@ mod tests {
             });
             assert!(seen, "{}", property.name);
         }
+    }
+
+    #[test]
+    fn what_refutes_a_property_is_counted() {
+        let mut statistics = Statistics::default();
+        statistics.add(&target("backward").unwrap().execute(&Refusing, &[]));
+        assert_eq!((statistics.counted, statistics.rejected), (1, 0));
     }
 
     /// Refuses every call, for a reason that no property expects.

@@ -17,9 +17,10 @@ mod show;
 #[cfg(feature = "cuda")]
 mod variants;
 
-use anyhow::{Result, bail};
+use crate::record::{can_write, tell, write, write_json};
+use anyhow::{Context, Result, bail};
 use cells::Cell;
-use report::{BYTES, Build, Machine, Measured, Pass, Peers, Report, SCHEMA, write};
+use report::{BYTES, Build, Machine, Measured, Pass, Peers, Report, SCHEMA};
 use rmsnorm_cuda::{Cpu, Executor};
 use std::io::Write;
 use std::path::PathBuf;
@@ -35,18 +36,18 @@ pub(crate) struct Options {
     /// What runs the calls.
     #[arg(long, value_enum, default_value = "cuda")]
     device: Where,
-    /// Four cells only.
+    /// A few cells only: four on a GPU, two on a CPU.
     #[arg(long)]
     quick: bool,
     /// These cells only, as TYPE:ROWSxHIDDEN, separated by commas: bf16:32768x4096,f32:8192x8192.
     #[arg(long, value_name = "CELLS", value_delimiter = ',', conflicts_with = "quick")]
     cells: Vec<Cell>,
     /// Replays of each graph (GPU) or calls (CPU); medians are taken of them. 30 and 9 if not given.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    replays: Option<u64>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    replays: Option<u32>,
     /// Measure everything so many times; the worst counts.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
-    repeat: u64,
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=100))]
+    repeat: u32,
     /// Compare with other libraries on the same machine: files that peers.py wrote, separated by commas.
     #[arg(long, value_name = "FILES.json", value_delimiter = ',')]
     peers: Vec<PathBuf>,
@@ -81,11 +82,11 @@ enum Other {
         #[arg(value_name = "CELLS", value_delimiter = ',', required = true)]
         cells: Vec<Cell>,
         /// Replays of each graph.
-        #[arg(long, value_name = "N", default_value_t = 7)]
-        replays: usize,
+        #[arg(long, value_name = "N", default_value_t = 7, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        replays: u32,
         /// How many of the fastest are printed.
-        #[arg(long, value_name = "N", default_value_t = 4)]
-        best: usize,
+        #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        best: u32,
     },
 }
 
@@ -98,40 +99,55 @@ enum Where {
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
-    let (report, html) = match &options.other {
+    let (report, files) = match &options.other {
         Some(Other::List) => {
             cells::required_cuda().iter().try_for_each(|cell| writeln!(out, "{cell}"))?;
             return Ok(ExitCode::SUCCESS);
         }
         #[cfg(feature = "cuda")]
         Some(Other::Variants { cells, replays, best }) => {
-            variants::run(cells, *replays, *best, &mut out)?;
+            variants::run(cells, *replays as usize, *best as usize, &mut out)?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(Other::Render { from, html, docs }) => {
-            let report = Report::read(from)?;
-            if let Some(path) = docs {
-                write(path, &show::docs(Some(&report)))?;
-            }
-            (report, html)
+            (Report::read(from)?, Files { report: None, html: html.as_ref(), docs: docs.as_ref() })
         }
         None => {
-            let report = measured(options)?;
-            if let Some(path) = &options.report {
-                report.write(path)?;
-            }
-            (report, &options.html)
+            let files = Files { report: options.report.as_ref(), html: options.html.as_ref(), docs: None };
+            can_write([files.report, files.html].into_iter().flatten())?;
+            (measured(options)?, files)
         }
     };
-    show::print(&report, &mut out)?;
-    if let Some(path) = html {
-        write(path, &plot::page(&report))?;
+    // What was measured is lost neither with the one nor with the other.
+    let printed = show::print(&report, &mut out);
+    files.write(&report)?;
+    printed?;
+    for (what, path) in [("report", files.report), ("page", files.html), ("benchmarks", files.docs)] {
+        path.map_or(Ok(()), |path| writeln!(out, "{what}: {}", path.display()))?;
     }
     Ok(if report.invalid.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is left behind.
+struct Files<'a> {
+    report: Option<&'a PathBuf>,
+    html: Option<&'a PathBuf>,
+    docs: Option<&'a PathBuf>,
+}
+
+impl Files<'_> {
+    fn write(&self, report: &Report) -> Result<()> {
+        self.report.map_or(Ok(()), |path| write_json(path, report))?;
+        self.html.map_or(Ok(()), |path| write(path, plot::page(report)))?;
+        self.docs.map_or(Ok(()), |path| write(path, show::docs(Some(report))))
+    }
+}
+
 /// Measures what was asked for.
 fn measured(options: &Options) -> Result<Report> {
+    if options.device == Where::Cpu && !options.peers.is_empty() {
+        bail!("--peers are times of a GPU: --device cpu cannot be compared with them");
+    }
     let peers = Peers::read(&options.peers)?;
     let started = Instant::now();
     let started_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
@@ -145,7 +161,8 @@ fn measured(options: &Options) -> Result<Report> {
         #[cfg(feature = "cuda")]
         Where::Cuda => {
             let cells = options.cells(cells::required_cuda());
-            let device = gpu::OnGpu::new(&cells, options.replays.unwrap_or(30) as usize)?;
+            let device = gpu::OnGpu::new(&cells, options.replays.unwrap_or(30) as usize);
+            let device = device.context("the bench of a GPU takes one; that of the CPU is --device cpu")?;
             (Some(device.describe()?), run::measure(&device, &cells, passes, said(cells.len())))
         }
         #[cfg(not(feature = "cuda"))]
@@ -191,9 +208,9 @@ fn said(cells: usize) -> impl FnMut(usize, &Measured) {
         let failed = measured.failures.last().filter(|failure| failure.starts_with(&format!("pass {pass}:")));
         match (failed, measured.passes.last()) {
             (None, Some(Pass { forward, backward, .. })) => {
-                eprintln!("{which} forward {:.3} backward {:.3}", forward.fraction(), backward.fraction());
+                tell(format_args!("{which} forward {:.3} backward {:.3}", forward.fraction(), backward.fraction()));
             }
-            (failed, _) => eprintln!("{which} FAILED: {}", failed.map_or("", String::as_str)),
+            (failed, _) => tell(format_args!("{which} FAILED: {}", failed.map_or("", String::as_str))),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Copies of `rmsnorm-cuda`, each with the patches of one mutant, in a workspace of their own below `target`. What judges them is
 //! the original.
 
+use crate::children::{NO_LIMIT, output};
+use crate::record::tell;
 use anyhow::{Context, Result, bail};
 use rmsnorm_fuzz::mutants::Mutant;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// The workspace of copies.
 pub(crate) struct Copies {
@@ -114,6 +116,11 @@ pub(crate) fn root() -> PathBuf {
     built_in.unwrap_or(Path::new(".")).to_path_buf()
 }
 
+/// A path as it is called within the workspace.
+pub(crate) fn below_root(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
 /// Cargo, free of what the cargo that runs this program has set.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new("cargo");
@@ -130,11 +137,12 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Runs a command; what it prints is shown if it fails.
-pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+/// Builds with `command`; what it prints is shown if it fails.
+pub(crate) fn build(what: &str, command: &mut Command) -> Result<()> {
+    tell(format_args!("  building {what}: a minute or two, if little of it was built before"));
+    let said = output(command, NO_LIMIT).with_context(|| format!("{command:?}"))?;
+    if !said.succeeded() {
+        bail!("{command:?}\n{}{}", said.stdout, said.stderr);
     }
     Ok(())
 }

@@ -8,8 +8,9 @@ mod campaign;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::record::Build;
-use anyhow::{Context, Result};
+use crate::copies::below_root;
+use crate::record::{Build, can_write, plural, write, write_json};
+use anyhow::{Context, Result, bail, ensure};
 use build::Fuzzer;
 use campaign::{Campaign, Ending};
 use rmsnorm_cuda::Cpu;
@@ -17,6 +18,7 @@ use rmsnorm_fuzz::Outcome;
 use rmsnorm_fuzz::mutants::{MUTANTS, Mutant, On, mutant};
 use rmsnorm_fuzz::targets::{TARGETS, Target, target};
 use serde::Serialize;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,26 +29,32 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", value_parser = named)]
     target: Option<&'static Target>,
     /// For how many seconds, all targets together.
-    #[arg(long, default_value_t = 60, value_name = "SECS")]
-    time: u64,
+    #[arg(long, default_value_t = 60, value_name = "SECS", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    time: u32,
     /// Where: coverage-guided on the CPU, or on the GPU with the bits compared.
     #[arg(long, value_enum, default_value_t)]
     device: Device,
     /// Fuzzers side by side.
-    #[arg(long, value_name = "N", default_value_t = jobs())]
-    jobs: usize,
+    #[arg(long, value_name = "N", default_value_t = jobs(), allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    jobs: u32,
     /// Decides what is tried first.
-    #[arg(long, default_value_t = 0, value_name = "S", value_parser = clap::value_parser!(u32).range(..1 << 31))]
+    #[arg(long, default_value_t = 0, value_name = "S", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(..1 << 31))]
     seed: u32,
     /// Make the input in this file smaller while it still fails.
-    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["replay", "time", "jobs", "seed", "report"])]
     minimize: Option<PathBuf>,
     /// Execute the input in this file once.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["time", "jobs", "seed", "report"])]
     replay: Option<PathBuf>,
     /// Build this defect into the executor, and start without a corpus: it must be found.
     #[arg(long, value_name = "NAME", value_parser = defect)]
     mutant: Option<&'static Mutant>,
+    /// Fuzz with the stable compiler, without AddressSanitizer, even where there are a nightly and cargo-fuzz.
+    #[arg(long)]
+    stable: bool,
     /// Write what was executed to this file.
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
@@ -62,44 +70,65 @@ enum Device {
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     rmsnorm_cuda::arith::environment()?; // As for `verify`.
-    if let Some(file) = &options.replay {
-        return replay(options, file);
+    let out = &mut std::io::stdout().lock();
+    let on_gpu = options.device == Device::Cuda;
+    if on_gpu && (options.mutant.is_some() || options.minimize.is_some() || options.stable) {
+        bail!("--mutant, --minimize and --stable are for the CPU");
     }
-    if options.device == Device::Cuda {
+    ensure!(
+        !(options.stable && options.replay.is_some() && options.mutant.is_none()),
+        "--replay takes no fuzzer: drop --stable"
+    );
+    can_write(&options.report)?;
+    match (&options.replay, &options.minimize, options.mutant) {
+        (Some(file), ..) => replay(options, file, out),
         #[cfg(feature = "cuda")]
-        return cuda::run(options);
+        _ if on_gpu => cuda::run(options, out),
         #[cfg(not(feature = "cuda"))]
-        anyhow::bail!("built without CUDA: build xtask with its feature `cuda`");
-    }
-    if let Some(file) = &options.minimize {
-        let target = target_of(options, file)?;
-        let fuzzer = Fuzzer::build(target, options.mutant)?;
-        let smaller = file.with_extension("minimized");
-        campaign::minimize(&fuzzer, file, &smaller)?;
-        println!("{} bytes, from {}: {}", len(&smaller)?, len(file)?, smaller.display());
-        return Ok(ExitCode::SUCCESS);
-    }
-    match options.mutant {
-        Some(mutant) => hunt(options, mutant),
-        None => fuzz(options),
+        _ if on_gpu => bail!("built without CUDA: build xtask with its feature `cuda`"),
+        (_, Some(file), _) => minimize(options, file, out),
+        (_, _, Some(mutant)) => hunt(options, mutant, out),
+        _ => fuzz(options, out),
     }
 }
 
+/// Makes an input smaller, if it fails.
+fn minimize(options: &Options, file: &Path, out: &mut dyn Write) -> Result<ExitCode> {
+    let fuzzer = Fuzzer::build(target_of(options, file)?, options.mutant, options.stable, out)?;
+    let was = read(file)?.len();
+    let Some(message) = campaign::execute(&fuzzer, file)? else {
+        bail!("{} does not fail: there is nothing to make smaller", file.display());
+    };
+    writeln!(out, "fails: {message}")?;
+    let smaller = campaign::minimized(&fuzzer, file)?;
+    let mut name = file.file_name().context("a file has a name")?.to_os_string();
+    name.push(".minimized");
+    let path = file.with_file_name(name);
+    write(&path, &smaller)?;
+    writeln!(out, "{}, from {was}: {}", plural(smaller.len(), "byte"), path.display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Fuzzes the executor as it is.
-fn fuzz(options: &Options) -> Result<ExitCode> {
+fn fuzz(options: &Options, out: &mut dyn Write) -> Result<ExitCode> {
     let targets: Vec<&Target> = options.target.map_or_else(|| TARGETS.iter().collect(), |target| vec![target]);
     let mut campaigns = Vec::new();
     let mut found = None;
     for target in &targets {
-        let fuzzer = Fuzzer::build(target, None)?;
-        let campaign = Campaign::run(&fuzzer, options, (options.time / targets.len() as u64).max(1))?;
-        println!("{campaign}");
-        let ended = campaign.ending.clone();
-        campaigns.push(campaign);
-        if let Ending::Failed { input, .. } = ended {
-            let kept = corpus(target.name).join(format!("found-{}", fingerprint(&std::fs::read(&input)?)));
-            campaign::minimize(&fuzzer, &input, &kept)?;
+        let fuzzer = Fuzzer::build(target, None, options.stable, out)?;
+        let mut campaign = Campaign::run(&fuzzer, options, (options.time / targets.len() as u32).max(1), out)?;
+        writeln!(out, "{campaign}")?;
+        if let Ending::Failed { input, .. } = &mut campaign.ending {
+            let bytes = read(input)?;
+            let kept = corpus(target.name).join(format!("found-{}", fingerprint(&bytes)));
+            std::fs::create_dir_all(corpus(target.name))?;
+            write(&kept, bytes)?;
+            write(&kept, campaign::minimized(&fuzzer, input)?)?;
+            *input = kept.clone();
             found = Some(kept);
+        }
+        campaigns.push(campaign);
+        if found.is_some() {
             break;
         }
     }
@@ -107,84 +136,88 @@ fn fuzz(options: &Options) -> Result<ExitCode> {
     if let Some(kept) = &found {
         complaints.push(format!("a property is refuted; replay it: cargo xtask fuzz --replay {}", below_root(kept)));
     }
-    finish(options, &campaigns, &complaints)
+    finish(options, &campaigns, &complaints, out)
 }
 
 /// Fuzzes the executor with a defect, which must be found; what found it must hold without the defect.
-fn hunt(options: &Options, mutant: &Mutant) -> Result<ExitCode> {
+fn hunt(options: &Options, mutant: &Mutant, out: &mut dyn Write) -> Result<ExitCode> {
     let target = options.target.unwrap_or_else(|| target("backward").expect("a target"));
-    println!("mutant {}: {}", mutant.name, mutant.defect);
-    let fuzzer = Fuzzer::build(target, Some(mutant))?;
-    let campaign = Campaign::run(&fuzzer, options, options.time)?;
-    println!("{campaign}");
+    writeln!(out, "mutant {}: {}", mutant.name, mutant.defect)?;
+    let fuzzer = Fuzzer::build(target, Some(mutant), options.stable, out)?;
+    let mut campaign = Campaign::run(&fuzzer, options, options.time, out)?;
+    writeln!(out, "{campaign}")?;
     let mut complaints = Vec::new();
-    match &campaign.ending {
+    match &mut campaign.ending {
         Ending::Failed { input, after_s } => {
-            println!("found after {after_s:.1} s");
+            writeln!(out, "found after {after_s:.1} s")?;
             let kept = fuzzer.folder.join(format!("{}-reproducer", mutant.name));
-            campaign::minimize(&fuzzer, input, &kept)?;
-            let bytes = std::fs::read(&kept)?;
+            let bytes = campaign::minimized(&fuzzer, input)?;
+            write(&kept, &bytes)?;
+            *input = kept.clone();
             let clean = target.execute(&Cpu, &bytes);
-            println!("reproducer of {} bytes: {}", bytes.len(), clean.case);
-            println!(
+            writeln!(out, "reproducer of {}: {}", plural(bytes.len(), "byte"), clean.case)?;
+            writeln!(
+                out,
                 "  cargo xtask fuzz --mutant {} --target {} --replay {}",
                 mutant.name,
                 target.name,
                 below_root(&kept)
-            );
+            )?;
             match campaign::execute(&fuzzer, &kept)? {
-                Some(message) => println!("  with the defect it fails: {message}"),
+                Some(message) => writeln!(out, "  with the defect it fails: {message}")?,
                 None => complaints.push("the reproducer does not fail on the mutant".into()),
             }
             match clean.outcome {
                 Outcome::Failed { message, .. } => {
                     complaints.push(format!("without the defect it fails too: {message}"))
                 }
-                _ => println!("  without it, it passes"),
+                _ => writeln!(out, "  without it, it passes")?,
             }
         }
         Ending::TimeIsUp => complaints.push(format!("{} was not found in {} s", mutant.name, options.time)),
     }
-    finish(options, &[campaign], &complaints)
+    finish(options, &[campaign], &complaints, out)
 }
 
-fn finish(options: &Options, campaigns: &[Campaign], complaints: &[String]) -> Result<ExitCode> {
+fn finish(options: &Options, campaigns: &[Campaign], complaints: &[String], out: &mut dyn Write) -> Result<ExitCode> {
+    let printed = complaints.iter().try_for_each(|complaint| writeln!(out, "FAILED: {complaint}"));
     if let Some(path) = &options.report {
-        write_report(path, campaigns, complaints)?;
+        let passed = complaints.is_empty();
+        let command = std::env::args().skip(1).collect();
+        write_json(path, &Report { schema: 1, passed, command, build: Build::this(), campaigns, complaints })?;
+        writeln!(out, "report: {}", path.display())?;
     }
-    for complaint in complaints {
-        println!("FAILED: {complaint}");
-    }
+    printed?;
     Ok(if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Executes one input, on the executor as it is or on one with a defect.
-fn replay(options: &Options, file: &Path) -> Result<ExitCode> {
+fn replay(options: &Options, file: &Path, out: &mut dyn Write) -> Result<ExitCode> {
     let target = target_of(options, file)?;
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+    let bytes = read(file)?;
     let failure = match options.mutant {
-        Some(mutant) => campaign::execute(&Fuzzer::build(target, Some(mutant))?, file)?,
+        Some(mutant) => campaign::execute(&Fuzzer::build(target, Some(mutant), options.stable, out)?, file)?,
         None if options.device == Device::Cuda => {
             #[cfg(feature = "cuda")]
             {
                 cuda::replay(&bytes)?
             }
             #[cfg(not(feature = "cuda"))]
-            anyhow::bail!("built without CUDA: build xtask with its feature `cuda`")
+            bail!("built without CUDA: build xtask with its feature `cuda`")
         }
         None => match target.execute(&Cpu, &bytes).outcome {
             Outcome::Failed { message, .. } => Some(message),
             _ => None,
         },
     };
-    println!("{}: {}", target.name, target.execute(&Cpu, &bytes).case);
+    writeln!(out, "{}: {}", target.name, target.execute(&Cpu, &bytes).case)?;
     match failure {
         Some(message) => {
-            println!("FAILED: {message}");
+            writeln!(out, "FAILED: {message}")?;
             Ok(ExitCode::FAILURE)
         }
         None => {
-            println!("holds: {}", target.sentence);
+            writeln!(out, "holds: {}", target.sentence)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -209,28 +242,9 @@ struct Report<'a> {
     complaints: &'a [String],
 }
 
-fn write_report(path: &Path, campaigns: &[Campaign], complaints: &[String]) -> Result<()> {
-    let report = Report {
-        schema: 1,
-        passed: complaints.is_empty(),
-        command: std::env::args().skip(1).collect(),
-        build: Build::this(),
-        campaigns,
-        complaints,
-    };
-    let text = serde_json::to_string_pretty(&report)? + "\n";
-    std::fs::write(path, text).with_context(|| path.display().to_string())?;
-    println!("report: {}", path.display());
-    Ok(())
-}
-
 /// Seeds, and every failure that was ever found.
 fn corpus(target: &str) -> PathBuf {
     crate::copies::root().join("rmsnorm-fuzz/corpus").join(target)
-}
-
-fn below_root(path: &Path) -> String {
-    path.strip_prefix(crate::copies::root()).unwrap_or(path).display().to_string()
 }
 
 fn fingerprint(bytes: &[u8]) -> String {
@@ -238,8 +252,8 @@ fn fingerprint(bytes: &[u8]) -> String {
     sha2::Sha256::digest(bytes)[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn len(file: &Path) -> Result<u64> {
-    Ok(std::fs::metadata(file).with_context(|| file.display().to_string())?.len())
+fn read(file: &Path) -> Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| file.display().to_string())
 }
 
 fn named(name: &str) -> Result<&'static Target, String> {
@@ -254,6 +268,6 @@ fn defect(name: &str) -> Result<&'static Mutant, String> {
         .ok_or_else(|| format!("there are {}", cpu().collect::<Vec<_>>().join(", ")))
 }
 
-fn jobs() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
+fn jobs() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }

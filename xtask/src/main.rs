@@ -1,7 +1,10 @@
 //! `cargo xtask verify`, `cargo xtask bench`, `cargo xtask fuzz`, `cargo xtask ptx`.
 #![forbid(unsafe_code)]
+// `print!` and `eprint!` panic where nobody reads. What is printed is written to a lock of stdout, what is told goes through `record::tell`.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod bench;
+mod children;
 mod copies;
 mod fuzz;
 #[cfg(feature = "cuda")]
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
         Command::Ptx(options) => ptx::run(&options),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        record::tell(format_args!("error: {error:#}"));
         ExitCode::FAILURE
     })
 }

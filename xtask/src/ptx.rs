@@ -1,5 +1,6 @@
 //! `cargo xtask ptx`: what the compiler makes of every kernel. Needs NVRTC, no GPU.
 
+use crate::record::{can_write, tell, write};
 use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Options {
     /// Compute capability without the dot, 80, 90, 100 or 120; may be given several times. Without it 90, or with --check all.
-    #[arg(long, value_name = "NN")]
+    #[arg(long, value_name = "NN", allow_negative_numbers = true)]
     arch: Vec<u32>,
     /// Write PTX, cubin and the table to this folder.
     #[arg(long, value_name = "DIR", required_unless_present = "check")]
@@ -40,6 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if let Some(folder) = &options.out {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        can_write([&folder.join(TABLE)])?;
     }
     let done = AtomicUsize::new(0);
     let told = Mutex::new(std::time::Instant::now());
@@ -55,7 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 && told.elapsed().as_secs() >= 10
             {
                 *told = std::time::Instant::now();
-                eprintln!("  {done} of {}", chosen.len());
+                tell(format_args!("  {done} of {}", chosen.len()));
             }
             Ok((unit, inspected))
         })
@@ -63,9 +65,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let table = table(&inspected);
     match &options.out {
         Some(folder) => {
-            let path = folder.join("kernels.txt");
-            std::fs::write(&path, format!("{table}\n")).with_context(|| format!("cannot write {}", path.display()))?;
-            writeln!(out, "{table}\nPTX, cubin and this table: {}", folder.display())?;
+            let printed = writeln!(out, "{table}");
+            write(&folder.join(TABLE), format!("{table}\n"))?;
+            printed?;
+            writeln!(out, "PTX, cubin and this table: {}", folder.display())?;
         }
         None => writeln!(out, "{} kernels", inspected.iter().map(|(_, i)| i.resources.len()).sum::<usize>())?,
     }
@@ -105,8 +108,7 @@ fn chosen(options: &Options) -> Result<Vec<Unit>> {
 fn leave(folder: &Path, unit: &Unit, inspected: &Inspected) -> Result<()> {
     let name: String = unit.to_string().replace('×', "x").replace([' ', '/', '='], "-");
     for (ending, bytes) in [("ptx", inspected.ptx.as_bytes()), ("cubin", &inspected.cubin)] {
-        let path = folder.join(format!("{name}.{ending}"));
-        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        write(&folder.join(format!("{name}.{ending}")), bytes)?;
     }
     Ok(())
 }
@@ -129,6 +131,8 @@ fn table(inspected: &[(&Unit, Inspected)]) -> String {
     }
     table.trim_fmt()
 }
+
+const TABLE: &str = "kernels.txt";
 
 #[cfg(test)]
 mod tests {
@@ -153,7 +157,8 @@ mod tests {
     fn a_kernel_is_written_and_listed() {
         if let Err(error) = nvrtc((8, 0)) {
             assert!(std::env::var_os("RMSNORM_REQUIRE_NVRTC").is_none(), "RMSNORM_REQUIRE_NVRTC is set, but: {error}");
-            println!("SKIPPED, no kernel was compiled: {error}");
+            // Not `println!`, which the harness keeps to itself.
+            tell(format_args!("SKIPPED, no kernel was compiled: {error}"));
             return;
         }
         let folder = std::env::temp_dir().join(format!("xtask-ptx-{}", std::process::id()));

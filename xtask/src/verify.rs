@@ -15,17 +15,19 @@ mod sanitize;
 mod sets;
 mod study;
 
+use crate::copies::root;
+use crate::record::{can_write, write_json};
 use anyhow::bail;
-use display::{Progress, print_machine, print_report};
+use display::{Progress, print_committed, print_machine, print_report, wrapped};
 use executors::{CPU, OnAllThreads, Target, cpu_target, find};
 use judge::{Depth, Judge};
 use rayon::ThreadPoolBuilder;
-use report::{Build, Machine, Phase, Report, Row};
+use report::{Build, Committed, Digests, Machine, Phase, Report, Row, SCHEMA};
 use rmsnorm_cuda::{Cpu, Executor};
 use rmsnorm_fuzz::hard_case;
 use sets::{Coverage, Item};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
@@ -45,25 +47,31 @@ pub(crate) struct Options {
     #[arg(long)]
     full: bool,
     /// Try this case only, with every property.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["quick", "full"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["quick", "full", "seed"])]
     case: Option<String>,
-    /// Judge the checks: build every known defect into a copy of the code, and demand that it is caught.
-    #[arg(long, conflicts_with_all = ["quick", "full", "case"])]
+    /// Print what --case takes.
+    #[arg(long, exclusive = true)]
+    list: bool,
+    /// Judge the checks: build every known defect into a copy of the code, and demand that it is caught; the kernels run on the GPU if
+    /// there is one, else in the emulator. With --device cuda only those in the kernels, with --device cpu no GPU.
+    #[arg(long, conflicts_with_all = ["quick", "full", "case", "seed"])]
     mutants: bool,
-    /// Run the case study of this issue: 781.
-    #[arg(long, value_name = "ISSUE", conflicts_with_all = ["quick", "full", "case", "mutants", "report"])]
+    /// Run the case study of this issue, 781: in the emulator, and on the GPU if there is one.
+    #[arg(long, value_name = "ISSUE", allow_negative_numbers = true,
+          conflicts_with_all = ["quick", "full", "case", "seed", "mutants", "report"])]
     case_study: Option<u32>,
-    /// Run calls of every kind under compute-sanitizer.
+    /// Run calls of every kind under compute-sanitizer, on the GPU.
     #[cfg(feature = "cuda")]
-    #[arg(long, conflicts_with_all = ["quick", "full", "case", "mutants", "case_study", "report"])]
+    #[arg(long, conflicts_with_all = ["quick", "full", "case", "seed", "device", "mutants", "case_study", "report"])]
     sanitize: bool,
     /// What --sanitize runs under each tool.
     #[cfg(feature = "cuda")]
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, exclusive = true)]
     sanitized: Option<String>,
     /// Decides the random cases.
-    #[arg(long, default_value_t = 0, value_name = "S", value_parser = clap::value_parser!(u64).range(..1 << 31))]
-    seed: u64,
+    #[arg(long, default_value_t = 0, value_name = "S", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(..1 << 31))]
+    seed: u32,
     /// Write a report to this file.
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
@@ -81,11 +89,17 @@ enum Device {
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     rmsnorm_cuda::arith::environment()?; // The specification and the reference would be wrong with the executor, and equal to it.
     let mut out = std::io::stdout().lock();
+    if options.list {
+        writeln!(out, "{}", sets::list())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    can_write(&options.report)?;
     if options.mutants {
-        return mutants::run(options.device, options.report.as_deref(), &mut out);
+        let kernels_only = options.device == Device::Cuda;
+        return mutants::run(kernels_only, options.has_gpu()?, options.report.as_deref(), &mut out);
     }
     if let Some(issue) = options.case_study {
-        return study::run(issue, options.device, &mut out);
+        return study::run(issue, || options.has_gpu(), &mut out);
     }
     #[cfg(feature = "cuda")]
     if let Some(what) = &options.sanitized {
@@ -95,17 +109,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.sanitize {
         return sanitize::run(options.require_gpu, &mut out);
     }
-    let build = Build::this();
-    writeln!(
-        out,
-        "rmsnorm verify {} · {} · seed {} · commit {} · bits version {}",
-        build.version,
-        options.mode(),
-        options.seed,
-        build.commit(),
-        build.bits_version
-    )?;
     let case = options.case.as_deref().map(sets::named).transpose()?;
+    let Build { version, bits_version, .. } = Build::this();
+    let (mode, commit) = (options.mode(), Build::this().commit());
+    let what = format!("{version} · {mode} · seed {} · commit {commit} · bits version {bits_version}", options.seed);
+    writeln!(out, "{}", wrapped("rmsnorm verify ", &what))?;
     let found = find(options.device, options.quick);
     let machine = Machine {
         cpu: Cpu.name(),
@@ -117,8 +125,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         bail!("a GPU is required: {reason}");
     }
     if let Some(Item { name, case }) = &case {
-        writeln!(out, "case  {name}: {case}")?;
-        hard_case(name).map_or(Ok(()), |hard| writeln!(out, "      {}", hard.reason))?;
+        writeln!(out, "{}", wrapped("case  ", &format!("{name}: {case}")))?;
+        hard_case(name).map_or(Ok(()), |hard| writeln!(out, "{}", wrapped("      ", hard.reason)))?;
     }
     let cpu = OnAllThreads(ThreadPoolBuilder::new().build()?);
     let mut targets = Vec::new();
@@ -128,34 +136,34 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Ok(found) = &found {
         targets.push(found.target());
     }
-    let report = verify(options, case, machine, &targets, &mut out)?;
+    let (report, committed) = verify(options, case, machine, &targets)?;
+    // What was found is lost neither with the one nor with the other.
+    let printed = print_report(&report, &mut out).and_then(|()| print_committed(&committed, &mut out));
     if let Some(path) = &options.report {
-        report.write(path)?;
+        write_json(path, &report)?;
         writeln!(out, "report: {}", path.display())?;
     }
-    if let Some(line) = report::evidence(Path::new(EVIDENCE), &report.digests) {
-        writeln!(out, "evidence: {line}")?;
-    }
+    printed?;
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Tries every target and prints what was found.
+/// Tries every target, and compares the bits with those of committed reports.
 fn verify(
     options: &Options,
     case: Option<Item>,
     machine: Machine,
     targets: &[Target],
-    out: &mut dyn Write,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<(Report, Committed)> {
     let started = Instant::now();
     let started_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let judge = Judge::new(targets);
-    let (mut random, mut digests, mut failures, mut phases) = (None, Vec::new(), Vec::new(), Vec::new());
-    if let Some(item) = &case {
+    let (mut random, mut failures, mut phases) = (None, Vec::new(), Vec::new());
+    let digested = if let Some(item) = &case {
         judge.judge(item, Depth::Hard);
+        vec![item.clone()]
     } else {
         let effort = options.effort();
-        let drawn = sets::random(options.seed, effort.random);
+        let drawn = sets::random(options.seed.into(), effort.random);
         let coverage = Coverage::of(&drawn);
         if effort.quotas {
             failures.extend(coverage.shortfalls().into_iter().map(|missed| format!("random cases: {missed}")));
@@ -179,23 +187,34 @@ fn verify(
         let accurate = |i: usize| if i.is_multiple_of(effort.random_accurate) { Depth::Basic } else { Depth::Bits };
         judge_all("random cases", &drawn, &|i| thorough(i, effort.random_thorough, accurate(i)))?;
         judge_all("large hard cases", &sets::hard(true), &|_| effort.large)?;
-        let began = Instant::now();
-        let sections = report::digested_sections(options.quick);
-        let progress = Progress::new("digests", sections.len());
-        let mut executors: Vec<_> = targets.iter().map(|target| (target.name, target.executor)).collect();
-        if executors.iter().all(|(name, _)| *name != CPU) {
-            executors.push((CPU, &Cpu));
-        }
-        for section in &sections {
-            match report::digest(section, &executors) {
-                Ok(digest) => digests.push(digest),
-                Err(error) => failures.push(format!("{error:#}")),
+        report::digested(options.quick)
+    };
+    let began = Instant::now();
+    let mut executors: Vec<(&str, &dyn Executor)> = vec![(CPU, &Cpu)];
+    for target in targets {
+        executors.retain(|(name, _)| *name != target.name);
+        executors.push((target.name, target.executor));
+    }
+    let mut digests: Option<(&str, Digests)> = None;
+    let progress = case.is_none().then(|| Progress::new("digests", digested.len() * executors.len()));
+    for (name, executor) in &executors {
+        match report::digests(&digested, *executor, || progress.iter().for_each(Progress::tick)) {
+            Ok(new) => {
+                let (first, all) = digests.get_or_insert_with(|| (name, new.clone()));
+                let (_, differ) = report::compare(all, &new);
+                failures.extend(differ.iter().map(|what| format!("{what} has other bits on {name} than on {first}")));
             }
-            progress.tick();
+            Err(error) => failures.push(format!("on {name}: {error:#}")),
         }
-        let (what, cases) = ("digests".into(), sections.iter().map(|section| section.cases.len() as u64).sum());
+    }
+    drop(progress);
+    let digests = digests.map(|(_, digests)| digests).unwrap_or_default();
+    if case.is_none() {
+        let (what, cases) = ("digests".into(), digested.len() as u64);
         phases.push(Phase { what, cases, elapsed_s: began.elapsed().as_secs_f64() });
     }
+    let committed = Committed::compare(&root().join(EVIDENCE), &digests, options.report.as_ref());
+    failures.extend(committed.contradictions.iter().cloned());
     let literal_thread_s = judge.literal_thread_s();
     let mut rows = judge.rows(&machine);
     let executed = |row: &Row| row.skipped.is_some() || row.cases + row.failed > 0;
@@ -210,7 +229,7 @@ fn verify(
         failures.push("no case was executed at all".into());
     }
     let report = Report {
-        schema: 1,
+        schema: SCHEMA,
         passed: failures.is_empty() && rows.iter().all(|row| row.failed == 0),
         command: std::env::args().skip(1).collect(),
         started_unix_s,
@@ -218,16 +237,16 @@ fn verify(
         build: Build::this(),
         machine,
         mode: options.mode(),
-        seed: options.seed,
+        seed: options.seed.into(),
         rows,
         random,
+        digests_by: executors.iter().map(|(name, _)| name.to_string()).collect(),
         digests,
         failures,
         phases,
         literal_thread_s,
     };
-    print_report(&report, out)?;
-    Ok(report)
+    Ok((report, committed))
 }
 
 fn thorough_launches(index: usize, every: usize) -> Depth {
@@ -239,6 +258,15 @@ fn thorough(index: usize, every: usize, otherwise: Depth) -> Depth {
 }
 
 impl Options {
+    /// Whether there is a GPU to use; an error if there must be one.
+    fn has_gpu(&self) -> anyhow::Result<bool> {
+        match find(self.device, true) {
+            Ok(_) => Ok(true),
+            Err(reason) if self.require_gpu || self.device == Device::Cuda => bail!("a GPU is required: {reason}"),
+            Err(_) => Ok(false),
+        }
+    }
+
     fn mode(&self) -> String {
         match &self.case {
             Some(name) => format!("case {name}"),
@@ -315,7 +343,7 @@ struct Effort {
     quotas: bool,
 }
 
-/// Where committed reports are, seen from the root of the repository.
+/// Where committed reports are, seen from the root of the workspace.
 const EVIDENCE: &str = "docs/evidence";
 
 #[cfg(test)]
@@ -347,7 +375,8 @@ mod tests {
         let mut out = Vec::new();
         let options = Options { case: Some(name.into()), ..Options::default() };
         let machine = Machine { missing: Some("not asked for".into()), ..Machine::default() };
-        let report = verify(&options, Some(sets::named(name).unwrap()), machine, targets, &mut out).unwrap();
+        let (report, _) = verify(&options, Some(sets::named(name).unwrap()), machine, targets).unwrap();
+        print_report(&report, &mut out).unwrap();
         (report, String::from_utf8(out).unwrap())
     }
 

@@ -3,7 +3,7 @@
 
 use super::cells::{Cell, Direction, is_large, required_cpu, required_cuda, target};
 use crate::record;
-pub(super) use crate::record::{Build, write};
+pub(super) use crate::record::Build;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -306,11 +306,6 @@ impl Report {
             _ => {}
         }
         objections
-    }
-
-    /// Writes the report so that the file is either the old one or the whole new one.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        record::write_json(path, self)
     }
 
     /// Reads a report, and refuses one whose verdicts are not those of its measurements.

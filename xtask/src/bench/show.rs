@@ -2,6 +2,7 @@
 
 use super::cells::{TARGETS, is_large};
 use super::report::{APART_MAX, CEILING_GPU, CEILING_SHARE_MIN, Gpu, Line, PeerTime, Report, Timing};
+use crate::record::plural;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use std::collections::BTreeMap;
@@ -21,13 +22,13 @@ pub(super) fn print(report: &Report, out: &mut dyn Write) -> Result<()> {
     }
     writeln!(out, "{}\n\n{}\n\nplans", head(report).join("\n"), table.trim_fmt())?;
     for measured in &report.cells {
-        writeln!(out, "  {:20} {}; {} buffer sets", measured.cell.to_string(), measured.plan, measured.sets)?;
+        writeln!(out, "  {:20} {}; {}", measured.cell.to_string(), measured.plan, plural(measured.sets, "buffer set"))?;
     }
     for (title, items) in findings(report) {
         writeln!(out, "\n{title}{}", if items.is_empty() { ": none" } else { "" })?;
         items.iter().try_for_each(|item| writeln!(out, "  {item}"))?;
     }
-    writeln!(out, "\n{} cells, {:.0} s", report.cells.len(), report.elapsed_s)?;
+    writeln!(out, "\n{}, {:.0} s", plural(report.cells.len(), "cell"), report.elapsed_s)?;
     Ok(())
 }
 

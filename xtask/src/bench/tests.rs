@@ -216,10 +216,10 @@ fn a_report_survives_a_file_and_one_that_contradicts_itself_does_not() {
     let mut report = report();
     report.peers = Some(peers(&[("torch", "bf16:32768x4096", Direction::Forward, 120.0, false)]));
     report.judge();
-    report.write(&path).unwrap();
+    crate::record::write_json(&path, &report).unwrap();
     let read = Report::read(&path);
     report.partial = true;
-    report.write(&path).unwrap();
+    crate::record::write_json(&path, &report).unwrap();
     let forged = Report::read(&path);
     std::fs::remove_file(&path).unwrap();
     report.partial = false;

@@ -1,23 +1,27 @@
 //! How a fuzzer is built: with AddressSanitizer through cargo-fuzz where there is a nightly toolchain; on stable by giving the
 //! compiler the flags for coverage that cargo-fuzz gives it, without AddressSanitizer.
 
-use crate::copies::{Copies, cargo, root, run_quietly};
+use crate::copies::{self, Copies, cargo, root};
 use anyhow::{Context, Result, bail};
 use object::read::archive::ArchiveFile;
 use object::{Object, ObjectSection};
 use rmsnorm_fuzz::mutants::Mutant;
 use rmsnorm_fuzz::targets::Target;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tempfile::TempDir;
 
 /// A target, built.
 pub(super) struct Fuzzer {
     pub(super) target: &'static Target,
     /// The program.
     pub(super) program: PathBuf,
-    /// Where it leaves what it finds.
+    /// What every run on this target shares: what was reached and found.
     pub(super) folder: PathBuf,
+    /// What only this run sees. Goes when it is dropped.
+    pub(super) run: TempDir,
     /// Edges of the executors that are instrumented.
     pub(super) edges: u64,
     /// How it was built.
@@ -28,28 +32,34 @@ pub(super) struct Fuzzer {
 
 impl Fuzzer {
     /// Builds `target`, with the defect of `mutant` in the executor if there is one.
-    pub(super) fn build(target: &'static Target, mutant: Option<&Mutant>) -> Result<Fuzzer> {
-        let tool = Tool::find()?;
-        println!("{}: {}", target.name, tool.describe());
+    pub(super) fn build(
+        target: &'static Target,
+        mutant: Option<&Mutant>,
+        stable: bool,
+        out: &mut dyn Write,
+    ) -> Result<Fuzzer> {
+        let tool = Tool::find(stable);
+        writeln!(out, "{}: {}", target.name, tool.describe())?;
+        out.flush()?;
         let (package, executors) = match mutant {
             None => (root().join("rmsnorm-fuzz"), "rmsnorm_cuda".to_string()),
             Some(mutant) => (patched_package(target, mutant)?, mutant.crate_name()),
         };
         let built = root().join("target/fuzz").join(tool.name());
         match &tool {
-            Tool::Nightly { cargo_fuzz } => {
-                let mut command = Command::new(cargo_fuzz);
+            Tool::Nightly => {
+                let mut command = Command::new("cargo-fuzz");
                 command.args(["fuzz", "build", target.name, "--features", "libfuzzer", "--no-default-features"]);
                 command.arg("--fuzz-dir").arg(&package).arg("--target-dir").arg(&built).current_dir(&package);
                 command.env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO_TARGET_DIR");
-                run_quietly(&mut command)?;
+                copies::build("the fuzzer", &mut command)?;
             }
             Tool::Stable { .. } => {
                 let mut command = cargo();
                 command.args(["build", "--release", "--features", "libfuzzer", "--no-default-features"]);
                 command.args(["--bin", target.name, "--target", TRIPLE, "--target-dir"]).arg(&built);
                 command.env("RUSTFLAGS", COVERAGE).current_dir(&package);
-                run_quietly(&mut command)?;
+                copies::build("the fuzzer", &mut command)?;
             }
         }
         let release = built.join(TRIPLE).join("release");
@@ -59,60 +69,52 @@ impl Fuzzer {
         }
         let folder = root().join("target/fuzz/found").join(mutant.map_or("clean", |m| m.name)).join(target.name);
         fs::create_dir_all(&folder)?;
-        let program = release.join(target.name);
-        if mutant.is_none() {
-            return Ok(Fuzzer { target, program, folder, edges, how: tool.describe(), is_mutant: false });
-        }
-        // The next mutant's program has the same name.
-        let kept = folder.join("fuzzer");
-        fs::copy(&program, &kept).with_context(|| program.display().to_string())?;
-        Ok(Fuzzer { target, program: kept, folder, edges, how: tool.describe(), is_mutant: true })
+        let run = tempfile::Builder::new().prefix("run-").tempdir_in(&folder)?;
+        // The next build of this target has the same name.
+        let program = run.path().join("fuzzer");
+        fs::copy(release.join(target.name), &program).with_context(|| release.display().to_string())?;
+        Ok(Fuzzer { target, program, folder, run, edges, how: tool.describe(), is_mutant: mutant.is_some() })
+    }
+
+    /// Inputs that reach what no other reaches. A mutant must be found from nothing; else what earlier campaigns reached is where
+    /// a new one begins.
+    pub(super) fn corpus(&self) -> PathBuf {
+        if self.is_mutant { self.run.path().join("corpus") } else { self.folder.join("corpus") }
     }
 }
 
 enum Tool {
-    Nightly { cargo_fuzz: PathBuf },
-    Stable { why: String },
+    Nightly,
+    Stable { why: &'static str },
 }
 
 impl Tool {
-    /// Looks for what there is, and installs cargo-fuzz where only that is missing.
-    fn find() -> Result<Tool> {
+    /// Looks for what there is. Nothing is installed unasked.
+    fn find(stable: bool) -> Tool {
         let runs = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        if !runs(Command::new("rustup").args(["run", "nightly", "rustc", "--version"])) {
-            return Ok(Tool::Stable { why: "there is no nightly toolchain".into() });
-        }
-        let tools = root().join("target/tools");
-        let own = tools.join("bin/cargo-fuzz");
-        for found in [PathBuf::from("cargo-fuzz"), own.clone()] {
-            if runs(Command::new(&found).args(["fuzz", "--version"])) {
-                return Ok(Tool::Nightly { cargo_fuzz: found });
-            }
-        }
-        println!("installing cargo-fuzz in target/tools");
-        let installed = run_quietly(
-            cargo().args(["install", "cargo-fuzz", "--locked", "--root"]).arg(&tools).env_remove("CARGO_TARGET_DIR"),
-        );
-        Ok(match installed {
-            Ok(()) => Tool::Nightly { cargo_fuzz: own },
-            Err(error) => {
-                let last = error.to_string().lines().last().unwrap_or_default().to_string();
-                Tool::Stable { why: format!("cargo-fuzz could not be installed ({last})") }
-            }
-        })
+        let why = if stable {
+            "as asked for"
+        } else if !runs(Command::new("rustup").args(["run", "nightly", "rustc", "--version"])) {
+            "there is no nightly toolchain (rustup toolchain install nightly)"
+        } else if !runs(Command::new("cargo-fuzz").args(["fuzz", "--version"])) {
+            "there is no cargo-fuzz (cargo install cargo-fuzz --locked)"
+        } else {
+            return Tool::Nightly;
+        };
+        Tool::Stable { why }
     }
 
     fn name(&self) -> &'static str {
         match self {
-            Tool::Nightly { .. } => "nightly",
+            Tool::Nightly => "nightly",
             Tool::Stable { .. } => "stable",
         }
     }
 
     fn describe(&self) -> String {
         match self {
-            Tool::Nightly { .. } => "libFuzzer with AddressSanitizer, through cargo-fuzz on nightly".into(),
-            Tool::Stable { why } => format!("libFuzzer on stable, without AddressSanitizer, for {why}"),
+            Tool::Nightly => "libFuzzer with AddressSanitizer, through cargo-fuzz on nightly".into(),
+            Tool::Stable { why } => format!("libFuzzer on stable, without AddressSanitizer: {why}"),
         }
     }
 }

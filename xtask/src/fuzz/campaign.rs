@@ -2,13 +2,16 @@
 
 use super::build::Fuzzer;
 use super::{Options, corpus};
+use crate::children::{NO_LIMIT, Running, output};
+use crate::record::plural;
 use anyhow::{Context, Result, bail};
 use rmsnorm_fuzz::targets::{STATISTICS_FILE, Statistics};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What was executed for one target.
@@ -18,7 +21,7 @@ pub(super) struct Campaign {
     pub(super) how: String,
     pub(super) jobs: usize,
     pub(super) elapsed_s: f64,
-    /// Executions that judged at least one element.
+    /// Executions that refuted a property or judged at least one element.
     pub(super) counted: u64,
     pub(super) rejected: u64,
     /// Elements judged.
@@ -48,25 +51,27 @@ pub(super) enum Ending {
 
 impl Campaign {
     /// Fuzzes for `seconds`.
-    pub(super) fn run(fuzzer: &Fuzzer, options: &Options, seconds: u64) -> Result<Campaign> {
-        // A mutant must be found from nothing. Else what earlier campaigns reached is where this one begins.
-        let working = fuzzer.folder.join("corpus");
-        let artifacts = fuzzer.folder.join("artifacts");
-        for folder in [Some(&artifacts), Some(&working).filter(|_| fuzzer.is_mutant)].into_iter().flatten() {
-            let _ = fs::remove_dir_all(folder);
-        }
+    pub(super) fn run(fuzzer: &Fuzzer, options: &Options, seconds: u32, out: &mut dyn Write) -> Result<Campaign> {
+        let artifacts = fuzzer.run.path().join("artifacts");
         fs::create_dir_all(&artifacts)?;
-        fs::create_dir_all(&working)?;
+        fs::create_dir_all(fuzzer.corpus())?;
+        writeln!(
+            out,
+            "  {} at work for {}",
+            plural(options.jobs as usize, "fuzzer"),
+            plural(seconds as usize, "second")
+        )?;
+        out.flush()?;
         let began = Instant::now();
         let mut jobs: Vec<Job> =
-            (0..options.jobs.max(1)).map(|i| Job::start(fuzzer, options, seconds, i)).collect::<Result<_>>()?;
+            (0..options.jobs).map(|i| Job::start(fuzzer, options, seconds, i)).collect::<Result<_>>()?;
         let mut ending = Ending::TimeIsUp;
         while jobs.iter_mut().any(|job| job.is_running()) {
             if let Some(input) = first_file(&artifacts) {
                 // The fuzzer that wrote it ends by itself; the others have nothing more to do.
                 ending = Ending::Failed { input, after_s: began.elapsed().as_secs_f64() };
                 std::thread::sleep(Duration::from_millis(500));
-                jobs.iter_mut().for_each(Job::stop);
+                jobs.iter_mut().for_each(|job| job.running.stop());
                 break;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -130,13 +135,20 @@ impl std::fmt::Display for Campaign {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
             f,
-            "  {} counted, {} rejected in {:.0} s: {:.0} executions/s of {} fuzzers; {:.2e} elements judged",
-            self.counted, self.rejected, self.elapsed_s, self.executions_per_s, self.jobs, self.elements as f64
+            "  {} counted, {} rejected in {:.1} s: {:.0} executions/s of {}; {:.2e} elements judged",
+            self.counted,
+            self.rejected,
+            self.elapsed_s,
+            self.executions_per_s,
+            plural(self.jobs, "fuzzer"),
+            self.elements as f64
         )?;
         write!(
             f,
-            "  edges: {} of the executors instrumented, {} of the program reached; corpus: {} inputs",
-            self.edges_instrumented, self.edges_reached, self.corpus
+            "  edges: {} of the executors instrumented, {} of the program reached; corpus: {}",
+            self.edges_instrumented,
+            self.edges_reached,
+            plural(self.corpus as usize, "input")
         )?;
         for (what, counts) in &self.histogram {
             let mut counts: Vec<_> = counts.iter().collect();
@@ -149,27 +161,27 @@ impl std::fmt::Display for Campaign {
     }
 }
 
+/// A fuzzer at work. Dropped, it ends.
 struct Job {
-    child: Child,
+    running: Running,
     log: PathBuf,
     statistics: PathBuf,
 }
 
 impl Job {
-    fn start(fuzzer: &Fuzzer, options: &Options, seconds: u64, index: usize) -> Result<Job> {
-        let log = fuzzer.folder.join(format!("log-{index}"));
-        let statistics = fuzzer.folder.join(format!("statistics-{index}"));
-        let _ = fs::remove_file(&statistics);
+    fn start(fuzzer: &Fuzzer, options: &Options, seconds: u32, index: u32) -> Result<Job> {
+        let log = fuzzer.run.path().join(format!("log-{index}"));
+        let statistics = fuzzer.run.path().join(format!("statistics-{index}"));
         let mut command = Command::new(&fuzzer.program);
-        command.arg(fuzzer.folder.join("corpus"));
+        command.arg(fuzzer.corpus());
         let seeds = corpus(fuzzer.target.name);
         if !fuzzer.is_mutant && seeds.is_dir() {
             command.arg(seeds);
         }
-        command.arg(format!("-artifact_prefix={}/", fuzzer.folder.join("artifacts").display()));
+        command.arg(format!("-artifact_prefix={}/", fuzzer.run.path().join("artifacts").display()));
         command.arg(format!("-max_total_time={seconds}"));
         // 0 would be the time of day.
-        command.arg(format!("-seed={}", options.seed as usize * options.jobs.max(1) + index + 1));
+        command.arg(format!("-seed={}", u64::from(options.seed) * u64::from(options.jobs) + u64::from(index) + 1));
         // A case takes few bytes, and short ones leave most of it at its simplest. Slow inputs are tried less often.
         command.args([
             "-max_len=128",
@@ -178,49 +190,40 @@ impl Job {
             "-timeout=60",
             "-rss_limit_mb=4096",
         ]);
-        command.env(STATISTICS_FILE, &statistics).stdin(Stdio::null()).stdout(Stdio::null());
-        let child =
-            command.stderr(File::create(&log)?).spawn().with_context(|| fuzzer.program.display().to_string())?;
-        Ok(Job { child, log, statistics })
+        command.env(STATISTICS_FILE, &statistics).stdout(Stdio::null()).stderr(File::create(&log)?);
+        let running = Running::start(&mut command).with_context(|| fuzzer.program.display().to_string())?;
+        Ok(Job { running, log, statistics })
     }
 
     fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.running.ended(), Ok(None))
     }
 
     fn succeeded(&mut self) -> bool {
-        self.child.wait().is_ok_and(|status| status.success())
-    }
-
-    fn stop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        matches!(self.running.wait(NO_LIMIT), Ok(Some(status)) if status.success())
     }
 }
 
-/// Makes `input` smaller while it still fails, and writes it to `smaller`.
-pub(super) fn minimize(fuzzer: &Fuzzer, input: &Path, smaller: &Path) -> Result<()> {
-    let folder = smaller.parent().context("a file is in a folder")?;
-    fs::create_dir_all(folder)?;
-    fs::copy(input, smaller).with_context(|| input.display().to_string())?;
+/// What of `input` still fails, or all of it.
+pub(super) fn minimized(fuzzer: &Fuzzer, input: &Path) -> Result<Vec<u8>> {
+    let smaller = fuzzer.run.path().join("smaller");
     let mut command = Command::new(&fuzzer.program);
     command.args(["-minimize_crash=1", "-max_total_time=20", "-runs=20000", "-timeout=60"]).arg(input);
     command.arg(format!("-exact_artifact_path={}", smaller.display())).env_remove(STATISTICS_FILE);
     // It ends with an error when nothing smaller fails.
-    command.stdin(Stdio::null()).output().with_context(|| fuzzer.program.display().to_string())?;
-    if execute(fuzzer, smaller)?.is_none() {
-        fs::copy(input, smaller)?;
-    }
-    Ok(())
+    output(&mut command, NO_LIMIT).with_context(|| fuzzer.program.display().to_string())?;
+    let fails = smaller.is_file() && execute(fuzzer, &smaller)?.is_some();
+    let kept = if fails { &smaller } else { input };
+    fs::read(kept).with_context(|| kept.display().to_string())
 }
 
 /// Executes one input: what it refutes, if anything.
 pub(super) fn execute(fuzzer: &Fuzzer, input: &Path) -> Result<Option<String>> {
-    let output = Command::new(&fuzzer.program).arg(input).stdin(Stdio::null()).output()?;
-    if output.status.success() {
+    let said = output(Command::new(&fuzzer.program).arg(input), NO_LIMIT)?;
+    if said.succeeded() {
         return Ok(None);
     }
-    let log = String::from_utf8_lossy(&output.stderr);
+    let log = said.stderr;
     // The line after "panicked at", or what a sanitizer says.
     let mut lines = log.lines();
     let message = lines.find(|line| line.contains("panicked at")).and_then(|_| lines.next()).map(str::to_string);

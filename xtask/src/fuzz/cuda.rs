@@ -1,8 +1,10 @@
 //! The GPU's turn: inputs of the corpora, mutated, and fresh ones, on the CPU executor and on the GPU; every bit is compared.
 
 use super::{Options, corpus, fingerprint};
-use crate::record::Build;
-use anyhow::{Context, Result, bail};
+use crate::children::Running;
+use crate::copies::below_root;
+use crate::record::{Build, plural, write, write_json};
+use anyhow::Result;
 use rayon::ThreadPoolBuilder;
 use rmsnorm_cuda::cuda::steps::{self, DeviceMemory};
 use rmsnorm_cuda::cuda::{Cuda, Speed};
@@ -11,29 +13,28 @@ use rmsnorm_fuzz::targets::{Execution, Statistics, TARGETS, made_case};
 use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Runs the campaign.
-pub(super) fn run(options: &Options) -> Result<ExitCode> {
-    if options.mutant.is_some() || options.minimize.is_some() {
-        bail!("--mutant and --minimize are for the CPU");
-    }
+pub(super) fn run(options: &Options, out: &mut dyn Write) -> Result<ExitCode> {
     let gpu = Cuda::new(0)?;
     let seeds = inputs(options)?;
-    println!("{} · {} inputs of corpora · {} threads", gpu.name(), seeds.len(), options.jobs);
+    let (inputs, threads) = (plural(seeds.len(), "input"), plural(options.jobs as usize, "thread"));
+    writeln!(out, "{} · {inputs} of corpora · {threads} for {}", gpu.name(), plural(options.time as usize, "second"))?;
     let (statistics, launches) = (Mutex::new(Statistics::default()), AtomicU64::new(0));
     let (stop, found) = (AtomicBool::new(false), Mutex::new(None));
     let busy = Busy::start();
     let began = Instant::now();
-    let work = |thread: usize| -> Result<()> {
+    let work = |thread: u32| -> Result<()> {
         let gpu = gpu.on_new_stream()?;
         let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
-        let mut random = Random(u64::from(options.seed) << 32 | thread as u64);
-        while began.elapsed() < Duration::from_secs(options.time) && !stop.load(Ordering::Relaxed) {
+        let mut random = Random(u64::from(options.seed) << 32 | u64::from(thread));
+        while began.elapsed() < Duration::from_secs(options.time.into()) && !stop.load(Ordering::Relaxed) {
             let bytes = random.input(&seeds);
             let case = made_case(&bytes);
             let execution = pool.install(|| Execution { case, outcome: compare(&gpu, &case) });
@@ -48,7 +49,7 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         Ok(())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..options.jobs.max(1)).map(|i| scope.spawn(move || work(i))).collect();
+        let threads: Vec<_> = (0..options.jobs).map(|i| scope.spawn(move || work(i))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
     })?;
     let elapsed_s = began.elapsed().as_secs_f64();
@@ -75,7 +76,8 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         histogram,
         failure: failure.as_ref().map(|(_, message)| message),
     };
-    println!(
+    let mut printed = writeln!(
+        out,
         "  {} counted, {} rejected in {elapsed_s:.0} s; {:.2e} elements compared\n  {launches} launches, {:.0}/s; GPU busy: {}",
         report.counted,
         report.rejected,
@@ -84,18 +86,20 @@ pub(super) fn run(options: &Options) -> Result<ExitCode> {
         report.gpu_busy_percent.map_or("unknown, there is no nvidia-smi".into(), |p| format!("{p:.0} % of the time")),
     );
     for (what, counts) in &report.histogram {
-        println!("  {what:7} {counts:?}");
-    }
-    if let Some(path) = &options.report {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        printed = printed.and_then(|()| writeln!(out, "  {what:7} {counts:?}"));
     }
     if let Some((bytes, message)) = &failure {
         let kept = corpus("backward").join(format!("found-{}", fingerprint(bytes)));
         std::fs::create_dir_all(corpus("backward"))?;
-        std::fs::write(&kept, bytes)?;
-        println!("FAILED: {message}\nreplay it: xtask fuzz --device cuda --replay {}", super::below_root(&kept));
+        write(&kept, bytes)?;
+        let replay = format!("xtask fuzz --device cuda --replay {}", below_root(&kept));
+        printed = printed.and_then(|()| writeln!(out, "FAILED: {message}\nreplay it: {replay}"));
     }
+    if let Some(path) = &options.report {
+        write_json(path, &report)?;
+        writeln!(out, "report: {}", path.display())?;
+    }
+    printed?;
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -220,21 +224,18 @@ impl Random {
 }
 
 /// Asks nvidia-smi once a second how busy the GPU was.
-struct Busy(Option<Child>);
+struct Busy(Option<Running>);
 
 impl Busy {
     fn start() -> Busy {
         let mut command = Command::new("nvidia-smi");
         command.args(["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0", "--loop=1"]);
-        Busy(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok())
+        Busy(Running::start(command.stdout(Stdio::piped()).stderr(Stdio::null())).ok())
     }
 
     /// Percent of the time, on average.
     fn stop(self) -> Option<f64> {
-        let mut child = self.0?;
-        let _ = child.kill();
-        let output = child.wait_with_output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let text = self.0?.stop_and_read();
         let samples: Vec<f64> = text.lines().filter_map(|line| line.trim().parse().ok()).collect();
         (!samples.is_empty()).then(|| samples.iter().sum::<f64>() / samples.len() as f64)
     }

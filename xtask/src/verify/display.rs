@@ -1,7 +1,8 @@
 //! What a reader sees: the machine, how far a phase is, and what was found.
 
 use super::executors::{CUDA, NO_GPU};
-use super::report::{Gpu, Machine, Report, Row};
+use super::report::{Committed, Gpu, Machine, Report, Row};
+use crate::record::tell;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -10,56 +11,58 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(super) fn print_machine(machine: &Machine, out: &mut dyn Write) -> anyhow::Result<()> {
-    writeln!(out, "CPU   {}", machine.cpu)?;
+    writeln!(out, "{}", wrapped("CPU   ", &machine.cpu))?;
     if let Some(Gpu { name, driver, nvrtc, nvrtc_path }) = &machine.gpu {
-        writeln!(out, "GPU   {name} · driver {driver} · NVRTC {nvrtc} ({nvrtc_path})")?;
+        let gpu = format!("{name} · driver {driver} · NVRTC {nvrtc} ({nvrtc_path})");
+        writeln!(out, "{}", wrapped("GPU   ", &gpu))?;
     }
     if let Some(reason) = &machine.missing {
-        writeln!(out, "GPU   {reason}")?;
+        writeln!(out, "{}", wrapped("GPU   ", reason))?;
         if reason.starts_with(NO_GPU) {
-            writeln!(out, "      {ADVICE}")?;
+            writeln!(out, "{}", wrapped("      ", ADVICE))?;
         }
     }
     Ok(())
 }
 
+/// What committed reports say; where they contradict, the report of this run has said so.
+pub(super) fn print_committed(committed: &Committed, out: &mut dyn Write) -> anyhow::Result<()> {
+    committed.lines.iter().try_for_each(|line| writeln!(out, "{}", wrapped("evidence: ", line)))?;
+    Ok(())
+}
+
+/// Lines of 80 columns; all but the first begin with as many blanks as `first` has characters.
+pub(super) fn wrapped(first: &str, text: &str) -> String {
+    let blanks = " ".repeat(first.chars().count());
+    let options = textwrap::Options::new(COLUMNS).break_words(false).initial_indent(first).subsequent_indent(&blanks);
+    textwrap::fill(text, options)
+}
+
 pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["#", "property", "on", "cases", "calls", "elements", "thread s", "result", "worst error/bound"]);
+    table.set_header(["#", "property", "on", "cases", "calls", "elements", "thread s", "result"]);
     for column in [0, 3, 4, 5, 6] {
         table.column_mut(column).expect("a column of the header").set_cell_alignment(CellAlignment::Right);
     }
-    let missing = report.machine.missing.as_deref().map(in_short);
-    let skipped = |number: &str, property: &str, on: &str, reason: &str| {
-        [number, property, on, "", "", "", "", &format!("SKIPPED: {reason}"), ""].map(String::from)
-    };
-    for row in &report.rows {
-        let number = row.number.to_string();
-        match &row.skipped {
-            // One line for all of them, below.
-            Some(reason) if missing == Some(reason) => continue,
-            Some(reason) => table.add_row(skipped(&number, &row.property, &row.executor, reason)),
-            None => table.add_row([
-                number,
-                row.property.clone(),
-                row.executor.clone(),
-                row.cases.to_string(),
-                row.comparisons.to_string(),
-                count(row.elements),
-                format!("{:.1}", row.thread_s),
-                result(row),
-                worst(row),
-            ]),
-        };
-    }
-    if let Some(reason) = missing {
-        table.add_row(skipped("1–13", "every property", CUDA, reason));
+    for row in report.rows.iter().filter(|row| row.skipped.is_none()) {
+        table.add_row([
+            row.number.to_string(),
+            row.property.clone(),
+            row.executor.clone(),
+            row.cases.to_string(),
+            count(row.comparisons),
+            count(row.elements),
+            format!("{:.1}", row.thread_s),
+            result(row),
+        ]);
     }
     writeln!(out, "\n{}", table.trim_fmt())?;
+    print_worst(report, out)?;
+    print_skipped(report, out)?;
     print_left_out(report, out)?;
     if let Some(random) = &report.random {
-        writeln!(out, "\nrandom cases: {random}")?;
+        writeln!(out, "\n{}", wrapped("random cases: ", &random.to_string()))?;
     }
     for row in report.rows.iter().filter(|row| row.failed > 0) {
         let first = &row.failures[0];
@@ -86,7 +89,7 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
     }
     if !report.phases.is_empty() {
         let phases = report.phases.iter().map(|p| format!("{} {} in {:.1} s", p.cases, p.what, p.elapsed_s));
-        writeln!(out, "\n{}", phases.collect::<Vec<_>>().join(", "))?;
+        writeln!(out, "\n{}", wrapped("", &phases.collect::<Vec<_>>().join(", ")))?;
         writeln!(out, "the literal executor took {:.1} thread s", report.literal_thread_s)?;
     }
     let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
@@ -98,6 +101,33 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
         if report.elapsed_s < 10.0 { 1 } else { 0 },
         report.elapsed_s
     )?;
+    Ok(())
+}
+
+/// The largest error of each output against its bound.
+fn print_worst(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let rows = report.rows.iter().filter(|row| !row.accuracy.is_empty());
+    for (i, row) in rows.enumerate() {
+        if i == 0 {
+            writeln!(out, "\nworst error/bound")?;
+        }
+        writeln!(out, "  {} on {}: {}", row.property, row.executor, worst(row))?;
+    }
+    Ok(())
+}
+
+/// What was not tried, a sentence for each reason.
+fn print_skipped(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for row in &report.rows {
+        if let Some(reason) = &row.skipped {
+            reasons.entry((&row.executor, reason)).or_default().push(&row.property);
+        }
+    }
+    for (i, ((executor, reason), properties)) in reasons.into_iter().enumerate() {
+        let what = format!("SKIPPED on {executor}, {reason}: {}", properties.join(", "));
+        writeln!(out, "{}{}", if i == 0 { "\n" } else { "" }, wrapped("", &what))?;
+    }
     Ok(())
 }
 
@@ -113,7 +143,7 @@ fn print_left_out(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "\nleft out:")?;
     }
     for ((_, property, reason), left_out) in reasons {
-        writeln!(out, "  {property}: {reason}: {}", count(left_out))?;
+        writeln!(out, "{}", wrapped("  ", &format!("{property}: {reason}: {}", count(left_out))))?;
     }
     Ok(())
 }
@@ -124,11 +154,12 @@ pub(super) fn in_short(reason: &str) -> &str {
 }
 
 fn result(row: &Row) -> String {
-    match (row.failed, row.cases, row.not_applicable.keys().next()) {
-        (0, 0, Some(reason)) => format!("not applicable: {reason}"),
-        (0, 0, None) => "FAILED: no case".into(),
-        (0, _, _) => "ok".into(),
-        (failed, _, _) => format!("FAILED: {failed}"),
+    match (row.failed, row.cases) {
+        // Why is said under "left out".
+        (0, 0) if !row.not_applicable.is_empty() => "silent".into(),
+        (0, 0) => "NO CASE".into(),
+        (0, _) => "ok".into(),
+        (failed, _) => format!("FAILED: {failed}"),
     }
 }
 
@@ -182,7 +213,7 @@ impl Progress {
         done.0 += 1;
         if done.1.elapsed() > EVERY && done.0 < self.total {
             done.1 = Instant::now();
-            eprintln!("  {}: {} of {}", self.what, done.0, self.total);
+            tell(format_args!("  {}: {} of {}", self.what, done.0, self.total));
         }
     }
 }
@@ -192,10 +223,12 @@ impl Drop for Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("  {}: {} in {:.1} s", self.what, self.total, self.started.elapsed().as_secs_f64());
+        let seconds = self.started.elapsed().as_secs_f64();
+        tell(format_args!("  {}: {} in {seconds:.1} s", self.what, self.total));
     }
 }
 
 const EVERY: Duration = Duration::from_secs(10);
-const ADVICE: &str = "what needs a GPU is skipped: it takes an NVIDIA GPU of compute capability 8.0 or newer, its driver,\n      \
+const COLUMNS: usize = 80;
+const ADVICE: &str = "what needs a GPU is skipped: it takes an NVIDIA GPU of compute capability 8.0 or newer, its driver, \
                       and NVRTC 12 or 13, which is part of the CUDA toolkit (or: pip install nvidia-cuda-nvrtc)";

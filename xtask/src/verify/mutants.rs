@@ -4,9 +4,11 @@
 //! One program holds all copies; each defect is judged in a process of its own. The program can be carried to a machine with a
 //! GPU and without cargo: it stays in `target/mutants/judge` with the digest of the sources that it was built from.
 
-use super::Device;
+use super::display::Progress;
 use super::report::Build;
-use crate::copies::{Copies, cargo, root, run_quietly};
+use crate::children::output;
+use crate::copies::{self, Copies, cargo, root};
+use crate::record::{write, write_json};
 use anyhow::{Context, Result, bail};
 use rmsnorm_fuzz::mutants::{MUTANTS, Mutant, On, judges};
 use serde::Serialize;
@@ -15,16 +17,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Runs the command.
-pub(super) fn run(device: Device, report: Option<&Path>, out: &mut dyn Write) -> Result<ExitCode> {
+/// Runs the command. Defects of the CPU executor are judged on the CPU, unless `kernels_only`; those of the kernels on the GPU or in
+/// the emulator.
+pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: &mut dyn Write) -> Result<ExitCode> {
     let began = Instant::now();
-    let device = if device == Device::Cuda { "cuda" } else { "cpu" };
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|m| device == "cpu" || m.on == On::Kernels).collect();
+    let device = if on_gpu { "cuda" } else { "cpu" };
+    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|m| !kernels_only || m.on == On::Kernels).collect();
     writeln!(
         out,
         "{} mutants, {} of them in the reduction over the rows; kernels run {}",
@@ -32,6 +35,7 @@ pub(super) fn run(device: Device, report: Option<&Path>, out: &mut dyn Write) ->
         chosen.iter().filter(|m| m.column).count(),
         if device == "cuda" { "on the GPU" } else { "in the emulator" }
     )?;
+    out.flush()?;
     let program = build()?;
     writeln!(out, "built in {:.0} s", began.elapsed().as_secs_f64())?;
     out.flush()?;
@@ -57,7 +61,7 @@ pub(super) fn run(device: Device, report: Option<&Path>, out: &mut dyn Write) ->
             tasks.push(Task { name: mutant.name, on: mutant.on, cases: mutant.name.into(), properties });
         }
     }
-    let next = AtomicUsize::new(0);
+    let (next, progress) = (AtomicUsize::new(0), Progress::new("judged", tasks.len()));
     let workers = if device == "cuda" { 4 } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -65,32 +69,27 @@ pub(super) fn run(device: Device, report: Option<&Path>, out: &mut dyn Write) ->
                 while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let found = task.run(&program, device);
                     results.lock().unwrap_or_else(PoisonError::into_inner).add(task.name, found);
+                    progress.tick();
                 }
             });
         }
     });
+    drop(progress);
     let matrix = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    print(&chosen, &properties, &matrix, out)?;
-
-    let complaints = verdict(&chosen, &properties, &matrix, None);
-    for complaint in &complaints {
-        writeln!(out, "FAILED: {complaint}")?;
-    }
-    let mut toothless = Vec::new();
-    for property in &properties {
-        if verdict(&chosen, &properties, &matrix, Some(property)).len() <= complaints.len() {
-            toothless.push(format!("without {property} nothing more would fail"));
-        }
-    }
-    for complaint in &toothless {
-        writeln!(out, "FAILED: {complaint}")?;
-    }
-    let passed = complaints.is_empty() && toothless.is_empty();
+    let mut complaints = verdict(&chosen, &properties, &matrix, None);
+    let toothless = properties
+        .iter()
+        .filter(|property| verdict(&chosen, &properties, &matrix, Some(property)).len() <= complaints.len())
+        .map(|property| format!("without {property} nothing more would fail"));
+    complaints.extend(toothless.collect::<Vec<_>>());
+    let passed = complaints.is_empty();
+    let printed = print(&chosen, &properties, &matrix, out)
+        .and_then(|()| Ok(complaints.iter().try_for_each(|complaint| writeln!(out, "FAILED: {complaint}"))?));
     if let Some(path) = report {
-        let report = Report::new(&chosen, &matrix, device, began, passed, [complaints, toothless].concat());
-        fs::write(path, serde_json::to_string_pretty(&report)? + "\n").with_context(|| path.display().to_string())?;
+        write_json(path, &Report::new(&chosen, &matrix, device, began, passed, complaints))?;
         writeln!(out, "report: {}", path.display())?;
     }
+    printed?;
     let caught = chosen.iter().filter(|m| matrix.caught(m.name, m.property)).count();
     writeln!(
         out,
@@ -148,9 +147,10 @@ fn build() -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--release", "--package", "judge", "--target-dir"]).arg(&target);
     // Warnings about patched code are of no use.
-    run_quietly(command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder()))?;
+    let command = command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder());
+    copies::build("a program with every defect", command)?;
     fs::copy(target.join("release/judge"), &program).context("target/mutants/judge")?;
-    fs::write(&stamp, sources)?;
+    write(&stamp, sources)?;
     Ok(program)
 }
 
@@ -182,40 +182,23 @@ impl Task {
         let wanted = || {
             self.cases.split(',').flat_map(|c| self.properties.split(',').map(move |p| (c.to_string(), p.to_string())))
         };
-        let began = Instant::now();
         let on = if self.on == On::Cpu { "cpu" } else { "kernels" };
         let mut command = Command::new(program);
         command.args([self.name, on, device, &self.cases, &self.properties]).env("RAYON_NUM_THREADS", "1");
         // A mutant's compiled kernels are its own.
-        command.env("RMSNORM_CACHE", "off").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("RMSNORM_CACHE", "off");
         let broken = |why: String| wanted().map(|key| (key, Found::Broken(why.clone()))).collect();
-        let mut child = match command.spawn() {
-            Ok(child) => child,
+        let said = match output(&mut command, TIME_LIMIT) {
+            Ok(said) => said,
             Err(error) => return broken(error.to_string()),
         };
-        // Its output is short enough for a pipe until it ends, but for panics, which are many.
-        let stdout = child.stdout.take().map(|pipe| std::thread::spawn(|| std::io::read_to_string(pipe)));
-        let stderr = child.stderr.take().map(|pipe| std::thread::spawn(|| std::io::read_to_string(pipe)));
-        let ended = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break if status.success() { None } else { Some(status.to_string()) },
-                Ok(None) if began.elapsed() > TIME_LIMIT => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    break Some(format!("did not end in {} s", TIME_LIMIT.as_secs()));
-                }
-                Ok(None) => std::thread::sleep(Duration::from_millis(20)),
-                Err(error) => break Some(error.to_string()),
-            }
+        let why = match said.status {
+            Some(status) if status.success() => "said nothing".into(),
+            Some(status) => format!("{status}: {}", said.stderr.lines().last().unwrap_or_default()),
+            None => format!("did not end in {} s", TIME_LIMIT.as_secs()),
         };
-        let text = |reader: Option<std::thread::JoinHandle<std::io::Result<String>>>| {
-            reader.and_then(|r| r.join().ok()).and_then(Result::ok).unwrap_or_default()
-        };
-        let (lines, errors) = (text(stdout), text(stderr));
-        let why = ended
-            .map_or("said nothing".into(), |ended| format!("{ended}: {}", errors.lines().last().unwrap_or_default()));
         let mut found: BTreeMap<_, _> = broken(why);
-        for line in lines.lines() {
+        for line in said.stdout.lines() {
             if let [case, property, result, message] = line.split('\t').collect::<Vec<_>>()[..] {
                 found.insert((case.into(), property.into()), Found::new(result, message));
             }

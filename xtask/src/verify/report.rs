@@ -1,12 +1,13 @@
 //! What a run of `verify` leaves behind: a JSON file that anyone can check without a GPU, since the CPU computes the same bits.
 
-use super::sets::{Coverage, plan_classes};
-use crate::record;
+use super::sets::{self, Coverage, Item};
+use crate::copies::below_root;
 pub(super) use crate::record::Build;
-use anyhow::{Context, Result};
-use rmsnorm_cuda::Executor;
-use rmsnorm_fuzz::golden::{Section, sections};
-use rmsnorm_fuzz::{Case, Evidence};
+use crate::record::{self, plural};
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+use rmsnorm_cuda::{BITS_VERSION, Executor};
+use rmsnorm_fuzz::{Evidence, golden};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// A run of `cargo xtask verify`, as `--report FILE.json` writes it. A field keeps its meaning as long as `schema` stays.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// Version of this format: 1.
+    /// Version of this format: 2.
     pub schema: u32,
     /// Whether nothing failed and something was tried.
     pub passed: bool,
@@ -37,8 +38,10 @@ pub(super) struct Report {
     pub rows: Vec<Row>,
     /// What the random cases covered; absent if there were none.
     pub random: Option<Coverage>,
+    /// The executors that computed the digests, all with the same result.
+    pub digests_by: Vec<String>,
     /// Output bits.
-    pub digests: Vec<SectionDigest>,
+    pub digests: Digests,
     /// Failures that belong to no case.
     pub failures: Vec<String>,
     /// Where the time went.
@@ -48,6 +51,9 @@ pub(super) struct Report {
     #[serde(default)]
     pub literal_thread_s: f64,
 }
+
+/// By case, as its name and a digest of the inputs: digests of rstd, y, dx and dw, as `rmsnorm_fuzz::golden` makes them, or `-`.
+pub(super) type Digests = BTreeMap<String, String>;
 
 /// A part of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -163,102 +169,129 @@ impl Row {
     }
 }
 
-/// One digest of the output bits of many cases (`rmsnorm_fuzz::golden`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct SectionDigest {
-    /// Which cases.
-    pub section: String,
-    /// How many.
-    pub cases: u64,
-    /// SHA-256 of the cases themselves: only equal inputs can be compared.
-    pub inputs_sha256: String,
-    /// SHA-256 of the digests of the outputs.
-    pub outputs_sha256: String,
-    /// The executors that computed it, all with this result.
-    pub computed_by: Vec<String>,
+/// The cases whose output bits reports carry, or only those that are quick to compute.
+pub(super) fn digested(quick: bool) -> Vec<Item> {
+    let large = if quick { Vec::new() } else { sets::hard(true) };
+    [sets::hard(false), large, sets::random(0, &RANDOM), sets::plan_classes()].concat()
 }
 
-impl SectionDigest {
-    /// Whether equal inputs gave other outputs.
-    fn contradicts(&self, other: &SectionDigest) -> bool {
-        self.inputs_sha256 == other.inputs_sha256 && self.outputs_sha256 != other.outputs_sha256
-    }
+/// What `executor` makes of `items`; `done` is called after each.
+pub(super) fn digests(items: &[Item], executor: &dyn Executor, done: impl Fn() + Sync) -> Result<Digests> {
+    let digest = |item: &Item| {
+        let outputs = golden::digests(executor, &item.case).with_context(|| format!("digest of {}", item.name))?;
+        done();
+        Ok((key(item), outputs.map(|output| output.map_or("-".into(), |hash| hash[..DIGITS].to_string())).join(" ")))
+    };
+    items.par_iter().map(digest).collect()
 }
 
-/// The sections that reports carry, or only those that are quick to compute.
-pub(super) fn digested_sections(quick: bool) -> Vec<Section> {
-    let classes = plan_classes().into_iter().map(|item| item.case).collect();
-    let all = sections().into_iter().chain([Section { name: "plan classes", cases: classes }]);
-    all.filter(|section| !quick || section.name != "large hard cases").collect()
+/// Only equal inputs can be compared: a case that was changed is another case.
+fn key(Item { name, case }: &Item) -> String {
+    let inputs = Sha256::digest(case.to_string())[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("{name} {inputs}")
 }
 
-/// The digest of a section, computed by every executor; an error if they differ.
-pub(super) fn digest(section: &Section, executors: &[(&str, &dyn Executor)]) -> Result<SectionDigest> {
-    let mut computed: Option<(&str, String)> = None;
-    for (name, executor) in executors {
-        let digest = section.digest(*executor).with_context(|| format!("{} on {name}", section.name))?;
-        if let Some((other, expected)) = computed.as_ref().filter(|(_, expected)| *expected != digest) {
-            anyhow::bail!("digests of the {} differ: {other} {expected}, {name} {digest}", section.name);
-        }
-        computed = Some((name, digest));
-    }
-    Ok(SectionDigest {
-        section: section.name.into(),
-        cases: section.cases.len() as u64,
-        inputs_sha256: inputs_sha256(&section.cases),
-        outputs_sha256: computed.context("no executor")?.1,
-        computed_by: executors.iter().map(|(name, _)| name.to_string()).collect(),
-    })
-}
-
-fn inputs_sha256(cases: &[Case]) -> String {
-    hex(cases.iter().fold(Sha256::new(), |hash, case| hash.chain_update(format!("{case}\n"))))
+/// How many cases are in both, and the outputs of these that differ.
+pub(super) fn compare(here: &Digests, there: &Digests) -> (usize, Vec<String>) {
+    let both = here.iter().filter_map(|(case, outputs)| Some((case, outputs, there.get(case)?)));
+    let differ = both.clone().filter(|(_, here, there)| here != there).map(|(case, here, there)| {
+        let outputs =
+            OUTPUTS.iter().zip(here.split(' ').zip(there.split(' '))).filter(|(_, (here, there))| here != there);
+        let outputs: Vec<&str> = outputs.map(|(name, _)| *name).collect();
+        format!("{} of {}", outputs.join(", "), case.split(' ').next().unwrap_or(case))
+    });
+    (both.clone().count(), differ.collect())
 }
 
 impl Report {
-    /// Writes the report so that the file is either the old one or the whole new one.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        record::write_json(path, self)
-    }
-
     /// Reads a report.
     pub(super) fn read(path: &Path) -> Result<Report> {
+        #[derive(Deserialize)]
+        struct Any {
+            schema: u32,
+        }
+        let Any { schema } = record::read_json(path)?;
+        ensure!(schema == SCHEMA, "{} has format {schema}, expected {SCHEMA}", path.display());
         record::read_json(path)
     }
 }
 
-/// One line: whether the newest report of a GPU under `folder` says something about this binary.
-pub(super) fn evidence(folder: &Path, digests: &[SectionDigest]) -> Option<String> {
-    if !folder.is_dir() {
-        return None;
+/// What the reports under a folder say of a run.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Committed {
+    /// A sentence for each, and whether there is one of a GPU.
+    pub(super) lines: Vec<String>,
+    /// Other bits of equal inputs.
+    pub(super) contradictions: Vec<String>,
+}
+
+impl Committed {
+    /// Compares `digests` with every report under `folder` but that which this run is to replace.
+    pub(super) fn compare(folder: &Path, digests: &Digests, replaced: Option<&PathBuf>) -> Committed {
+        let mut all = Committed::default();
+        if !folder.is_dir() {
+            all.lines.push(format!("nothing to compare with: there is no {}", below_root(folder)));
+            return all;
+        }
+        let replaced = replaced.and_then(|path| path.canonicalize().ok());
+        let mut newest: Option<(String, Report)> = None;
+        for path in
+            reports(folder).into_iter().filter(|path| path.canonicalize().ok() != replaced || replaced.is_none())
+        {
+            let name = below_root(&path);
+            let report = match Report::read(&path) {
+                Ok(report) => report,
+                Err(error) => {
+                    all.lines.push(format!("unreadable: {error:#}"));
+                    continue;
+                }
+            };
+            let on = report.machine.gpu.as_ref().map_or(&report.machine.cpu, |gpu| &gpu.name);
+            let which = format!("{name} ({on}, commit {})", report.build.commit());
+            let version = report.build.bits_version;
+            match compare(digests, &report.digests) {
+                _ if version != BITS_VERSION => {
+                    all.lines.push(format!("not compared, bits version {version} is not {BITS_VERSION}: {which}"))
+                }
+                (0, _) => all.lines.push(format!("not compared, it has none of these cases: {which}")),
+                (cases, differ) if differ.is_empty() => {
+                    all.lines.push(format!("same bits as {which} in {}", plural(cases, "case")))
+                }
+                (cases, differ) => all.contradictions.push(format!(
+                    "other bits than {which} in {} of {}: {}{}",
+                    differ.len(),
+                    plural(cases, "case"),
+                    differ[..differ.len().min(NAMED)].join("; "),
+                    if differ.len() > NAMED { "; …" } else { "" }
+                )),
+            }
+            let newer = newest.as_ref().is_none_or(|(_, other)| other.started_unix_s < report.started_unix_s);
+            if report.machine.gpu.is_some() && report.passed && newer {
+                newest = Some((which, report));
+            }
+        }
+        all.lines.push(of_a_gpu(folder, newest));
+        all
     }
-    let mut of_a_gpu: Vec<(PathBuf, Report)> = reports(folder)
-        .into_iter()
-        .filter_map(|path| Report::read(&path).ok().map(|report| (path, report)))
-        .filter(|(_, report)| report.machine.gpu.is_some() && report.passed)
-        .collect();
-    of_a_gpu.sort_by_key(|(_, report)| report.started_unix_s);
-    let Some((path, report)) = of_a_gpu.pop() else {
-        return Some(format!("none: {} holds no report of a GPU", folder.display()));
+}
+
+/// Whether the newest report of a GPU says something about this binary.
+fn of_a_gpu(folder: &Path, newest: Option<(String, Report)>) -> String {
+    let Some((which, Report { build: that, .. })) = newest else {
+        return format!("{} holds no report of a GPU", below_root(folder));
     };
-    let (this, that) = (Build::this(), &report.build);
-    let gpu = report.machine.gpu.map(|gpu| gpu.name).unwrap_or_default();
-    let which = format!("{}, {gpu}, commit {}", path.display(), that.commit());
-    Some(if this.kernel_sources_sha256 == "unknown" {
-        format!("unknown: this build has no kernels to compare ({which})")
-    } else if that.bits_version != this.bits_version {
-        format!("STALE: bits version {} there, {} here ({which})", that.bits_version, this.bits_version)
+    let this = Build::this();
+    if this.kernel_sources_sha256 == "unknown" {
+        format!("this build has no kernels to compare with those of {which}")
     } else if that.kernel_sources_sha256 != this.kernel_sources_sha256 {
-        format!("STALE: the kernels have changed since ({which})")
-    } else if digests.iter().any(|here| report.digests.iter().any(|there| there.contradicts(here))) {
-        format!("STALE: its output bits are not those of this run ({which})")
+        format!("STALE: the kernels have changed since {which}")
     } else {
-        format!("current ({which})")
-    })
+        format!("of the present kernels: {which}")
+    }
 }
 
 /// The files under `folder` that are called like reports of this command.
-pub(super) fn reports(folder: &Path) -> Vec<PathBuf> {
+fn reports(folder: &Path) -> Vec<PathBuf> {
     let is_report = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("verify-") && name.ends_with(".json")
@@ -269,66 +302,127 @@ pub(super) fn reports(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
+/// 2: digests by case; before, by section.
+pub(super) const SCHEMA: u32 = 2;
+const OUTPUTS: [&str; 4] = ["rstd", "y", "dx", "dw"];
+/// Random cases among those that are digested.
+const RANDOM: [(u64, u32); 1] = [(200, 16)];
+/// Hexadecimal digits of a digest: 48 bits do not agree by accident.
+const DIGITS: usize = 12;
+/// Cases that a sentence names.
+const NAMED: usize = 5;
 const FAILURES_KEPT: usize = 5;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rmsnorm_cuda::{BITS_VERSION, Cpu};
+    use rmsnorm_cuda::{Backward, Cpu, Dtype, Error, Forward, Rows, Slice, SliceMut};
 
-    /// The bits that a GPU computed are those that this machine's CPU computes.
+    /// The bits that another machine computed are those that this machine's CPU computes.
     #[test]
     fn committed_reports_have_the_bits_of_this_cpu() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/evidence");
-        for path in reports(&folder) {
+        let here = digests(&digested(true), &Cpu, || ()).unwrap();
+        let paths = reports(&crate::copies::root().join(super::super::EVIDENCE));
+        assert!(!paths.is_empty());
+        for path in paths {
             let report = Report::read(&path).unwrap();
-            if report.build.bits_version != BITS_VERSION {
-                println!("{}: not compared, it is of bits version {}", path.display(), report.build.bits_version);
-                continue;
+            let name = path.display();
+            assert_eq!(report.build.bits_version, BITS_VERSION, "{name} is of other bits: make it anew or remove it");
+            let (cases, differ) = compare(&here, &report.digests);
+            println!("{name}: {cases} cases compared");
+            assert!(cases > 0, "{name} has no case that is digested today: make it anew or remove it");
+            assert_eq!(differ, Vec::<String>::new(), "{name}");
+        }
+    }
+
+    /// The CPU executor, but for one bit of dx where rows have `0` elements.
+    struct Flip(usize);
+
+    impl Executor for Flip {
+        fn name(&self) -> String {
+            "flip".into()
+        }
+        fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+            Cpu.forward(call)
+        }
+        fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+            let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw } = call;
+            let at = dx.offset;
+            let SliceMut::F32(data) = &mut dx.data else { panic!("another type") };
+            let lent = Rows { data: SliceMut::F32(data), offset: at, row_stride: dx.row_stride };
+            Cpu.backward(Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx: lent, dw })?;
+            if hidden == self.0 {
+                data[at] = f32::from_bits(data[at].to_bits() ^ 1);
             }
-            let section = digested_sections(true).swap_remove(0);
-            let here = digest(&section, &[("cpu", &Cpu)]).unwrap();
-            let there = report.digests.iter().find(|there| there.section == here.section);
-            match there {
-                Some(there) if there.inputs_sha256 == here.inputs_sha256 => {
-                    assert_eq!(there.outputs_sha256, here.outputs_sha256, "{}", path.display());
-                }
-                _ => println!("{}: not compared, the {} are others", path.display(), section.name),
-            }
+            Ok(())
+        }
+    }
+
+    fn items() -> Vec<Item> {
+        let item = |name| {
+            let mut item = sets::named(name).unwrap();
+            item.case.dtype = Dtype::F32;
+            item
+        };
+        ["width_5", "width_7"].map(item).to_vec()
+    }
+
+    #[test]
+    fn one_bit_is_named_and_other_inputs_are_not_compared() {
+        let [cpu, other] = [&Cpu as &dyn Executor, &Flip(7)].map(|e| digests(&items(), e, || ()).unwrap());
+        assert_eq!(compare(&cpu, &cpu), (2, vec![]));
+        assert_eq!(compare(&cpu, &other), (2, vec!["dx of width_7".to_string()]));
+        let mut changed = items();
+        changed[1].case.eps += 1.0;
+        let changed = digests(&changed, &Cpu, || ()).unwrap();
+        assert_eq!(compare(&cpu, &changed), (1, vec![]));
+    }
+
+    fn report(digests: Digests) -> Report {
+        Report {
+            schema: SCHEMA,
+            passed: true,
+            command: vec![],
+            started_unix_s: 0,
+            elapsed_s: 0.0,
+            build: Build::this(),
+            machine: Machine { cpu: "some CPU".into(), ..Machine::default() },
+            mode: "default".into(),
+            seed: 0,
+            rows: vec![],
+            random: None,
+            digests_by: vec![],
+            digests,
+            failures: vec![],
+            phases: vec![],
+            literal_thread_s: 0.0,
         }
     }
 
     #[test]
-    fn sections_of_other_cases_or_other_bits_have_other_digests() {
-        struct Other;
-        impl Executor for Other {
-            fn name(&self) -> String {
-                "other".into()
-            }
-            fn forward(
-                &self,
-                mut call: rmsnorm_cuda::Forward<rmsnorm_cuda::Slice<'_>, rmsnorm_cuda::SliceMut<'_>>,
-            ) -> Result<(), rmsnorm_cuda::Error> {
-                call.eps *= 2.0;
-                Cpu.forward(call)
-            }
-            fn backward(
-                &self,
-                call: rmsnorm_cuda::Backward<rmsnorm_cuda::Slice<'_>, rmsnorm_cuda::SliceMut<'_>>,
-            ) -> Result<(), rmsnorm_cuda::Error> {
-                Cpu.backward(call)
-            }
-        }
-        let case = rmsnorm_fuzz::hard_case("width_7").unwrap().case;
-        let section = Section { name: "one", cases: vec![Case { eps: 1.0, ..case }] };
-        let both = digest(&section, &[("cpu", &Cpu), ("again", &Cpu)]).unwrap();
-        assert_eq!(both.computed_by, ["cpu", "again"]);
-        assert!(digest(&section, &[("cpu", &Cpu), ("other", &Other)]).is_err());
-        let moved = digest(&Section { name: "one", cases: vec![case] }, &[("cpu", &Cpu)]).unwrap();
-        assert_ne!(moved.inputs_sha256, both.inputs_sha256);
+    fn committed_reports_are_compared_or_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = digests(&items(), &Cpu, || ()).unwrap();
+        let compared = || Committed::compare(folder.path(), &here, None);
+        let none = compared();
+        assert!(none.contradictions.is_empty() && none.lines.len() == 1, "{none:?}");
+        let keep = |name: &str, report: &Report| record::write_json(&folder.path().join(name), report).unwrap();
+        keep("verify-same.json", &report(here.clone()));
+        keep("verify-other.json", &report(digests(&items(), &Flip(5), || ()).unwrap()));
+        keep("verify-none.json", &report(Digests::new()));
+        keep("verify-old.json", &Report { schema: 1, ..report(here.clone()) });
+        record::write(&folder.path().join("verify-text.json"), "text").unwrap();
+        let all = compared();
+        let says = |text: &str, name: &str| all.lines.iter().any(|line| line.starts_with(text) && line.contains(name));
+        assert!(
+            says("same bits as ", "verify-same.json (some CPU, commit ") && says("not compared", "verify-none.json")
+        );
+        assert!(says("unreadable: ", "verify-old.json") && says("unreadable: ", "verify-text.json"), "{all:?}");
+        assert!(all.contradictions.len() == 1 && all.contradictions[0].contains("in 1 of 2 cases: dx of width_5"));
+        // What this run replaces is not held against it.
+        let replaced = folder.path().join("verify-other.json");
+        assert!(Committed::compare(folder.path(), &here, Some(&replaced)).contradictions.is_empty());
+        let absent = Committed::compare(&folder.path().join("nowhere"), &here, None);
+        assert!(absent.lines[0].starts_with("nothing to compare with"), "{absent:?}");
     }
 }

@@ -150,14 +150,19 @@ pub(super) fn named(name: &str) -> Result<Item> {
     if let Some(found) = known.iter().position(|item| item.name == name) {
         return Ok(known.swap_remove(found));
     }
-    let class = |item: &&Item| item.name.starts_with("class-");
-    let hard = |item: &&Item| hard_cases().iter().any(|hard| hard.name == item.name);
-    bail!(
-        "no case is called {name}; there are\n\nhard cases:{}\nplan classes:{}\ngrid-ROWS-WIDTH: grid-17-513 and others of \
-         the grid of shapes\nrandom-POWER-SEED: random-18-7 has at most 2^18 \
-         elements and seed 7",
-        in_lines(known.iter().filter(hard)),
-        in_lines(known.iter().filter(class))
+    let distance = |item: &Item| strsim::damerau_levenshtein(&item.name, name);
+    known.sort_by_cached_key(distance);
+    bail!("no case is called {name}; there are{}; all of them: verify --list", in_lines(known.iter().take(NEAREST)))
+}
+
+/// What [`named`] knows.
+pub(super) fn list() -> String {
+    format!(
+        "hard cases:{}\nplan classes:{}\ngrid of shapes, as grid-ROWS-WIDTH:{}\nrandom-POWER-SEED: random-18-7 has at most \
+         2^18 elements and seed 7",
+        in_lines([hard(false), hard(true)].concat().iter()),
+        in_lines(plan_classes().iter()),
+        in_lines(grid().iter())
     )
 }
 
@@ -240,7 +245,9 @@ const QUOTAS: [Quota; 8] = [
     Quota { name: "f16", percent: 30, has: |c| c.dtype == Dtype::F16 },
     Quota { name: "bf16", percent: 30, has: |c| c.dtype == Dtype::Bf16 },
 ];
-const LINE: usize = 118;
+const LINE: usize = 79;
+/// Names that are offered for one that does not exist.
+const NEAREST: usize = 5;
 const MEAN_ELEMENTS: f64 = 65536.0;
 /// Numbers of rows for each width of the grid, and widths for each number of rows.
 const PER_WIDTH: usize = 5;

@@ -1,36 +1,35 @@
 //! `cargo xtask verify --case-study 781`: the kernels with the defect of the issue, the same with half of it repaired, and the real
 //! ones, side by side.
 
-use super::Device;
-use crate::copies::{Copies, cargo, root, run_quietly};
+use crate::children::{NO_LIMIT, output};
+use crate::copies::{self, Copies, cargo, root};
+use crate::record::tell;
 use anyhow::{Context, Result, bail};
 use rmsnorm_fuzz::mutants::{Mutant, mutant};
 use rmsnorm_fuzz::study::{Measured, study_781};
 use std::io::Write;
 use std::process::{Command, ExitCode};
 
-/// Runs the study in the emulator, and on the GPU if there is one or it is asked for.
-pub(super) fn run(issue: u32, device: Device, out: &mut dyn Write) -> Result<ExitCode> {
+/// Runs the study in the emulator, and on the GPU where that is to be used.
+pub(super) fn run(issue: u32, has_gpu: impl FnOnce() -> Result<bool>, out: &mut dyn Write) -> Result<ExitCode> {
     if issue != 781 {
         bail!("there is a study of issue 781 only");
     }
+    let gpu = has_gpu()?;
+    writeln!(out, "issue {issue}: kernels with its defect, with half of it repaired, and as they are")?;
     let program = build()?;
-    let gpu = match device {
-        Device::Cpu => false,
-        Device::Cuda => true,
-        Device::Auto => super::executors::find(Device::Auto, true).is_ok(),
-    };
     let mut passed = true;
     for device in ["cpu", "cuda"].into_iter().filter(|d| *d == "cpu" || gpu) {
+        let emulated = if device == "cpu" { "in the emulator" } else { "on the GPU" };
         let measured = |name: &str| -> Result<Vec<Measured>> {
-            let output = Command::new(&program).args([device, name]).env("RMSNORM_CACHE", "off").output()?;
-            if !output.status.success() {
-                bail!("{name} on {device}: {}", String::from_utf8_lossy(&output.stderr));
+            tell(format_args!("  the {name} kernels {emulated}"));
+            let said = output(Command::new(&program).args([device, name]).env("RMSNORM_CACHE", "off"), NO_LIMIT)?;
+            if !said.succeeded() {
+                bail!("{name} on {device}: {}", said.stderr);
             }
-            String::from_utf8(output.stdout)?.lines().map(|line| line.parse().map_err(anyhow::Error::msg)).collect()
+            said.stdout.lines().map(|line| line.parse().map_err(anyhow::Error::msg)).collect()
         };
         let [broken, repaired, real] = [measured("broken")?, measured("repaired")?, measured("real")?];
-        let emulated = if device == "cpu" { "in the emulator" } else { "on the GPU" };
         writeln!(
             out,
             "\ndw[0] of one row of zeros, hidden 4, eps 1e-5, loss 0 − sum(y), {emulated}; it must be 0, or,\nof a perturbed input, one and the same number\n"
@@ -95,7 +94,8 @@ fn build() -> Result<std::path::PathBuf> {
     let target = root().join("target/mutants/build");
     let mut command = cargo();
     command.args(["build", "--release", "--package", "study", "--target-dir"]).arg(&target);
-    run_quietly(command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder()))?;
+    let command = command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder());
+    copies::build("the three kinds of kernels", command)?;
     std::fs::copy(target.join("release/study"), &program).context("target/mutants/study")?;
     Ok(program)
 }
