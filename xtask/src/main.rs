@@ -4,6 +4,9 @@
 mod bench;
 mod copies;
 mod fuzz;
+#[cfg(test)]
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
 #[cfg(feature = "cuda")]
 mod ptx;
 mod record;
