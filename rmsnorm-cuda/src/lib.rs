@@ -25,10 +25,6 @@
 //! Read in this order: [`problem`] (what a call is), [`plan`] (which order, which launch), [`arith`] (the specification),
 //! `forward.cu` and `backward.cu` (how rows move through it), [`cpu`], [`cuda`].
 
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
-
 pub mod arith;
 pub mod cpu;
 #[cfg(feature = "cuda")]
