@@ -5,8 +5,11 @@
 use half::{bf16, f16};
 use rmsnorm_cuda::arith::{self, Element, RowScale};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+use tempfile::TempDir;
+
+mod machine;
 
 /// Inputs of each function.
 const INPUTS: usize = 1_000_000;
@@ -115,6 +118,9 @@ const EMULATION: &str = include_str!("../src/cuda/emulator.cc");
 
 #[test]
 fn both_halves_give_the_same_bits() {
+    if !machine::has_cxx() {
+        return;
+    }
     let inputs = inputs(INPUTS);
     let program = Program::new("sound", ARITH, &inputs);
     for function in &FUNCTIONS {
@@ -139,6 +145,9 @@ fn no_function_is_left_out() {
 /// Each change of one function is seen in that function, also where only a special value shows it.
 #[test]
 fn a_changed_function_is_seen() {
+    if !machine::has_cxx() {
+        return;
+    }
     let changes = [
         ("widen bf16", "(u32)v.bits << 16", "(u32)v.bits << 15"),
         ("store bf16", "bf16{bf16_from_f32(v)}", "bf16{(u16)(__float_as_uint(v) >> 16)}"),
@@ -191,17 +200,15 @@ fn inputs(count: usize) -> Vec<[u32; 4]> {
 
 /// arith.cuh, compiled: prints what a function makes of the inputs.
 struct Program {
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Program {
     fn new(name: &str, arith: &str, inputs: &[[u32; 4]]) -> Program {
-        let folder = std::env::temp_dir().join(format!("rmsnorm-arithmetic-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let program = Program { folder };
+        let program = Program { folder: machine::folder() };
         let bytes: Vec<u8> = inputs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
         std::fs::write(program.file("inputs"), bytes).expect("inputs");
-        let mut source = format!("{EMULATION}\n{arith}\n#include <cstdio>\n");
+        let mut source = format!("{EMULATION}\n{arith}\n#include <cstdio>\n#include <cstdlib>\n");
         source += "static u32 f(float v) { return v != v ? 0x7fffffffu : __float_as_uint(v); }\n";
         for (i, function) in FUNCTIONS.iter().enumerate() {
             let parameters = "float a, float b, float c, float d, const u32* u, u32* r";
@@ -235,7 +242,7 @@ impl Program {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        Path::new(&self.folder).join(name)
+        self.folder.path().join(name)
     }
 
     /// The first input of which the two halves make something else.
@@ -248,11 +255,5 @@ impl Program {
         assert!(output.status.success() && results.len() == inputs.len(), "{}: it ended early", function.name);
         let (input, cuda) = inputs.iter().zip(results).find(|(input, cuda)| (function.rust)(**input) != **cuda)?;
         Some(format!("of {input:08x?} arith.cuh makes {cuda:08x?}, arith.rs {:08x?}", (function.rust)(*input)))
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

@@ -203,11 +203,11 @@ macro_rules! subject {
             Ok(match (on, device) {
                 (On::Cpu, _) => Subject::cpu(Bridge($theirs::Cpu)),
                 (On::Kernels, Device::Cpu) => {
-                    let emulator = |arch, blocks| Emulator::new(Speed { blocks, ..Speed::of(arch) }, 1).map(Bridge).map_err(text);
+                    let emulator = |arch, blocks| Box::new(Bridge(Emulator::new(Speed { blocks, ..Speed::of(arch) }, 1)));
                     Subject {
-                        executor: Box::new(emulator(Arch::H200, Some(7))?),
+                        executor: emulator(Arch::H200, Some(7)),
                         is_emulated: true,
-                        launches: vec![Box::new(emulator(Arch::H200, Some(2))?), Box::new(emulator(Arch::A100, None)?)],
+                        launches: vec![emulator(Arch::H200, Some(2)), emulator(Arch::A100, None)],
                     }
                 }
                 (On::Kernels, Device::Cuda) => {

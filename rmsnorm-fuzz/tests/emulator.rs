@@ -10,9 +10,14 @@ use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
 use rmsnorm_fuzz::products::products;
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, hard_case, property};
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
 
 fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
-    Emulator::new(Speed { blocks, ..Speed::of(arch) }, seed).expect("a folder for modules")
+    Emulator::new(Speed { blocks, ..Speed::of(arch) }, seed)
 }
 
 fn refuted(emulator: &Emulator, case: &Case) -> Option<String> {
@@ -54,17 +59,26 @@ fn cases(dtype: Dtype) -> Vec<Case> {
 
 #[test]
 fn f32_on_h200() {
+    if !machine::has_cxx() {
+        return;
+    }
     demand_identity(&emulator(Arch::H200, None, 0), &cases(Dtype::F32));
 }
 
 #[test]
 fn bf16_on_h200() {
+    if !machine::has_cxx() {
+        return;
+    }
     demand_identity(&emulator(Arch::H200, None, 1), &cases(Dtype::Bf16));
 }
 
 /// Without bulk copies.
 #[test]
 fn f16_on_a100() {
+    if !machine::has_cxx() {
+        return;
+    }
     let some: Vec<Case> = cases(Dtype::F16).into_iter().skip(1).step_by(2).collect();
     demand_identity(&emulator(Arch::A100, None, 2), &some);
 }
@@ -72,6 +86,9 @@ fn f16_on_a100() {
 /// Element by element.
 #[test]
 fn unaligned() {
+    if !machine::has_cxx() {
+        return;
+    }
     let offset = |case: Case| Case {
         weight_offset: WeightOffset::One,
         ..case.with_place(Name::X, Place { offset: 1, ..case.place(Name::X) })
@@ -83,6 +100,9 @@ fn unaligned() {
 /// The other ways to hold rows: every number of lanes, packs and sets, one number of teams each.
 #[test]
 fn variants_change_no_bit() {
+    if !machine::has_cxx() {
+        return;
+    }
     for (rows, hidden, dtype) in [(530, 4000, Dtype::Bf16), (45, 5000, Dtype::F32), (19, 9000, Dtype::F16)] {
         let mut all = variants(hidden, dtype);
         all.sort_by_key(|class| (class.lanes, class.pack, std::cmp::Reverse(class.teams)));
@@ -92,8 +112,7 @@ fn variants_change_no_bit() {
             .into_par_iter()
             .filter_map(|class| {
                 let variant = Variant { class: Some(class), ..Variant::default() };
-                let emulator =
-                    Emulator::new(Speed { variant, ..Speed::of(Arch::H200) }, 6).expect("a folder for modules");
+                let emulator = Emulator::new(Speed { variant, ..Speed::of(Arch::H200) }, 6);
                 Some(format!("{class}: {}", refuted(&emulator, &Case::new(rows, hidden, dtype))?))
             })
             .collect();
@@ -104,6 +123,9 @@ fn variants_change_no_bit() {
 /// A grid of one block, and of more blocks than there is work.
 #[test]
 fn grids() {
+    if !machine::has_cxx() {
+        return;
+    }
     for blocks in [1, 2, 148] {
         let rows_and_widths = [(600, 4096), (300, 64), (9, 20_000), (2117, 512)];
         let cases: Vec<Case> = rows_and_widths.map(|(rows, hidden)| Case::new(rows, hidden, Dtype::Bf16)).into();
@@ -114,6 +136,9 @@ fn grids() {
 /// Rows whose statistic must be scaled, on every path; and the case that the project began with.
 #[test]
 fn degenerate_rows() {
+    if !machine::has_cxx() {
+        return;
+    }
     let names = ["idle_groups_781", "idle_groups_781_one_short", "no_rows", "no_rows_wide"];
     let mut cases: Vec<Case> = names.iter().map(|name| hard_case(name).expect(name).case).collect();
     for values in [rmsnorm_fuzz::Values::Subnormal, rmsnorm_fuzz::Values::Bits] {
@@ -127,6 +152,9 @@ fn degenerate_rows() {
 /// Each broken kernel gives other bits, or is caught by the emulator itself, for at least one of eight orders of threads.
 #[test]
 fn broken_kernels_are_caught() {
+    if !machine::has_cxx() {
+        return;
+    }
     let many_teams = Case::new(1400, 2048, Dtype::Bf16);
     let ring = Case::new(700, 4096, Dtype::Bf16);
     let narrow = Case::new(40_000, 40, Dtype::F32);
@@ -179,6 +207,9 @@ fn broken_kernels_are_caught() {
 /// With bulk copies and without; and a row offset that was 32 bits wide would be seen.
 #[test]
 fn rows_far_apart() {
+    if !machine::has_cxx() {
+        return;
+    }
     for arch in [Arch::H200, Arch::A100] {
         let outcome = products(&emulator(arch, None, 0));
         assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
@@ -191,6 +222,40 @@ fn rows_far_apart() {
         let outcome = products(&emulator(Arch::H200, Some(4), 0).patched(from, to));
         assert!(matches!(outcome, Outcome::Failed { .. }), "not caught: {to}");
     }
+}
+
+/// Whatever the umask, modules are built in folders that only this user can enter; once a library is loaded, its folder is gone.
+#[test]
+fn nobody_else_can_change_what_is_built() {
+    if !machine::has_cxx() {
+        return;
+    }
+    const CHILD: &str = "RMSNORM_EMULATOR_TEST";
+    if std::env::var_os(CHILD).is_some() {
+        let emulator = emulator(Arch::H200, None, 0);
+        demand_identity(&emulator, &[Case::new(3, 40, Dtype::F32)]);
+        let left = std::fs::read_dir(std::env::temp_dir()).expect("a folder").count();
+        return println!("LEFT {left}");
+    }
+    let folder = machine::folder();
+    let [compiler, log, built] = ["compiler", "log", "built"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&built).expect("a folder");
+    // Notes whose the folder of the source is and who may enter it. Written by another process: a file that is open for writing,
+    // also in a child that another test has just forked, cannot be run.
+    let script = "#!/bin/sh\nfor last; do :; done\ncase $last in\n*.cc) stat -c '%a %u' \"${last%/*}\" >> \"$LOG\";;\nesac\n\
+                  exec \"$REAL\" \"$@\"\n";
+    let mut child = Command::new("sh");
+    child.args(["-c", "umask 0; printf %s \"$SCRIPT\" > \"$CXX\"; chmod 700 \"$CXX\"; exec \"$0\" \"$@\""]);
+    child.arg(std::env::current_exe().expect("this test's path"));
+    child.args(["--exact", "nobody_else_can_change_what_is_built", "--nocapture"]);
+    child.env("REAL", std::env::var_os("CXX").unwrap_or_else(|| "c++".into())).env("CXX", &compiler);
+    let output = child.envs([(CHILD, "1"), ("SCRIPT", script)]).env("LOG", &log).env("TMPDIR", &built).output();
+    let output = output.expect("a process");
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success() && text.contains("LEFT 0"), "{text}");
+    let owner = std::fs::metadata(&folder).expect("a folder").uid();
+    let seen = std::fs::read_to_string(&log).expect("modules were built");
+    assert!(seen.lines().count() >= 2 && seen.lines().all(|line| line == format!("700 {owner}")), "{seen}");
 }
 
 #[test]

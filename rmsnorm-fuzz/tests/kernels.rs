@@ -13,11 +13,13 @@ use rmsnorm_fuzz::compiled::{Kind, Unit, complaints, inspect, resources, units};
 use std::collections::BTreeSet;
 use std::process::Command;
 
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
+
 fn nvrtc_is_there() -> bool {
-    let Err(error) = nvrtc((9, 0)) else { return true };
-    assert!(std::env::var_os("RMSNORM_REQUIRE_NVRTC").is_none(), "RMSNORM_REQUIRE_NVRTC is set, but: {error}");
-    println!("SKIPPED, no kernel was compiled: {error}");
-    false
+    let missing = nvrtc((9, 0)).err();
+    missing.iter().for_each(|error| machine::skip("NVRTC", error));
+    missing.is_none()
 }
 
 /// For sm_90 every class in every layout with a weight of its own type; for the others every class once, layouts and weights
@@ -154,7 +156,7 @@ fn spills_and_stacks_are_seen() {
 fn nvrtc_that_is_required_must_be_there() {
     let run = |required: bool| {
         let mut test = Command::new(std::env::current_exe().expect("this test"));
-        test.args(["--exact", "the_checker_rejects_bad_kernels", "--nocapture"]);
+        test.args(["--exact", "the_checker_rejects_bad_kernels"]);
         test.env("RMSNORM_NVRTC", "/nowhere/libnvrtc.so.13").env_remove("RMSNORM_REQUIRE_NVRTC");
         if required {
             test.env("RMSNORM_REQUIRE_NVRTC", "1");
@@ -164,7 +166,12 @@ fn nvrtc_that_is_required_must_be_there() {
         (output.status.success(), text)
     };
     let (passed, text) = run(false);
-    assert!(passed && text.contains("SKIPPED, no kernel was compiled") && text.contains("/nowhere"), "{text}");
+    assert!(
+        passed
+            && text.contains("SKIPPED the_checker_rejects_bad_kernels: NVRTC is not usable")
+            && text.contains("/nowhere"),
+        "{text}"
+    );
     let (passed, text) = run(true);
     assert!(!passed && text.contains("RMSNORM_REQUIRE_NVRTC is set, but") && text.contains("/nowhere"), "{text}");
 }

@@ -7,6 +7,9 @@ mod bench;
 mod children;
 mod copies;
 mod fuzz;
+#[cfg(test)]
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
 #[cfg(feature = "cuda")]
 mod ptx;
 mod record;

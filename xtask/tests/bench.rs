@@ -1,7 +1,9 @@
 //! `bench` as a user meets it.
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
+
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
 
 fn bench(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xtask")).arg("bench").args(arguments).output().unwrap()
@@ -12,13 +14,10 @@ fn text_of(output: &Output) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-fn file(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("bench-{}-{name}", std::process::id()))
-}
-
 #[test]
 fn a_cpu_is_measured_reported_and_shown_again() {
-    let (report, page, again) = (file("cpu.json"), file("cpu.html"), file("again.html"));
+    let folder = machine::folder();
+    let [report, page, again] = ["cpu.json", "cpu.html", "again.html"].map(|name| folder.path().join(name));
     let [report_path, page_path, again_path] = [&report, &page, &again].map(|path| path.to_str().unwrap());
     let cells = "f32:512x1024,bf16:1000x999";
     let output = bench(&[
@@ -46,7 +45,6 @@ fn a_cpu_is_measured_reported_and_shown_again() {
     assert_eq!(rendered, format!("{shown}page: {again_path}\n"));
     let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&report).unwrap()).unwrap();
     let pages = [&page, &again].map(|path| std::fs::read_to_string(path).unwrap());
-    [report, page, again].iter().for_each(|path| std::fs::remove_file(path).unwrap());
     assert!(pages[0].contains("999") && pages[0] == pages[1]);
     assert_eq!((&json["partial"], &json["cells"][1]["cell"]), (&true.into(), &"bf16:1000x999".into()));
     assert_eq!(json["cells"][0]["passes"].as_array().unwrap().len(), 2);

@@ -7,6 +7,9 @@ fn xtask(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xtask")).args(arguments).output().unwrap()
 }
 
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
+
 fn verify(arguments: &[&str]) -> Output {
     xtask(&[&["verify"], arguments].concat())
 }
@@ -17,13 +20,13 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn one_case_passes_and_is_reported() {
-    let path = std::env::temp_dir().join(format!("verify-{}.json", std::process::id()));
+    let folder = machine::folder();
+    let path = folder.path().join("verify.json");
     let output = verify(&["--case", "idle_groups_781", "--device", "cpu", "--report", path.to_str().unwrap()]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("SKIPPED") && text.contains("passed"), "{text}");
     let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    std::fs::remove_file(path).unwrap();
     assert_eq!(report["passed"], true);
     assert_eq!(report["mode"], "case idle_groups_781");
 }

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
+mod machine;
+
 fn fuzz(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xtask")).arg("fuzz").args(arguments).output().unwrap()
 }
@@ -32,10 +35,10 @@ fn names_that_do_not_exist_list_those_that_do() {
 
 #[test]
 fn an_input_without_a_target_is_an_error() {
-    let path = std::env::temp_dir().join(format!("fuzz-{}", std::process::id()));
+    let folder = machine::folder();
+    let path = folder.path().join("input");
     std::fs::write(&path, [1, 2, 3]).unwrap();
     let output = fuzz(&["--replay", path.to_str().unwrap()]);
-    std::fs::remove_file(path).unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("--target"));
 }

@@ -5,16 +5,13 @@
 // other bits for some seed.
 // Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too.
 // A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy end the launch with a code.
+//
+// It is compiled anew with each of hundreds of modules, so it takes next to nothing of the C++ library: <random> alone takes three
+// times as long as a module.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <cstring>
-#include <map>
-#include <random>
 #include <sys/mman.h>
 #include <utility>
-#include <vector>
 
 #define __device__
 #define __global__
@@ -35,11 +32,26 @@ namespace emulator {
 enum Code { FINISHED, STUCK, BARRIER_MISUSE, SHUFFLE_MISUSE, COPY_MISALIGNED, TOO_LARGE };
 
 constexpr u32 THREADS_MAX = 1024, STACK_BYTES = 64 << 10, SHARED_BYTES = 227 << 10;
+constexpr u32 EXCHANGES_MAX = 64, COPIES_MAX = 4096;
 
 struct Exchange { u32 mask, arrived[2]; u64 turn[32], complete; float value[2][32]; };
+struct Exchanges { u32 count; Exchange of[EXCHANGES_MAX]; };
 struct Barrier { u32 expected, arrived; u64 generation; };
-struct Arrival { bool armed; u32 phase; std::int64_t pending; };
+struct __attribute__((may_alias)) Arrival { u32 phase : 1, armed : 1; int pending; };  // lies in the barrier itself
 struct Copy { void* to; const void* from; u32 bytes; u64* barrier; };
+static_assert(sizeof(Arrival) == sizeof(u64), "in its place");
+
+// SplitMix64.
+struct Random {
+    u64 state;
+    u64 next() {
+        u64 z = state += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return z ^ z >> 31;
+    }
+    u32 below(u32 end) { return (u32)((next() >> 32) * end >> 32); }
+};
 
 static void* stack_pointer[THREADS_MAX];
 static void* scheduler;
@@ -47,10 +59,10 @@ static u32 current, threads, running;
 static u64 progress;
 static Code code;
 static bool late;
-static std::vector<Exchange> exchanges[THREADS_MAX / 32];
+static Exchanges exchanges[THREADS_MAX / 32];  // of each warp
 static Barrier barriers[16];
-static std::map<u64*, Arrival> arrivals;
-static std::vector<Copy> copies;
+static Copy copies[COPIES_MAX];
+static u32 late_copies;
 static void (*body)();
 
 // Saves the callee-saved registers on this stack and goes on with another one.
@@ -91,40 +103,42 @@ static void meet(u32 name, u32 expected) {
 
 static float shuffle(u32 mask, float value, u32 from) {
     const u32 lane = current % 32;
-    auto& of_warp = exchanges[current / 32];
-    size_t at = 0;
-    while (at < of_warp.size() && of_warp[at].mask != mask) at++;
-    if (at == of_warp.size()) of_warp.push_back(Exchange{mask, {}, {}, 0, {}});
-    auto e = [&]() -> Exchange& { return exchanges[current / 32][at]; };
-    if (!(mask >> lane & 1) || !(mask >> from & 1)) fail(SHUFFLE_MISUSE);
-    const u64 turn = ++e().turn[lane];
-    e().value[turn % 2][lane] = value;
-    if (++e().arrived[turn % 2] == (u32)__builtin_popcount(mask)) e().arrived[turn % 2] = 0, e().complete = turn;
+    Exchanges& of_warp = exchanges[current / 32];
+    u32 at = 0;
+    while (at < of_warp.count && of_warp.of[at].mask != mask) at++;
+    if (at == EXCHANGES_MAX || !(mask >> lane & 1) || !(mask >> from & 1)) fail(SHUFFLE_MISUSE);
+    Exchange& e = of_warp.of[at];
+    if (at == of_warp.count) e = Exchange{mask, {}, {}, 0, {}}, of_warp.count++;
+    const u64 turn = ++e.turn[lane];
+    e.value[turn % 2][lane] = value;
+    if (++e.arrived[turn % 2] == (u32)__builtin_popcount(mask)) e.arrived[turn % 2] = 0, e.complete = turn;
     progress++;
-    wait_until([&] { return e().complete >= turn; });
-    return e().value[turn % 2][from];
+    wait_until([&] { return e.complete >= turn; });
+    return e.value[turn % 2][from];
 }
 
-static void arrive(u64* barrier, std::int64_t pending) {
-    Arrival& a = arrivals[barrier];
+static Arrival& arrival(u64* barrier) { return *(Arrival*)barrier; }
+
+static void arrive(u64* barrier, int pending) {
+    Arrival& a = arrival(barrier);
     a.pending += pending;
     if (a.armed && a.pending == 0) a.armed = false, a.phase ^= 1, progress++;
 }
 
 static void carry_out(const Copy& copy) {
     std::memcpy(copy.to, copy.from, copy.bytes);
-    arrive(copy.barrier, -(std::int64_t)copy.bytes);
+    arrive(copy.barrier, -(int)copy.bytes);
 }
 
-static void run_block(std::mt19937_64& random, unsigned char* stacks) {
-    for (auto& e : exchanges) e.clear();
-    std::fill_n(barriers, 16, Barrier{});
-    arrivals.clear(), copies.clear();
-    std::vector<u32> order(threads);
+static void run_block(Random& random, unsigned char* stacks) {
+    static u32 order[THREADS_MAX];
+    for (auto& of_warp : exchanges) of_warp.count = 0;
+    for (auto& barrier : barriers) barrier = {};
+    late_copies = 0;
     for (u32 t = 0; t < threads; t++) {
         void** top = (void**)(stacks + (size_t)(t + 1) * STACK_BYTES);
         top[-1] = nullptr, top[-2] = (void*)thread_main;
-        std::fill_n(top - 8, 6, nullptr);
+        for (u32 i = 3; i <= 8; i++) top[-(int)i] = nullptr;
         stack_pointer[t] = top - 8;
         order[t] = t;
     }
@@ -132,9 +146,10 @@ static void run_block(std::mt19937_64& random, unsigned char* stacks) {
     u32 awake = ~0u, rounds = 0;  // the warps that go on, and for how many rounds more
     while (running > 0 && code == FINISHED) {
         const u64 before = progress;
-        if (rounds == 0) awake = (u32)random() | 1u << random() % (threads / 32 + 1), rounds = 1 + (u32)random() % 64;
-        std::shuffle(order.begin(), order.end(), random);
-        for (u32 t : order) {
+        if (rounds == 0) awake = (u32)random.next() | 1u << random.below(threads / 32 + 1) % 32, rounds = 1 + random.below(64);
+        for (u32 i = threads; i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
+        for (u32 i = 0; i < threads; i++) {
+            const u32 t = order[i];
             if (!stack_pointer[t] || code != FINISHED || !(awake >> t / 32 & 1)) continue;
             current = threadIdx.x = t;
             change(&scheduler, stack_pointer[t]);
@@ -161,8 +176,8 @@ static inline void __syncthreads() { emulator::meet(0, emulator::threads); }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
-static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-static inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 static inline float __uint_as_float(u32 v) { float f; std::memcpy(&f, &v, 4); return f; }
 static inline u32 __float_as_uint(float v) { u32 u; std::memcpy(&u, &v, 4); return u; }
 
@@ -177,21 +192,26 @@ static inline Words load_streaming(const Words* from) { return *from; }
 static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
 static Words ring_memory[emulator::SHARED_BYTES / 16];
-static inline void arrival_init(u64* barrier) { emulator::arrivals[barrier] = {}; }
+static inline void arrival_init(u64* barrier) { emulator::arrival(barrier) = {}; }
 static inline void arrival_init_done() {}
-static inline void arrival_expect(u64* barrier, u32 bytes) { emulator::arrivals[barrier].armed = true, emulator::arrive(barrier, bytes); }
+static inline void arrival_expect(u64* barrier, u32 bytes) { emulator::arrival(barrier).armed = true, emulator::arrive(barrier, (int)bytes); }
 static inline void arrival_wait(u64* barrier, u32 phase) {
     emulator::wait_until([=] {
-        std::vector<emulator::Copy> due;
-        std::swap(due, emulator::copies);
-        for (auto& copy : due) copy.barrier == barrier ? emulator::carry_out(copy) : emulator::copies.push_back(copy);
-        return emulator::arrivals[barrier].phase != phase;
+        u32 kept = 0;
+        for (u32 i = 0; i < emulator::late_copies; i++) {
+            const emulator::Copy copy = emulator::copies[i];
+            copy.barrier == barrier ? emulator::carry_out(copy) : (void)(emulator::copies[kept++] = copy);
+        }
+        emulator::late_copies = kept;
+        return emulator::arrival(barrier).phase != phase;
     });
 }
 static inline void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     const emulator::Copy copy{to, from, bytes, barrier};
     if (((u64)to | (u64)from | bytes) % 16 != 0) emulator::fail(emulator::COPY_MISALIGNED);
-    emulator::late ? emulator::copies.push_back(copy) : emulator::carry_out(copy);
+    if (!emulator::late) return emulator::carry_out(copy);
+    if (emulator::late_copies == emulator::COPIES_MAX) emulator::fail(emulator::TOO_LARGE);
+    emulator::copies[emulator::late_copies++] = copy;
 }
 
 // Runs `kernel` over a grid; `cells` point to its arguments. Returns a Code.
@@ -206,7 +226,7 @@ static int emulate(void (*kernel)(void**), u32 blocks, u32 threads, u32 shared_b
     running_kernel = kernel, running_cells = cells;
     body = [] { running_kernel(running_cells); };
     emulator::threads = threads, late = seed % 2, code = FINISHED, gridDim.x = blocks;
-    std::mt19937_64 random(seed);
+    Random random{seed};
     for (u32 block = 0; block < blocks && code == FINISHED; block++) {
         blockIdx.x = block;
         std::memset((void*)ring_memory, 0xff, sizeof ring_memory);

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,7 +23,6 @@ use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 pub struct Emulator {
     speed: Speed,
     seed: AtomicU64,
-    folder: PathBuf,
     patch: Option<(String, String)>,
     modules: Mutex<HashMap<Module, Built>>,
 }
@@ -33,14 +33,9 @@ const EMULATION: &str = include_str!("emulator.cc");
 type Built = Arc<OnceLock<Result<Mutex<Library>, Error>>>;
 
 impl Emulator {
-    /// An emulator that plans for `speed` and draws the order of threads from `seed`. Modules are built in a folder of their own,
-    /// which goes with the emulator.
-    pub fn new(speed: Speed, seed: u64) -> Result<Self, Error> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("rmsnorm-emulator-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).map_err(|e| unusable(format!("{}: {e}", folder.display())))?;
-        Ok(Emulator { speed, seed: AtomicU64::new(seed), folder, patch: None, modules: Mutex::default() })
+    /// An emulator that plans for `speed` and draws the order of threads from `seed`.
+    pub fn new(speed: Speed, seed: u64) -> Self {
+        Emulator { speed, seed: AtomicU64::new(seed), patch: None, modules: Mutex::default() }
     }
 
     /// The same with `from` replaced by `to` in the kernel sources, wherever it stands: a broken kernel that a check must catch.
@@ -109,9 +104,11 @@ impl Emulator {
             source = format!("{emulation}{}", kernels.replace(from, to));
         }
         let source = source + "\n" + &module.kernels().iter().map(|name| entry(name)).collect::<String>();
-        let name: String =
-            module.to_string().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let (text, library) = (self.folder.join(format!("{name}.cc")), self.folder.join(format!("{name}.so")));
+        // New, and nobody else's, or others could have code of theirs loaded. A library that is loaded needs its file no more.
+        let mut folder = tempfile::Builder::new();
+        folder.prefix("rmsnorm-emulator-").permissions(Permissions::from_mode(0o700));
+        let folder = folder.tempdir().map_err(|e| unusable(e.to_string()))?;
+        let [text, library] = ["module.cc", "module.so"].map(|name| folder.path().join(name));
         std::fs::write(&text, source).map_err(|e| unusable(format!("{}: {e}", text.display())))?;
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let output = Command::new(&compiler)
@@ -135,12 +132,6 @@ impl Emulator {
         }
         // SAFETY: just built from the sources of this crate; its initialisers are those of the C++ library.
         unsafe { Library::new(&library) }.map_err(|e| unusable(e.to_string()))
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

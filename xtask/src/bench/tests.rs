@@ -212,7 +212,8 @@ fn a_faster_library_is_named_if_its_result_was_right() {
 
 #[test]
 fn a_report_survives_a_file_and_one_that_contradicts_itself_does_not() {
-    let path = std::env::temp_dir().join(format!("bench-report-{}.json", std::process::id()));
+    let folder = crate::machine::folder();
+    let path = folder.path().join("report.json");
     let mut report = report();
     report.peers = Some(peers(&[("torch", "bf16:32768x4096", Direction::Forward, 120.0, false)]));
     report.judge();
@@ -221,7 +222,6 @@ fn a_report_survives_a_file_and_one_that_contradicts_itself_does_not() {
     report.partial = true;
     crate::record::write_json(&path, &report).unwrap();
     let forged = Report::read(&path);
-    std::fs::remove_file(&path).unwrap();
     report.partial = false;
     assert!(read.unwrap() == report);
     assert!(forged.unwrap_err().to_string().contains("do not follow"));
