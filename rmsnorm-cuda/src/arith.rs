@@ -1,8 +1,8 @@
 //! THE SPECIFICATION, Rust half. Its twin is `arith.cuh`, printed below: the same sections, names and order.
 //!
 //! Every output bit is decided here and in [`plan`](crate::plan)'s two orders; everything else in this crate moves data. All
-//! arithmetic is f32, rounded to nearest even, subnormals kept (the thread's FTZ and DAZ bits must be clear, as Rust assumes),
-//! fused only where `mul_add` is written.
+//! arithmetic is f32, rounded to nearest even, subnormals kept, fused only where `mul_add` is written. A thread whose control
+//! register says otherwise computes something else: [`environment`] tells.
 //!
 //! **§0 Equality.** Bits are compared after mapping every NaN to the canonical one: 0x7fffffff in f32, 0x7fff in f16 and bf16.
 //! That is what a GPU returns; [`Element::store`] maps to it on the CPU.
@@ -11,7 +11,33 @@
 #![doc = include_str!("arith.cuh")]
 //! ```
 
+use crate::Error;
+use crate::problem::FloatingPoint;
 use half::{bf16, f16};
+use std::hint::black_box;
+
+/// Whether this thread computes as the specification demands; if not, [`Error::FloatingPoint`] says how it does. A few
+/// nanoseconds. The answer holds until someone sets the thread's control register (MXCSR, FPCR), and for this thread alone,
+/// though on Linux a thread begins with the mode of the one that began it. It underflows, and so traps where that traps.
+pub fn environment() -> Result<(), Error> {
+    // The operands are hidden from the compiler, which would compute the results itself, and rightly. Results are compared as
+    // bits, since a comparison of floats flushes as well.
+    let flushed_result = (black_box(f32::MIN_POSITIVE) * black_box(0.5)).to_bits() == 0;
+    let flushed_operand = (black_box(f32::from_bits(1)) * black_box(SCALE_UP)).to_bits() == 0;
+    // One and three quarters of its last place, either side of zero: both sums are above one only where the nearest is taken.
+    let outwards = [1.0_f32, -1.0].map(|one| {
+        let sum = black_box(one) + black_box(0.75 * f32::EPSILON * one);
+        sum.to_bits() != one.to_bits()
+    });
+    let got = match outwards {
+        _ if flushed_result || flushed_operand => FloatingPoint::FlushesSubnormals,
+        [true, true] => return Ok(()),
+        [true, false] => FloatingPoint::RoundsUp,
+        [false, true] => FloatingPoint::RoundsDown,
+        [false, false] => FloatingPoint::RoundsTowardZero,
+    };
+    Err(Error::FloatingPoint { got })
+}
 
 // §1 Widen and store ------------------------------------------------------------------------------------------------------
 

@@ -220,6 +220,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
             ring.advance();
 #endif
         }
+#if RING
+        // A team with fewer rows than the block's first passes as many barriers: racecheck tells the order of two accesses by how many
+        // barriers each thread has passed, whichever they were, and would report those of the hand-over.
+        for (u64 first = base + scales.count * groups; WARPS > 1 && first < rows; first += groups) team_barrier();
+#endif
         if (partial) write_partial(partial + base / ROWS * hidden, sum, hidden);
     }
 }

@@ -2,24 +2,37 @@
 //!
 //! Chains are neighbouring accumulators, so every loop below runs along neighbouring elements and the compiler vectorises it.
 //! [`pulp`] compiles each loop for the instruction sets it knows and picks one at run time; without that, `mul_add` would be a
-//! library call per element. Rayon shares the rows out. Neither reaches a bit.
+//! library call per element. Rayon shares the rows out. Neither reaches a bit, nor does what a thread or process came from:
+//! [`share`] gives no job to a thread that would compute it otherwise, nor to threads that a fork left behind.
 
 #![forbid(unsafe_code)]
 
 use crate::arith::{
-    self, Element, RowScale, SCALE_UP, centred, chain, effective_weight, fold, gradient, mean, row_scale, scaled_root,
-    statistic, total, weighted,
+    self, Element, RowScale, SCALE_UP, centred, chain, effective_weight, environment, fold, gradient, mean, row_scale,
+    scaled_root, statistic, total, weighted,
 };
 use crate::plan::{column_order, row_order};
+use crate::process::Process;
 use crate::{Backward, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset};
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// The CPU executor. It computes on rayon's current thread pool, whose threads must not flush subnormals (FTZ and DAZ clear,
-/// as Rust leaves them). It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a
-/// slice per 16384 elements or row, and a copy of the weight.
+/// The CPU executor. A call of up to 16384 elements, or of one row, is computed on the thread that calls; a larger one on rayon's
+/// current thread pool.
+///
+/// A thread that flushes subnormals or does not round to nearest never computes a bit. On such a thread a call returns
+/// [`Error::FloatingPoint`] before anything is written. The pool's threads may be such: what falls to them is computed on the
+/// thread that calls, with the same bits, in the worst case all of it. (Should that thread be the pool's own, take on somebody
+/// else's work meanwhile, and come out of it so changed, the same error comes with the outputs partly written.)
+///
+/// In a process that was forked after its parent had begun a pool, a call is computed on the thread that calls: the pool's threads
+/// do not exist there. Where the parent used the pool for something else only, this is known on Linux.
+///
+/// It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
+/// a copy of the weight.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
@@ -29,11 +42,13 @@ impl Executor for Cpu {
     fn name(&self) -> String {
         let simd = format!("{:?}", pulp::Arch::new());
         let simd = simd.split('(').next().unwrap_or_default();
-        format!("cpu ({} {simd}, {} threads)", std::env::consts::ARCH, rayon::current_num_threads())
+        let (threads, s) = (threads(), if threads() == 1 { "" } else { "s" });
+        format!("cpu ({} {simd}, {threads} thread{s})", std::env::consts::ARCH)
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
+        environment()?;
         let Forward { rows, hidden, eps, weight_offset, x, weight, y, rstd } = call;
         if rows == 0 {
             return Ok(());
@@ -47,11 +62,11 @@ impl Executor for Cpu {
             (Slice::Bf16(xs), SliceMut::Bf16(y)) => forward(Read::new(xs, &x), weight, eps, at.of(y), rstd),
             _ => unreachable!("checked: x and y have one type"),
         }
-        Ok(())
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
+        environment()?;
         let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx, dw } = call;
         let weight = &*effective_weights(weight, weight_offset, hidden);
         let (dw, scratch) = match dw {
@@ -75,18 +90,74 @@ impl Executor for Cpu {
                     backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), at.of(dx), scratch)
                 }
                 _ => unreachable!("checked: x, dy and dx have one type"),
-            }
+            }?;
         }
-        if let Some(Vector { data, offset }) = dw {
-            match data {
-                SliceMut::F32(data) => weight_gradient(scratch, &mut data[offset..][..hidden]),
-                SliceMut::F16(data) => weight_gradient(scratch, &mut data[offset..][..hidden]),
-                SliceMut::Bf16(data) => weight_gradient(scratch, &mut data[offset..][..hidden]),
-            }
+        match dw.map(|Vector { data, offset }| (data, offset..offset + hidden)) {
+            None => Ok(()),
+            Some((SliceMut::F32(data), at)) => weight_gradient(scratch, &mut data[at]),
+            Some((SliceMut::F16(data), at)) => weight_gradient(scratch, &mut data[at]),
+            Some((SliceMut::Bf16(data), at)) => weight_gradient(scratch, &mut data[at]),
         }
-        Ok(())
     }
 }
+
+// Threads -----------------------------------------------------------------------------------------------------------------
+
+/// Does every job, with its number, on the threads of rayon's current pool, each of which begins with `begin`. A job that falls
+/// to a thread in another floating-point mode comes back, and so do all where there is no pool: the caller's thread does them.
+fn share<J: Send, S>(
+    jobs: Vec<J>,
+    begin: impl Fn() -> S + Send + Sync,
+    work: impl Fn(&mut S, usize, J) + Send + Sync,
+) -> Result<(), Error> {
+    let left: Vec<(usize, J)> = if jobs.len() > 1 && pool_is_here() {
+        let attempt = |state: &mut S, (i, job)| match environment() {
+            Ok(()) => {
+                work(state, i, job);
+                None
+            }
+            Err(_) => Some((i, job)),
+        };
+        jobs.into_par_iter().enumerate().map_init(&begin, attempt).flatten_iter().collect()
+    } else {
+        jobs.into_iter().enumerate().collect()
+    };
+    if !left.is_empty() {
+        environment()?;
+        let mut state = begin();
+        left.into_iter().for_each(|(i, job)| work(&mut state, i, job));
+    }
+    Ok(())
+}
+
+/// Whether the threads of rayon's current pool are in this process; they are begun if there is no pool. A fork leaves them behind,
+/// and the pool would wait for them for ever.
+fn pool_is_here() -> bool {
+    // Asked before rayon is touched: a fork while a pool begins would leave its lock closed.
+    static FIRST: Process = Process::new();
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    FIRST.is_this()
+        && (SEEN.load(Relaxed) || {
+            // A parent may have begun a pool without this crate.
+            let threads = rayon::current_num_threads() + usize::from(rayon::current_thread_index().is_none());
+            let here = std::fs::read_dir("/proc/self/task").map_or(true, |there| there.count() >= threads);
+            SEEN.store(here, Relaxed);
+            here
+        })
+}
+
+fn threads() -> usize {
+    if pool_is_here() { rayon::current_num_threads() } else { 1 }
+}
+
+/// Rows that make a job: several jobs for each thread, but each worth handing over.
+fn rows_per_job(rows: usize, hidden: usize) -> usize {
+    let worth = (JOB / hidden).max(1);
+    if rows <= worth { worth } else { rows.div_ceil(8 * threads()).max(worth) }
+}
+
+/// Elements that are worth handing to a thread; as f32, a part of its cache.
+const JOB: usize = 1 << 14;
 
 // Operands ----------------------------------------------------------------------------------------------------------------
 
@@ -202,20 +273,21 @@ impl Layout {
 
 // Forward -----------------------------------------------------------------------------------------------------------------
 
-fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd: &mut [f32]) {
+fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd: &mut [f32]) -> Result<(), Error> {
     let hidden = weight.len();
     let rows_per_job = rows_per_job(y.data.len().div_ceil(y.row_stride), hidden);
     let mut rstd = rstd.chunks_mut(rows_per_job);
     let y_stride = y.row_stride;
     let ys = y.data.chunks_mut(rows_per_job.saturating_mul(y_stride));
-    let jobs: Vec<_> = ys.map(|y| (y, rstd.next().unwrap_or_default())).collect();
-    jobs.into_par_iter().enumerate().for_each_init(
+    let jobs = ys.map(|y| (y, rstd.next().unwrap_or_default())).collect();
+    share(
+        jobs,
         || Accumulators::new(hidden),
-        |acc, (job, (y, rstd))| {
+        |acc, job, (y, rstd)| {
             let first_row = job * rows_per_job;
             pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc });
         },
-    );
+    )
 }
 
 /// Neighbouring rows; `rstd` is empty if it is not wanted.
@@ -282,7 +354,14 @@ fn normalise<T: Packed>(x: &[T], row: RowScale, number: bool, weight: &[f32], y:
 
 /// Each job takes some neighbouring row groups and walks all their rows, so that their sums stay in its cache and the rows it
 /// touches are neighbours. `scratch` holds the partials; it is empty if dw is not wanted: then every row is a job's own.
-fn backward<T: Packed>(x: Read<T>, weight: &[f32], rstd: &[f32], dy: Read<T>, dx: Written<T>, scratch: &mut [f32]) {
+fn backward<T: Packed>(
+    x: Read<T>,
+    weight: &[f32],
+    rstd: &[f32],
+    dy: Read<T>,
+    dx: Written<T>,
+    scratch: &mut [f32],
+) -> Result<(), Error> {
     let hidden = weight.len();
     let groups = if scratch.is_empty() { rstd.len() } else { scratch.len() / hidden };
     let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
@@ -295,9 +374,10 @@ fn backward<T: Packed>(x: Read<T>, weight: &[f32], rstd: &[f32], dy: Read<T>, dx
             job.0.push(rows);
         }
     }
-    jobs.into_par_iter().enumerate().for_each_init(
+    share(
+        jobs,
         || (Accumulators::new(hidden), Aligned::new(sums_len)),
-        |(acc, sums), (job, (steps, partials))| {
+        |(acc, sums), job, (steps, partials)| {
             let (first_group, dx_stride) = (job * per_job, dx.row_stride);
             let sums = &mut sums[..partials.len()];
             sums.fill(0.0); // Where chains start.
@@ -305,7 +385,7 @@ fn backward<T: Packed>(x: Read<T>, weight: &[f32], rstd: &[f32], dy: Read<T>, dx
             pulp::Arch::new().dispatch(job);
             partials.copy_from_slice(sums);
         },
-    );
+    )
 }
 
 /// Neighbouring row groups. `steps[i]` is dx of the rows i·groups + first_group and following, one for each group (fewer in
@@ -412,30 +492,49 @@ fn gradients<T: Packed>(row: Row<T>, c: f32, number: bool, weight: &[f32], dx: &
 }
 
 /// §7 The tree over the row groups, in place, and the one rounding. No groups: +0.0.
-fn weight_gradient<T: Packed>(partials: &mut [f32], dw: &mut [T]) {
+fn weight_gradient<T: Packed>(partials: &mut [f32], dw: &mut [T]) -> Result<(), Error> {
     let hidden = dw.len();
     if partials.is_empty() {
-        return dw.fill(T::store(total(0.0)));
+        dw.fill(T::store(total(0.0)));
+        return Ok(());
     }
     let mut node = hidden; // Elements of the partials below one node: its first row holds its value.
     while node < partials.len() {
-        partials.par_chunks_mut(2 * node).with_min_len((JOB / node).max(1)).for_each(|pair| {
-            let (left, right) = pair.split_at_mut(node.min(pair.len()));
-            let columns = hidden.min(right.len()); // None where the right neighbour is a pad: adding +0.0 changes no bit.
-            let left = left[..columns].par_chunks_mut(JOB);
-            left.zip(right[..columns].par_chunks(JOB)).for_each(|(left, right)| {
-                for (l, &r) in left.iter_mut().zip(right) {
-                    *l = fold(*l, r);
-                }
-            });
-        });
+        if hidden < JOB {
+            let pairs = 2 * node * (JOB / node).max(1);
+            let fold_pairs =
+                |chunk: &mut [f32]| chunk.chunks_mut(2 * node).map(|p| halves(p, node, hidden)).for_each(fold_all);
+            share(partials.chunks_mut(pairs).collect(), || (), |_, _, chunk| fold_pairs(chunk))?;
+        } else {
+            let pairs = partials.chunks_mut(2 * node).map(|pair| halves(pair, node, hidden));
+            let columns = pairs.flat_map(|(left, right)| left.chunks_mut(JOB).zip(right.chunks(JOB)));
+            share(columns.collect(), || (), |_, _, columns| fold_all(columns))?;
+        }
         node *= 2;
     }
-    dw.par_chunks_mut(JOB).zip(partials.par_chunks(JOB)).for_each(|(dw, root)| {
-        for (dw, &root) in dw.iter_mut().zip(root) {
-            *dw = T::pack(total(root), false);
-        }
-    });
+    let jobs = dw.chunks_mut(JOB).zip(partials.chunks(JOB)).collect();
+    share(
+        jobs,
+        || (),
+        |_, _, (dw, root): (&mut [T], &[f32])| {
+            for (dw, &root) in dw.iter_mut().zip(root) {
+                *dw = T::pack(total(root), false);
+            }
+        },
+    )
+}
+
+/// The values of two neighbouring nodes; none where the right one is a pad: adding +0.0 changes no bit.
+fn halves(pair: &mut [f32], node: usize, hidden: usize) -> (&mut [f32], &[f32]) {
+    let (left, right) = pair.split_at_mut(node.min(pair.len()));
+    let columns = hidden.min(right.len());
+    (&mut left[..columns], &right[..columns])
+}
+
+fn fold_all((left, right): (&mut [f32], &[f32])) {
+    for (left, &right) in left.iter_mut().zip(right) {
+        *left = fold(*left, right);
+    }
 }
 
 // The reduction along a row -----------------------------------------------------------------------------------------------
@@ -616,14 +715,6 @@ fn ahead<T>(tile: &Range<usize>, hidden: usize) -> (usize, usize) {
 fn specialised(row: RowScale, numbers: bool, tile: impl FnOnce(RowScale, bool)) {
     if numbers && row.pre == 1.0 { tile(RowScale { pre: 1.0, post: row.post }, true) } else { tile(row, false) }
 }
-
-/// Rows that make a job: several jobs for each thread, but each worth handing over.
-fn rows_per_job(rows: usize, hidden: usize) -> usize {
-    rows.div_ceil(8 * rayon::current_num_threads()).max(JOB / hidden)
-}
-
-/// Elements that are worth handing to a thread; as f32, a part of its cache.
-const JOB: usize = 1 << 14;
 
 #[cfg(test)]
 mod tests {

@@ -19,22 +19,59 @@
 //! # Ok::<(), rmsnorm_cuda::Error>(())
 //! ```
 //!
+//! | you have | you call |
+//! | --- | --- |
+//! | operands in host memory | [`Cpu`], by [`Executor::forward`] and [`Executor::backward`] |
+//! | rows without gaps in cudarc's slices, and a stream | `cuda::Layer` |
+//! | any rows in cudarc's slices, and a stream | `cuda::Kernels::forward_on`, `backward_on` |
+//! | device pointers and a raw stream: candle, burn, FFI | `cuda::Kernels::forward`, `backward`, which are unsafe |
+//! | operands in host memory, and a GPU to compare with the CPU | `cuda::Cuda`, by [`Executor`] |
+//!
+//! All of them take the same description of a call, [`Forward`] or [`Backward`]. The gradients, wherever they are computed:
+//!
+//! ```
+//! use rmsnorm_cuda::{Backward, Cpu, Executor, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len};
+//!
+//! let (rows, hidden) = (1, 4);
+//! let x = [2.0_f32, -2.0, 2.0, -2.0];
+//! let rstd = [0.5_f32]; // as the forward call stored it
+//! let dy = [1.0_f32, 0.0, 0.0, 0.0];
+//! let (mut dx, mut dw, mut scratch) = ([0.0_f32; 4], [0.0_f32; 4], vec![0.0_f32; scratch_len(rows, hidden)?]);
+//! Cpu.backward(Backward {
+//!     rows, hidden, weight_offset: WeightOffset::Zero,
+//!     x: Rows::contiguous(Slice::F32(&x), hidden),
+//!     weight: None,
+//!     rstd: Slice::F32(&rstd).into(),
+//!     dy: Rows::contiguous(Slice::F32(&dy), hidden),
+//!     dx: Rows::contiguous(SliceMut::F32(&mut dx), hidden),
+//!     dw: Some(WeightGradient { dw: SliceMut::F32(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+//! })?;
+//! assert_eq!(dx, [0.375, 0.125, -0.125, 0.125]);
+//! assert_eq!(dw, [1.0, 0.0, 0.0, 0.0]);
+//! # Ok::<(), rmsnorm_cuda::Error>(())
+//! ```
+//!
 //! Scratch, where a call needs some, is lent by the caller and may hold anything; [`scratch_len`] says how much. A call that
 //! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
 //!
 //! Read in this order: [`problem`] (what a call is), [`plan`] (which order, which launch), [`arith`] (the specification),
 //! `forward.cu` and `backward.cu` (how rows move through it), [`cpu`], [`cuda`].
 
+#![deny(unsafe_code)]
+
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
 
 pub mod arith;
 pub mod cpu;
 #[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
 pub mod cuda;
 pub mod plan;
 pub mod problem;
+mod process;
 
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
@@ -42,7 +79,8 @@ pub use cudarc;
 pub use half::{bf16, f16};
 pub use plan::{BITS_VERSION, scratch_len};
 pub use problem::{
-    Backward, Dtype, Error, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset,
+    Backward, Dtype, Error, FloatingPoint, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient,
+    WeightOffset,
 };
 
 /// Carries out a call on host memory. This is how checks see an executor; a GPU's users have their data there already and use

@@ -57,7 +57,7 @@ pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
 /// Elements of f32 scratch that a backward call with `dw` needs: one partial row for each row group.
 pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
     check_hidden(hidden)?;
-    // At most 2^18 groups of 2^24 columns: no overflow.
+    // At most 15 groups of 2^24 columns, below 2^28: no overflow.
     Ok(column_order(rows, hidden).groups * hidden)
 }
 
@@ -140,6 +140,14 @@ impl Class {
     /// Threads of a block.
     pub const fn threads(self) -> u32 {
         self.lanes * self.teams
+    }
+
+    /// Shared memory that its kernels declare themselves, at most: what teams hand to each other, and two buffers for the nodes and
+    /// the barriers of each.
+    const fn declared_bytes(self) -> u32 {
+        let handing = if self.lanes < 32 { self.threads() / 32 } else { self.teams };
+        let nodes = 2 * self.teams * self.sets * self.lanes.div_ceil(32);
+        (handing.div_ceil(2) * self.pack * self.lanes + nodes + self.teams * RING_STAGES_MAX * 2) * 4
     }
 }
 
@@ -261,11 +269,11 @@ pub fn plan_variant(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch, varia
         return Plan { row, column, forward, backward: Launch { blocks: blocks(rows, GRID_MAX), ..forward } };
     }
     // A stage holds a row of x and one of dy. 96 KiB ahead hide the memory's latency; three stages let a lone team compute with
-    // one, while the others fill. The kernels declare less than 10 KiB themselves.
+    // one, while the others fill.
     let row_bytes = hidden * dtype.bytes();
     let stage_bytes = teams * 2 * row_bytes;
     let wanted = if teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
-    let fit = (arch.block_shared_bytes as usize).saturating_sub(10 << 10) / stage_bytes;
+    let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = variant.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize) as u32;
     let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
     let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
@@ -363,6 +371,7 @@ mod tests {
     #[test]
     fn no_group_is_empty() {
         for hidden in widths() {
+            assert!(scratch_len(usize::MAX, hidden).is_ok_and(|len| len < 1 << 28), "{hidden}");
             for rows in [0, 1, 2, 131, 132, 133, 100_000] {
                 let groups = column_order(rows, hidden).groups;
                 assert!(groups <= rows && (groups > 0) == (rows > 0));

@@ -176,7 +176,7 @@ pub enum Error {
         got: usize,
     },
     /// `eps` is negative, infinite or NaN.
-    #[error("eps is {got}, expected a finite number that is not negative")]
+    #[error("eps is {got:e}, expected a finite number that is not negative")]
     Eps {
         /// The refused value.
         got: f32,
@@ -204,7 +204,7 @@ pub enum Error {
         broadcast: bool,
     },
     /// A buffer ends before the last element that the call would touch.
-    #[error("{operand} needs {needed} elements (offset included), got {got}")]
+    #[error("{operand} needs {needed} element{} (offset included), got {got}", if *.needed == 1 { "" } else { "s" })]
     Length {
         /// Name of the operand.
         operand: &'static str,
@@ -214,14 +214,19 @@ pub enum Error {
         got: usize,
     },
     /// Sizes and strides whose product leaves the address range.
-    #[error("{operand} spans more bytes than an address can count: {rows} rows of stride {row_stride}")]
+    #[error(
+        "{operand} spans more bytes than an address can count: {rows} row{} of stride {row_stride} from offset {offset}",
+        if *.rows == 1 { "" } else { "s" }
+    )]
     AddressRange {
         /// Name of the operand.
         operand: &'static str,
-        /// Number of rows.
+        /// Number of rows; 1 for a vector.
         rows: usize,
-        /// Row stride in elements.
+        /// Row stride in elements; its length for a single row.
         row_stride: usize,
+        /// Where the first row begins, in elements.
+        offset: usize,
     },
     /// A buffer that does not begin at a multiple of its element size.
     #[error("{operand} begins at address {address:#x}, which is no multiple of its element size of {bytes} bytes")]
@@ -234,12 +239,21 @@ pub enum Error {
         bytes: usize,
     },
     /// An output that shares memory with another operand.
-    #[error("{output} overlaps {other}: no output may share memory with another operand")]
+    #[error(
+        "{output} overlaps {other}, expected memory of its own for every output: computing in place is not supported"
+    )]
     Overlap {
         /// Name of the output.
         output: &'static str,
         /// Name of the other operand.
         other: &'static str,
+    },
+    /// The thread computes otherwise than the specification demands, on whose behalf somebody set its control register: a
+    /// library built with `-ffast-math`, for one, or `torch.set_flush_denormal`. See [`environment`](crate::arith::environment).
+    #[error("this thread {got}, expected IEEE 754's default: subnormals kept, the nearest taken, ties to even")]
+    FloatingPoint {
+        /// What it does.
+        got: FloatingPoint,
     },
     /// A shared library that the CUDA executor needs was not found or lacks a function.
     #[error("{library} is not usable: {reason}")]
@@ -253,6 +267,15 @@ pub enum Error {
     #[error("{call} failed: {code}")]
     Driver {
         /// The driver function.
+        call: &'static str,
+        /// The driver's name of the error.
+        code: String,
+    },
+    /// The driver reported what a kernel did that was launched before, by this crate or by others. Nothing more can be done on
+    /// that context.
+    #[error("a kernel launched earlier on this context failed: {call} returned {code}, and so will every later call")]
+    Fault {
+        /// The driver function that was called since.
         call: &'static str,
         /// The driver's name of the error.
         code: String,
@@ -273,9 +296,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A kernel that is not loaded cannot be loaded while its stream is being captured.
+    /// A kernel is not loaded, and the driver would not load it because a stream is being captured.
     #[error(
-        "{kernel} is not loaded, and the stream is being captured: call `Kernels::prepare` before the capture begins"
+        "{kernel} is not loaded, and the driver loads nothing during this capture: call `Kernels::prepare` before it begins"
     )]
     NotPrepared {
         /// The module.
@@ -288,6 +311,14 @@ pub enum Error {
          before the memory is allocated, or use the raw layer (`Kernels::forward`, `Kernels::backward`)"
     )]
     EventTracking,
+    /// Memory whose uses nobody keeps in order: cudarc neither tracks them, nor was told by `disable_event_tracking` that the
+    /// caller does, nor is there only one stream.
+    #[error(
+        "nothing keeps the uses of this memory in order: cudarc tracks them while a stream of `CudaContext::new_stream` lives \
+         (of the one `CudaContext` that memory and stream have in common); without one, use the stream where the memory was \
+         allocated, not the per-thread one, or call `CudaContext::disable_event_tracking` and keep them in order yourself"
+    )]
+    Untracked,
     /// Memory or a stream of another context than the kernels'.
     #[error("memory or a stream of another context, on GPU {got}, was given to kernels on GPU {expected}")]
     Context {
@@ -304,18 +335,45 @@ pub enum Error {
     },
 }
 
+/// What a thread does that gives other bits than the specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FloatingPoint {
+    /// Subnormal results, operands or both are zeros: FTZ and DAZ of MXCSR, FZ of FPCR. It may round otherwise, too.
+    FlushesSubnormals,
+    /// Rounds toward +∞.
+    RoundsUp,
+    /// Rounds toward −∞.
+    RoundsDown,
+    /// Rounds toward 0.
+    RoundsTowardZero,
+}
+
+impl std::fmt::Display for FloatingPoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FloatingPoint::FlushesSubnormals => "flushes subnormals to zero",
+            FloatingPoint::RoundsUp => "rounds toward +infinity",
+            FloatingPoint::RoundsDown => "rounds toward -infinity",
+            FloatingPoint::RoundsTowardZero => "rounds toward zero",
+        })
+    }
+}
+
 impl<In: Operand, Out: Operand> Forward<In, Out> {
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
         check_hidden(self.hidden)?;
-        if !(self.eps >= 0.0 && self.eps.is_finite()) {
+        // Bits, since a thread that flushes takes a negative subnormal for zero.
+        let bits = self.eps.to_bits();
+        if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {
             return Err(Error::Eps { got: self.eps });
         }
         let dtype = self.x.data.dtype();
         let mut operands = Vec::with_capacity(4);
         operands.push(rows_extent("x", &self.x, Role::Read, self.rows, self.hidden)?);
         if let Some(weight) = &self.weight {
-            check_weight_type(weight, dtype)?;
+            check_type_or_f32("weight", &weight.data, dtype)?;
             operands.push(vector_extent("weight", weight, Role::Read, self.hidden)?);
         }
         check_type("y", &self.y.data, dtype)?;
@@ -356,7 +414,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         let mut operands = Vec::with_capacity(7);
         operands.push(rows_extent("x", &self.x, Role::Read, self.rows, self.hidden)?);
         if let Some(weight) = &self.weight {
-            check_weight_type(weight, dtype)?;
+            check_type_or_f32("weight", &weight.data, dtype)?;
             operands.push(vector_extent("weight", weight, Role::Read, self.hidden)?);
         }
         check_type("rstd", &self.rstd.data, Dtype::F32)?;
@@ -367,9 +425,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         operands.push(rows_extent("dx", &self.dx, Role::Written, self.rows, self.hidden)?);
         if let Some(WeightGradient { dw, scratch }) = &self.dw {
             let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
-            if dw.data.dtype() != weight {
-                check_type("dw", &dw.data, Dtype::F32)?;
-            }
+            check_type_or_f32("dw", &dw.data, weight)?;
             operands.push(vector_extent("dw", dw, Role::Written, self.hidden)?);
             check_type("scratch", &scratch.data, Dtype::F32)?;
             let needed = crate::plan::scratch_len(self.rows, self.hidden)?;
@@ -412,12 +468,13 @@ fn check_type(operand: &'static str, data: &impl Operand, expected: Dtype) -> Re
     if got == expected { Ok(()) } else { Err(Error::ElementType { operand, expected: expected.to_string(), got }) }
 }
 
-fn check_weight_type(weight: &Vector<impl Operand>, dtype: Dtype) -> Result<(), Error> {
-    let got = weight.data.dtype();
+fn check_type_or_f32(operand: &'static str, data: &impl Operand, dtype: Dtype) -> Result<(), Error> {
+    let got = data.dtype();
     if got == dtype || got == Dtype::F32 {
         return Ok(());
     }
-    Err(Error::ElementType { operand: "weight", expected: format!("{dtype} or f32"), got })
+    let expected = if dtype == Dtype::F32 { "f32".into() } else { format!("{dtype} or f32") };
+    Err(Error::ElementType { operand, expected, got })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -483,7 +540,7 @@ fn extent(
     run: usize,
 ) -> Result<Extent, Error> {
     let bytes = data.dtype().bytes();
-    let too_far = Error::AddressRange { operand, rows: count, row_stride: stride };
+    let too_far = Error::AddressRange { operand, rows: count, row_stride: stride, offset };
     let needed = match count {
         0 => 0,
         _ => (count - 1)

@@ -1,28 +1,38 @@
 //! Compiled kernels on disk: whatever is in the folder, and whoever else uses it, a module's machine code is what NVRTC makes
 //! of it; a folder that cannot be used or trusted is not, and says so once.
 //!
-//! Needs NVRTC, no GPU. Without NVRTC the tests say so and pass, unless `RMSNORM_REQUIRE_NVRTC=1`.
+//! Needs NVRTC, no GPU. Without NVRTC the tests say so and pass, unless `RMSNORM_REQUIRE_NVRTC=1`. Those that count compilations
+//! need a C compiler instead: `stand_in_driver.c` takes the place of NVRTC.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rmsnorm_cuda::cuda::Cache;
 use rmsnorm_cuda::cuda::compile::{Module, compile};
 use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::{Dtype, Error};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 const MODULE: Module = Module::Fold { dw: Dtype::Bf16 };
 const CAPABILITY: (u32, u32) = (9, 0);
 
 fn nvrtc_is_there() -> bool {
-    let Err(error) = nvrtc() else { return true };
+    let Err(error) = nvrtc(CAPABILITY) else { return true };
     assert!(std::env::var_os("RMSNORM_REQUIRE_NVRTC").is_none(), "RMSNORM_REQUIRE_NVRTC is set, but: {error}");
-    println!("SKIPPED, no kernel was compiled: {error}");
+    skipped(&format!("no kernel was compiled: {error}"));
     false
+}
+
+/// Says so where the harness does not keep it to itself.
+fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or_default().to_string();
+    writeln!(std::io::stderr(), "SKIPPED {test}: {why}").ok();
 }
 
 /// What NVRTC makes of the module, each time anew.
@@ -30,11 +40,18 @@ fn compiled() -> Vec<u8> {
     compile(&MODULE, CAPABILITY).expect("the module compiles").cubin
 }
 
-/// A folder of this name that is not there yet.
-fn fresh(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache").join(name);
-    fs::remove_dir_all(&folder).ok();
-    folder
+/// A folder of this name that is not there yet, and what keeps the place for it. Not below the checkout, which others may be
+/// able to write to.
+fn fresh(name: &str) -> (TempDir, PathBuf) {
+    let place = tempfile::tempdir().expect("a folder");
+    // Not closed to others, as by default: what is below is to be checked.
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let folder = fs::canonicalize(place.path()).expect("a path").join(name);
+    (place, folder)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
@@ -61,11 +78,9 @@ fn forge(path: &Path, content: &[u8]) {
 
 /// The one file that the module has in a cache, by its name.
 fn name_of_file() -> std::ffi::OsString {
-    let folder = fresh(&format!("name-{}", std::process::id()));
+    let (_place, folder) = fresh("name");
     Cache::at(&folder).cubin(&MODULE, CAPABILITY).expect("the module compiles");
-    let name = only_file(&folder).file_name().expect("a name").to_os_string();
-    fs::remove_dir_all(&folder).ok();
-    name
+    only_file(&folder).file_name().expect("a name").to_os_string()
 }
 
 #[test]
@@ -73,11 +88,12 @@ fn what_was_stored_is_read() {
     if !nvrtc_is_there() {
         return;
     }
-    let folder = fresh("stored/below");
+    let (_place, folder) = fresh("stored/below");
     let cache = Cache::at(&folder);
     assert!(cache.cubin(&MODULE, CAPABILITY).expect("compiled") == compiled());
     assert_eq!(fs::metadata(&folder).expect("made").mode() & 0o777, 0o700);
     let path = only_file(&folder);
+    assert_eq!(fs::metadata(&path).expect("kept").mode() & 0o777, 0o600);
     let kept = fs::read(&path).expect("kept");
     assert!(kept.ends_with(&compiled()));
     // Only a reader can know this.
@@ -97,7 +113,7 @@ fn a_broken_file_is_replaced() {
     if !nvrtc_is_there() {
         return;
     }
-    let folder = fresh("broken");
+    let (_place, folder) = fresh("broken");
     let other = Module::Fold { dw: Dtype::F16 };
     Cache::at(&folder).cubin(&other, CAPABILITY).expect("compiled");
     let file_of_other = only_file(&folder);
@@ -142,27 +158,132 @@ fn assert_unused(folder: &Path, reason: &str) {
     assert_eq!(files(folder), before);
 }
 
+/// Gives it to another user, which only the superuser can; else says so.
+fn give_away(path: &Path) -> bool {
+    let given = chown(path, Some(STRANGER), None).is_ok();
+    if !given {
+        skipped("only the superuser can give files away: what belongs to others was not tried");
+    }
+    given
+}
+
+const STRANGER: u32 = 12345;
+
 #[test]
 fn a_folder_of_others_is_not_used() {
     if !nvrtc_is_there() {
         return;
     }
     let name = name_of_file();
-    let folder = fresh("open");
+    let (_place, folder) = fresh("open");
     fs::create_dir_all(&folder).expect("a folder");
     forge(&folder.join(&name), b"put there by someone");
     for mode in [0o777, 0o770, 0o702, 0o1777] {
-        fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).expect("a mode");
+        set_mode(&folder, mode);
         assert_unused(&folder, "others can write to it");
+        // What would leave the forged file where it is, and trust it.
+        let cache = Cache::at(&folder);
+        cache.cubin(&MODULE, CAPABILITY).expect("compiled");
+        let advice = cache.warning().expect("a warning").to_string();
+        assert!(advice.contains("delete it with all that it contains") && !advice.contains("chmod"), "{advice}");
     }
-    // Reading is nobody's loss.
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("a mode");
+    // Reading is nobody's loss: what this user wrote is used.
+    set_mode(&folder, 0o755);
     assert_eq!(Cache::at(&folder).cubin(&MODULE, CAPABILITY), Ok(b"put there by someone".to_vec()));
 
-    // Only the superuser can give a folder away; anybody else finds one that is not theirs.
-    match std::os::unix::fs::chown(&folder, Some(12345), None) {
-        Ok(()) => assert_unused(&folder, "it belongs to user 12345"),
-        Err(_) => assert_unused(Path::new("/"), "it belongs to user 0"),
+    // Anybody but the superuser finds a folder that is not theirs.
+    if give_away(&folder) {
+        assert_unused(&folder, "it belongs to user 12345");
+    } else {
+        assert_unused(Path::new("/"), "it belongs to user 0");
+    }
+}
+
+/// In a folder of one's own, from when others could write to it: compiled again and replaced.
+#[test]
+fn a_file_of_others_is_not_used() {
+    if !nvrtc_is_there() {
+        return;
+    }
+    let name = name_of_file();
+    let (_place, folder) = fresh("files");
+    fs::create_dir_all(&folder).expect("a folder");
+    set_mode(&folder, 0o755);
+    let (path, elsewhere) = (folder.join(&name), folder.with_file_name("elsewhere"));
+    let expect_replaced = |what: &str| {
+        let cache = Cache::at(&folder);
+        assert!(cache.cubin(&MODULE, CAPABILITY).expect("compiled") == compiled(), "{what}");
+        assert_eq!(cache.warning(), None, "{what}");
+        let own = fs::symlink_metadata(&path).expect("kept");
+        assert!(own.is_file() && own.mode() & 0o777 == 0o600, "{what}: {own:?}");
+        assert!(fs::read(&path).expect("kept").ends_with(&compiled()), "{what}");
+        assert_eq!(only_file(&folder), path);
+        fs::remove_file(&path).expect("a file");
+    };
+    for mode in [0o666, 0o620, 0o602] {
+        forge(&path, b"written by the group or by all");
+        set_mode(&path, mode);
+        expect_replaced("writable");
+    }
+    // The same name elsewhere, so that it is forged for the same key.
+    fs::create_dir(&elsewhere).expect("a folder");
+    let target = elsewhere.join(&name);
+    forge(&target, b"linked to");
+    symlink(&target, &path).expect("a link");
+    expect_replaced("a link");
+    assert!(fs::read(&target).expect("left alone").ends_with(b"linked to"));
+    assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+    expect_replaced("a pipe");
+    forge(&path, b"written by someone");
+    if give_away(&path) {
+        expect_replaced("of someone");
+    }
+}
+
+#[test]
+fn a_folder_that_others_can_replace_is_not_used() {
+    if !nvrtc_is_there() {
+        return;
+    }
+    let (_place, parent) = fresh("parent");
+    fs::create_dir(&parent).expect("a folder");
+    let folder = parent.join("below/cache");
+    let warning = || {
+        let cache = Cache::at(&folder);
+        assert!(cache.cubin(&MODULE, CAPABILITY).expect("compiled") == compiled());
+        cache.warning().map(ToString::to_string)
+    };
+    let replaceable = |reason: &str| {
+        let warning = warning().expect("a warning");
+        assert!(warning.contains("another can be put in its place") && warning.contains(reason), "{warning}");
+    };
+    for mode in [0o777, 0o775, 0o757] {
+        set_mode(&parent, mode);
+        replaceable(&format!("others can write to {} (mode {mode:o})", parent.display()));
+        assert!(!parent.join("below").exists(), "something was made there");
+    }
+    // Sticky, and what is there is this user's.
+    set_mode(&parent, 0o1777);
+    assert_eq!(warning(), None);
+    only_file(&folder);
+    for mode in [0o777, 0o775] {
+        set_mode(&parent, mode);
+        replaceable(&parent.display().to_string());
+    }
+    // By way of a link as well.
+    let link = parent.with_file_name("link");
+    symlink(&parent, &link).expect("a link");
+    let cache = Cache::at(link.join("below/cache"));
+    cache.cubin(&MODULE, CAPABILITY).expect("compiled");
+    assert!(cache.warning().is_some());
+    // Nobody else gets there.
+    set_mode(parent.parent().expect("a parent"), 0o700);
+    assert_eq!(warning(), None);
+    set_mode(parent.parent().expect("a parent"), 0o755);
+    set_mode(&parent, 0o755);
+    assert_eq!(warning(), None);
+    if give_away(&parent) {
+        replaceable(&format!("{} belongs to user 12345", parent.display()));
     }
 }
 
@@ -178,7 +299,7 @@ fn a_folder_that_cannot_be_written_is_not_used() {
     }
     println!("{}", cache.warning().expect("a warning"));
     // What is no folder.
-    let folder = fresh("file");
+    let (_place, folder) = fresh("file");
     fs::create_dir_all(folder.parent().expect("a parent")).expect("a folder");
     fs::write(&folder, "a file").expect("a file");
     let cache = Cache::at(&folder);
@@ -202,7 +323,7 @@ fn clear_deletes_what_a_cache_wrote() {
     if !nvrtc_is_there() {
         return;
     }
-    let folder = fresh("clear");
+    let (_place, folder) = fresh("clear");
     let cache = Cache::at(&folder);
     assert_eq!(cache.clear(), Ok(0), "there is no folder yet");
     cache.cubin(&MODULE, CAPABILITY).expect("compiled");
@@ -221,16 +342,14 @@ fn clear_deletes_what_a_cache_wrote() {
 /// In a process of its own, with a cache from its environment: compiles, and prints what came of it.
 #[test]
 fn one_process() {
-    if std::env::var_os(CHILD).is_none() {
-        return;
-    }
+    let Some(what) = std::env::var_os(CHILD) else { return };
     let cache = Cache::from_environment();
     println!("FOLDER {}", cache.folder().map_or("none".into(), |folder| folder.display().to_string()));
-    if std::env::var_os(CHILD).is_some_and(|what| what == "cubin") {
+    if what != "folder" {
         let cubin = cache.cubin(&MODULE, CAPABILITY).expect("compiled");
-        println!("CUBIN {}", cubin == compiled());
-        println!("WARNING {}", cache.warning().map_or("none".into(), ToString::to_string));
+        println!("CUBIN {}", what == "once" || cubin == compiled());
     }
+    println!("WARNING {}", cache.warning().map_or("none".into(), ToString::to_string));
 }
 
 /// Says that this process is one of those that [`one_process`] is for.
@@ -262,7 +381,7 @@ fn many_processes_begin_at_once() {
     if !nvrtc_is_there() {
         return;
     }
-    let folder = fresh("many");
+    let (_place, folder) = fresh("many");
     let process = |_| {
         let mut command = this_test();
         command.env(CHILD, "cubin").env("RMSNORM_CACHE", &folder);
@@ -277,6 +396,89 @@ fn many_processes_begin_at_once() {
     assert!(fs::read(path).expect("kept").ends_with(&compiled()));
 }
 
+/// An NVRTC that logs its compilations. None, aloud, without a C compiler.
+struct StandIn {
+    _place: TempDir,
+    library: PathBuf,
+    log: PathBuf,
+}
+
+impl StandIn {
+    fn new() -> Option<Self> {
+        let place = tempfile::tempdir().expect("a folder");
+        let (library, log) = (place.path().join("libnvrtc.so"), place.path().join("log"));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in_driver.c");
+        let compiler = Command::new("cc").args(["-shared", "-fPIC", source, "-o"]).arg(&library).status();
+        let Ok(status) = compiler else {
+            skipped("no C compiler `cc` for the stand-in");
+            return None;
+        };
+        assert!(status.success(), "the stand-in does not compile");
+        Some(StandIn { _place: place, library, log })
+    }
+
+    /// A process that compiles, for so long, unless it finds the module in `folder`.
+    fn start(&self, folder: &Path, compile_ms: u32) -> Child {
+        let mut command = this_test();
+        command.env(CHILD, "once").env("RMSNORM_CACHE", folder).env("RMSNORM_NVRTC", &self.library);
+        command.env("STAND_IN_LOG", &self.log).env("STAND_IN_COMPILE_MS", compile_ms.to_string());
+        start(command)
+    }
+
+    fn compilations(&self) -> usize {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.starts_with("nvrtcCompileProgram")).count()
+    }
+}
+
+#[test]
+fn many_processes_compile_once() {
+    let Some(nvrtc) = StandIn::new() else { return };
+    let (_place, folder) = fresh("once");
+    let children: Vec<Child> = (0..8).map(|_| nvrtc.start(&folder, 500)).collect();
+    for child in children {
+        let report = report(child);
+        assert_eq!(["CUBIN", "WARNING"].map(report), ["true", "none"]);
+    }
+    assert_eq!(nvrtc.compilations(), 1);
+    assert!(only_file(&folder).extension().is_some_and(|ending| ending == "cubin"));
+}
+
+/// The lock goes with the process that had it; the file that it was on goes with the next.
+#[test]
+fn a_process_that_is_killed_holds_nobody_up() {
+    let Some(nvrtc) = StandIn::new() else { return };
+    let (_place, folder) = fresh("killed");
+    let mut killed = nvrtc.start(&folder, 120_000);
+    let begun = Instant::now();
+    while nvrtc.compilations() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(100), "it does not compile");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    killed.kill().and_then(|()| killed.wait().map(drop)).expect("killed");
+    assert!(only_file(&folder).extension().is_some_and(|ending| ending == "lock"));
+    assert_eq!(report(nvrtc.start(&folder, 0))("WARNING"), "none");
+    assert_eq!(nvrtc.compilations(), 2);
+    assert!(only_file(&folder).extension().is_some_and(|ending| ending == "cubin"));
+}
+
+/// One that has the lock and never does anything: the others compile after a while.
+#[test]
+fn a_lock_that_is_never_released_ends_in_a_compilation() {
+    let Some(nvrtc) = StandIn::new() else { return };
+    let (_place, folder) = fresh("held");
+    assert_eq!(report(nvrtc.start(&folder, 0))("WARNING"), "none");
+    let cubin = only_file(&folder);
+    let lock = fs::File::create(cubin.with_extension("lock")).expect("a file");
+    lock.lock().expect("a lock");
+    fs::remove_file(&cubin).expect("a file");
+    let begun = Instant::now();
+    assert_eq!(report(nvrtc.start(&folder, 0))("WARNING"), "none");
+    assert!(begun.elapsed() > Duration::from_secs(5), "the lock was not heeded");
+    assert_eq!(nvrtc.compilations(), 2);
+    assert!(cubin.exists());
+}
+
 /// A disk on which there is no place for a whole file: the limit makes a write fail half way, as a full disk does.
 #[test]
 fn a_full_disk_keeps_nothing() {
@@ -284,7 +486,7 @@ fn a_full_disk_keeps_nothing() {
         return;
     }
     assert!(compiled().len() > 1024);
-    let folder = fresh("full");
+    let (_place, folder) = fresh("full");
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\""]);
     command.arg(std::env::current_exe().expect("this test's path"));
@@ -297,15 +499,22 @@ fn a_full_disk_keeps_nothing() {
     assert_eq!(files(&folder), Vec::<PathBuf>::new());
 }
 
+/// What a process with these variables, and no others of these names, takes for its cache: the folder, and the warning.
+fn from_environment(command: Command, variables: &[(&str, &str)]) -> [String; 2] {
+    let mut command = command;
+    for name in ["RMSNORM_CACHE", "XDG_CACHE_HOME", "HOME"] {
+        command.env_remove(name);
+    }
+    command.env(CHILD, "folder").envs(variables.iter().copied());
+    ["FOLDER", "WARNING"].map(report(start(command)))
+}
+
 #[test]
 fn the_environment_names_the_folder() {
     let folder = |variables: &[(&str, &str)]| {
-        let mut command = this_test();
-        for name in ["RMSNORM_CACHE", "XDG_CACHE_HOME", "HOME"] {
-            command.env_remove(name);
-        }
-        command.env(CHILD, "folder").envs(variables.iter().copied());
-        report(start(command))("FOLDER")
+        let [folder, warning] = from_environment(this_test(), variables);
+        assert_eq!(warning, "none");
+        folder
     };
     let home = ("HOME", "/home/someone");
     assert_eq!(folder(&[home]), "/home/someone/.cache/rmsnorm-cuda");
@@ -313,6 +522,35 @@ fn the_environment_names_the_folder() {
     assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "")]), "/home/someone/.cache/rmsnorm-cuda");
     assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "relative")]), "/home/someone/.cache/rmsnorm-cuda");
     assert_eq!(folder(&[home, ("RMSNORM_CACHE", "/elsewhere")]), "/elsewhere");
+    assert_eq!(folder(&[home, ("RMSNORM_CACHE", "")]), "/home/someone/.cache/rmsnorm-cuda");
     assert_eq!(folder(&[home, ("RMSNORM_CACHE", "off")]), "none");
-    assert_eq!(folder(&[]), "none");
+    // No folder, although none was not asked for.
+    let unnamed = |variables: &[(&str, &str)], expected: &str| {
+        let [folder, warning] = from_environment(this_test(), variables);
+        assert!(folder == "none" && warning.contains(expected), "{folder} {warning}");
+    };
+    let nothing = "neither RMSNORM_CACHE nor XDG_CACHE_HOME nor HOME is an absolute path";
+    unnamed(&[], nothing);
+    unnamed(&[("HOME", ""), ("XDG_CACHE_HOME", "relative")], nothing);
+    for value in ["OFF", "0", "./cache", "cache/below"] {
+        unnamed(
+            &[home, ("RMSNORM_CACHE", value)],
+            &format!("{value}: RMSNORM_CACHE is expected to be an absolute path or `off`"),
+        );
+    }
+}
+
+/// A program that runs as another user than the one who chose its environment.
+#[test]
+fn a_privileged_program_does_not_heed_the_environment() {
+    let (_place, program) = fresh("program");
+    fs::copy(std::env::current_exe().expect("this test's path"), &program).expect("a copy");
+    if !give_away(&program) {
+        return;
+    }
+    set_mode(&program, 0o4755);
+    let mut command = Command::new(&program);
+    command.args(["--exact", "one_process", "--nocapture", "--test-threads=1"]);
+    let [folder, warning] = from_environment(command, &[("HOME", "/home/someone"), ("RMSNORM_CACHE", "/elsewhere")]);
+    assert!(folder == "none" && warning.contains("the environment of a privileged program is not heeded"), "{warning}");
 }

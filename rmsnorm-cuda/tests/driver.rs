@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use rmsnorm_cuda::cuda::Cuda;
 use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver, nvrtc};
+use rmsnorm_cuda::cuda::{Cuda, Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaStream};
+use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaStream, DriverError};
 use rmsnorm_cuda::{
     Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
 };
@@ -179,6 +179,45 @@ fn an_error_without_a_name() {
 }
 
 #[test]
+fn a_stub() {
+    alone("a_stub", Library::Complete, &[("STAND_IN_FAIL", "cuInit 0 34")], || {
+        assert_library(
+            &refused(),
+            "the CUDA driver",
+            &["libcuda.so is", "stub", "`stubs`", "LD_LIBRARY_PATH", "libcuda.so.1"],
+        );
+    });
+}
+
+/// The child says so; the parent goes on.
+#[test]
+fn a_fork_of_a_process_with_a_driver() {
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn waitpid(child: i32, status: *mut i32, options: i32) -> i32;
+        fn _exit(status: i32) -> !;
+    }
+    alone("a_fork_of_a_process_with_a_driver", Library::Complete, &[], || {
+        assert_eq!(driver(), Ok(()));
+        // SAFETY: of the child only this thread exists, and it ends here.
+        let child = unsafe { fork() };
+        if child == 0 {
+            let expected = ["is a fork", "spawn", &std::process::id().to_string()];
+            let as_expected = |error: &Error| matches!(error, Error::Library { reason, .. } if expected.iter().all(|part| reason.contains(part)));
+            let told = driver().is_err_and(|error| as_expected(&error))
+                && Cuda::new(0).is_err_and(|error| as_expected(&error));
+            // SAFETY: ends the process.
+            unsafe { _exit(if told { 7 } else { 8 }) };
+        }
+        let mut status = 0;
+        // SAFETY: writes one integer.
+        assert_eq!(unsafe { waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 7 << 8, "the child's exit status, shifted");
+        assert_eq!(driver(), Ok(()));
+    });
+}
+
+#[test]
 fn no_such_gpu() {
     alone("no_such_gpu", Library::Complete, &[], || {
         let Err(Error::Driver { code, .. }) = Cuda::new(1) else { panic!("there is one GPU") };
@@ -190,18 +229,27 @@ fn no_such_gpu() {
 fn no_nvrtc() {
     let path = "/nonexistent/libnvrtc.so.13";
     alone("no_nvrtc", Library::Complete, &[("RMSNORM_NVRTC", path)], || {
-        let error = nvrtc().err().expect("no NVRTC");
+        driver().expect("a stand-in");
+        let error = nvrtc((9, 0)).err().expect("no NVRTC");
         println!("{error}\n{error:?}");
         assert_library(&error, "NVRTC", &[path, "RMSNORM_NVRTC"]);
         assert_eq!(Cuda::new(0).err(), Some(error));
     });
 }
 
-/// Calls on host memory that reach every function of the driver that this crate needs.
+/// Calls that reach every function of the driver but those that an error needs.
 fn everything() -> Result<(), Error> {
     let cuda = Cuda::new(0)?;
     host_calls(&cuda, 64)?;
-    host_calls(&cuda.on_new_stream()?, 0)
+    host_calls(&cuda.on_new_stream()?, 0)?;
+    typed_call(cuda.kernels())
+}
+
+fn typed_call(kernels: &Arc<Kernels>) -> Result<(), Error> {
+    let theirs = |e: DriverError| Error::Fault { call: "cudarc's", code: format!("{:?}", e.0) };
+    let stream = CudaContext::new(0).and_then(|context| context.new_stream()).map_err(theirs)?;
+    let (x, mut y) = (stream.alloc_zeros::<f32>(64).map_err(theirs)?, stream.alloc_zeros::<f32>(64).map_err(theirs)?);
+    Layer::new(kernels, &stream, (1, 64), 0.0, WeightOffset::Zero)?.forward(&x, None, &mut y, None)
 }
 
 fn host_calls(cuda: &Cuda, rows: usize) -> Result<(), Error> {
@@ -235,18 +283,34 @@ fn host_calls(cuda: &Cuda, rows: usize) -> Result<(), Error> {
 #[test]
 fn no_other_function_is_called() {
     let test = "no_other_function_is_called";
-    let run = |variables: &[(&str, &str)]| alone(test, Library::Complete, variables, || everything().expect(test));
+    let run = |variables: &[(&str, &str)]| {
+        alone(test, Library::Complete, variables, || match std::env::var("STAND_IN_DEVICES") {
+            Err(_) => everything().expect(test),
+            Ok(_) => {
+                everything().expect_err("a module that does not load");
+                raw::refuse_a_stream_of_another_gpu();
+            }
+        })
+    };
     let Some(with_pools) = run(&[]) else { return };
     let Some(without) = run(&[("STAND_IN_POOLS", "0")]) else { return };
-    let lines = with_pools.iter().chain(&without);
+    let fail = ("STAND_IN_FAIL", "cuModuleGetFunction 1 2");
+    let Some(refused) = run(&[("STAND_IN_DEVICES", "2"), fail]) else { return };
+    let lines = with_pools.iter().chain(&without).chain(&refused);
     let called: BTreeSet<&str> =
         lines.filter_map(|line| line.split(' ').next()).filter(|n| n.starts_with("cu")).collect();
     assert_eq!(called, BTreeSet::from(DRIVER_FUNCTIONS));
 }
 
-/// What cudarc calls last, where a value is dropped and nobody can be told. (It returns other errors of a drop from a later
-/// call.)
-const UNHEARD: [&str; 3] = ["cuDevicePrimaryCtxRelease_v2", "cuModuleUnload", "cuStreamDestroy_v2"];
+/// What is called where a value is dropped and nobody can be told.
+const UNHEARD: [&str; 6] = [
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuEventDestroy_v2",
+    "cuMemFreeAsync",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuStreamDestroy_v2",
+];
 
 /// Whichever function fails, at first or later, there is an error; never a panic.
 #[test]
@@ -257,7 +321,8 @@ fn every_function_can_fail() {
         let failed = calls_of(|| result = everything()).iter().any(|call| call.ends_with("-> 700"));
         match result {
             Ok(()) => assert!(!failed || UNHEARD.iter().any(|name| fail.starts_with(name)), "{fail}: no error"),
-            Err(Error::Driver { code, .. }) if code == "CUDA_ERROR_ILLEGAL_ADDRESS" || code == "error 700" => {}
+            Err(Error::Fault { code, .. }) if code == "CUDA_ERROR_ILLEGAL_ADDRESS" => {}
+            Err(Error::Driver { call: "cuInit", code }) if code == "error 700" => {}
             Err(error) => panic!("{fail}: {error:?}"),
         }
     };
@@ -276,10 +341,12 @@ fn every_function_can_fail() {
 fn out_of_memory() {
     alone("out_of_memory", Library::Complete, &[("STAND_IN_FAIL", "cuMemAllocAsync 3 2")], || {
         let cuda = Cuda::new(0).expect("a stand-in");
-        let error = host_calls(&cuda, 64).expect_err("no memory");
+        // Operands too large for the buffer that calls share.
+        let rows = 1100;
+        let error = host_calls(&cuda, rows).expect_err("no memory");
         println!("{error}\n{error:?}");
         assert_eq!(error, Error::Driver { call: "cuMemAlloc", code: "CUDA_ERROR_OUT_OF_MEMORY".into() });
-        host_calls(&cuda, 64).expect("memory again");
+        host_calls(&cuda, rows).expect("memory again");
     });
 }
 
@@ -291,8 +358,14 @@ fn context_and_stream() -> (Arc<CudaContext>, Arc<CudaStream>) {
     (context, stream)
 }
 
+const CAPTURE_MODES: [CUstreamCaptureMode; 3] = [
+    CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+    CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL,
+    CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED,
+];
+
 fn begin_capture(stream: &CudaStream) {
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
+    stream.begin_capture(CAPTURE_MODES[0]).expect("a capture");
 }
 
 fn end_capture(stream: &Arc<CudaStream>) {

@@ -72,6 +72,12 @@ fn the_package_is_complete_and_builds_alone() {
     for file in &expected {
         assert!(alone.join(name).join(file).is_file(), "no {file} in the package");
     }
+    // Where nothing else of the repository is, links lead into the package or to the web.
+    let readme = std::fs::read_to_string(alone.join(name).join("README.md")).expect("the package's README");
+    for link in readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        assert!(link.starts_with("https://") || alone.join(name).join(link).exists(), "{link} leads nowhere");
+    }
+    assert!(!readme.contains("cargo xtask") && !readme.contains("--workspace"), "the package has no such command");
     for options in [&["--all-targets"][..], &["--no-default-features"]] {
         let mut command = cargo();
         command.args(["check", "--offline", "--quiet", "--target-dir"]).arg(target.join("alone"));

@@ -313,8 +313,8 @@ macro_rules! subject {
                     ours::Error::RowStride { operand, got, hidden, broadcast }
                 }
                 $theirs::Error::Length { operand, needed, got } => ours::Error::Length { operand, needed, got },
-                $theirs::Error::AddressRange { operand, rows, row_stride } => {
-                    ours::Error::AddressRange { operand, rows, row_stride }
+                $theirs::Error::AddressRange { operand, rows, row_stride, offset } => {
+                    ours::Error::AddressRange { operand, rows, row_stride, offset }
                 }
                 $theirs::Error::Misaligned { operand, address, bytes } => {
                     ours::Error::Misaligned { operand, address, bytes }

@@ -92,6 +92,13 @@ impl Operands {
         Ok(self.outputs())
     }
 
+    /// Fills outputs and scratch anew with what they held before any call. (Not what lies around them.)
+    pub fn refill_outputs(&mut self) {
+        for name in [Name::Y, Name::Rstd, Name::Dx, Name::Dw, Name::Scratch] {
+            self.buffers[name as usize].iter_mut().for_each(Buffer::refill);
+        }
+    }
+
     /// The forward half of [`run`](Self::run).
     pub fn forward(&mut self, executor: &dyn Executor) -> Result<(), Error> {
         executor.forward(self.forward_call(true))?;

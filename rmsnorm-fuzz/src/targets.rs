@@ -117,6 +117,7 @@ pub fn drive(name: &str, executor: &dyn Executor, bytes: &[u8]) -> bool {
         rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().expect("a thread of no other pool")
     });
     static KEPT: Mutex<Option<Kept>> = Mutex::new(None);
+    rmsnorm_cuda::arith::environment().unwrap_or_else(|error| panic!("nothing can be judged: {error}"));
     let target = target(name).unwrap_or_else(|| panic!("no target is called {name}"));
     let execution = POOL.install(|| target.execute(executor, bytes));
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);

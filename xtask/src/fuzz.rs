@@ -69,6 +69,7 @@ enum Device {
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    rmsnorm_cuda::arith::environment()?; // As for `verify`.
     let out = &mut std::io::stdout().lock();
     let on_gpu = options.device == Device::Cuda;
     if on_gpu && (options.mutant.is_some() || options.minimize.is_some() || options.stable) {

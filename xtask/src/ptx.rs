@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
 use rmsnorm_cuda::WeightOffset;
-use rmsnorm_cuda::cuda::library::nvrtc;
+use rmsnorm_cuda::cuda::library::{Nvrtc, nvrtc};
 use rmsnorm_cuda::plan::Arch;
 use rmsnorm_fuzz::compiled::{EXCEPTIONS, Inspected, Kind, Unit, inspect, units};
 use std::collections::BTreeSet;
@@ -32,10 +32,13 @@ pub(crate) struct Options {
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let library = nvrtc()?;
     let mut out = std::io::stdout().lock();
     let chosen = chosen(options)?;
-    writeln!(out, "{} modules, NVRTC {}.{} ({})", chosen.len(), library.version.0, library.version.1, library.path)?;
+    writeln!(out, "{} modules", chosen.len())?;
+    for (major, minor) in chosen.iter().map(|unit| unit.capability).collect::<BTreeSet<_>>() {
+        let Nvrtc { version, path, .. } = nvrtc((major, minor))?;
+        writeln!(out, "sm_{major}{minor}: NVRTC {}.{} ({path})", version.0, version.1)?;
+    }
     if let Some(folder) = &options.out {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         can_write([&folder.join(TABLE)])?;
@@ -152,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_written_and_listed() {
-        if let Err(error) = nvrtc() {
+        if let Err(error) = nvrtc((8, 0)) {
             assert!(std::env::var_os("RMSNORM_REQUIRE_NVRTC").is_none(), "RMSNORM_REQUIRE_NVRTC is set, but: {error}");
             // Not `println!`, which the harness keeps to itself.
             tell(format_args!("SKIPPED, no kernel was compiled: {error}"));

@@ -5,19 +5,22 @@
 //! file cut short, changed or renamed is not taken for another; it is compiled again and replaced. A file appears under its
 //! name complete or not at all, so any number of processes may share a folder.
 //!
-//! What is loaded from here runs on the GPU: a folder that others can write to, or that someone else owns, is not used.
+//! What is loaded from here runs on the GPU: a folder, or a file in it, that others can write to, or that someone else owns, is
+//! not used. One process compiles, and others that want the same meanwhile wait for it.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use super::compile::{Module, compile_source, options};
-use super::library::nvrtc;
+use super::folder::Folder;
+use super::library::{absolute, environment, is_privileged, nvrtc};
 use crate::Error;
 
 /// Where compiled kernels are kept, if anywhere.
@@ -32,19 +35,29 @@ pub struct Cache {
 
 impl Cache {
     /// The folder that `RMSNORM_CACHE` names; none if that is `off`. Without the variable, `rmsnorm-cuda` in `XDG_CACHE_HOME`,
-    /// else in `.cache` of `HOME` (Windows: in `LOCALAPPDATA`).
+    /// else in `.cache` of `HOME` (Windows: in `LOCALAPPDATA`). Only absolute paths count, and none in a program with other rights
+    /// than its user; if that leaves none, the [`warning`](Cache::warning) says so.
     pub fn from_environment() -> Self {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let below = |name: &str, path: &str| Some(PathBuf::from(set(name)?).join(path)).filter(|p| p.is_absolute());
-        match set("RMSNORM_CACHE") {
-            Some(off) if off == "off" => Cache::off(),
-            Some(folder) => Cache::at(folder),
-            None if cfg!(windows) => Cache { folder: below("LOCALAPPDATA", "rmsnorm-cuda"), ..Cache::off() },
-            None => {
-                let folder = below("XDG_CACHE_HOME", "rmsnorm-cuda").or_else(|| below("HOME", ".cache/rmsnorm-cuda"));
-                Cache { folder, ..Cache::off() }
+        match absolute("RMSNORM_CACHE", &environment) {
+            Err(off) if off.as_os_str() == "off" => return Cache::off(),
+            Err(relative) => {
+                return Cache::refused(&relative, "RMSNORM_CACHE is expected to be an absolute path or `off`".into());
             }
+            Ok(Some(folder)) => return Cache::at(folder),
+            Ok(None) => {}
         }
+        let set = |(name, below): &(&str, &str)| Some(absolute(name, &environment).ok()??.join(below));
+        DEFAULTS.iter().find_map(set).map_or_else(
+            || {
+                let (name, below) = DEFAULTS[DEFAULTS.len() - 1];
+                let names = DEFAULTS.map(|(name, _)| name).join(" nor ");
+                let secure =
+                    if is_privileged() { ", since the environment of a privileged program is not heeded" } else { "" };
+                let reason = format!("neither RMSNORM_CACHE nor {names} is an absolute path{secure}");
+                Cache::refused(Path::new(&format!("${name}/{below}")), reason)
+            },
+            Cache::at,
+        )
     }
 
     /// This folder, which is made when it is first needed.
@@ -55,6 +68,12 @@ impl Cache {
     /// Nothing is kept.
     pub fn off() -> Self {
         Cache { folder: None, warning: OnceLock::new() }
+    }
+
+    fn refused(path: &Path, reason: String) -> Self {
+        let cache = Cache::off();
+        cache.warn(path, reason);
+        cache
     }
 
     /// The folder, if there is to be one.
@@ -70,58 +89,66 @@ impl Cache {
     /// The machine code of `module` for compute capability `major.minor`: from the folder, or compiled and put there.
     pub fn cubin(&self, module: &Module, capability: (u32, u32)) -> Result<Vec<u8>, Error> {
         let (source, name) = (module.source(), module.to_string());
-        let path = match &self.folder {
-            Some(folder) if self.warning.get().is_none() => match usable(folder) {
-                Ok(()) => Some((folder, key(&source, capability)?)),
-                Err(reason) => {
-                    self.warn(folder, reason);
-                    None
-                }
-            },
-            _ => None,
-        };
-        if let Some((folder, key)) = &path {
-            match fs::read(folder.join(file_name(key))) {
-                Ok(file) => {
-                    if let Some(cubin) = checked(key, &file) {
-                        return Ok(cubin.to_vec());
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => self.warn(&folder.join(file_name(key)), e.to_string()),
-            }
+        let place = self.place(&source, capability)?;
+        let kept = || place.as_ref().and_then(|place| self.kept(place));
+        if let Some(cubin) = kept() {
+            return Ok(cubin);
+        }
+        let _alone = place.as_ref().and_then(Lock::wait_for);
+        if let Some(cubin) = kept() {
+            return Ok(cubin);
         }
         let cubin = compile_source(&source, &name, capability)?.cubin;
         if cubin.is_empty() {
             return Err(Error::Compile { kernel: name, log: "NVRTC returned no machine code".into() });
         }
-        if let Some((folder, key)) = path.filter(|_| self.warning.get().is_none())
-            && let Err(e) = store(folder, &key, &cubin)
+        if let Some(place) = place.as_ref().filter(|_| self.warning.get().is_none())
+            && let Err(e) = store(place, &cubin)
         {
-            self.warn(folder, e.to_string());
+            self.warn(place.path, e.to_string());
         }
         Ok(cubin)
     }
 
+    /// Where what is compiled of `source` is kept, if it is.
+    fn place(&self, source: &str, capability: (u32, u32)) -> Result<Option<Place<'_>>, Error> {
+        let Some(path) = self.folder.as_deref().filter(|_| self.warning.get().is_none()) else { return Ok(None) };
+        match Folder::trusted(path) {
+            Ok(folder) => Ok(Some(Place { path, folder, key: key(source, capability)? })),
+            Err(reason) => {
+                self.warn(path, format!("{reason}; RMSNORM_CACHE=/a/folder names another"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn kept(&self, Place { path, folder, key }: &Place) -> Option<Vec<u8>> {
+        let name = file_name(key, CUBIN);
+        match folder.read(&name) {
+            Ok(file) => checked(key, &file?).map(<[u8]>::to_vec),
+            Err(e) => {
+                self.warn(&path.join(name), e.to_string());
+                None
+            }
+        }
+    }
+
     /// Deletes every file that a cache of any version put into the folder, and nothing else. Returns how many there were.
     pub fn clear(&self) -> Result<usize, Error> {
-        let Some(folder) = &self.folder else { return Ok(0) };
-        let failed = |e: io::Error| Error::Cache { path: folder.clone(), reason: e.to_string() };
-        let entries = match fs::read_dir(folder) {
-            Ok(entries) => entries,
+        let Some(path) = &self.folder else { return Ok(0) };
+        let failed = |e: io::Error| Error::Cache { path: path.clone(), reason: e.to_string() };
+        let folder = match Folder::open(path) {
+            Ok(folder) => folder,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(e) => return Err(failed(e)),
         };
         let mut deleted = 0;
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            if is_ours(&entry.file_name()) {
-                match fs::remove_file(entry.path()) {
-                    Ok(()) => deleted += 1,
-                    // Another process was faster.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(failed(e)),
-                }
+        for name in folder.names().map_err(failed)?.iter().filter_map(|name| is_ours(name)) {
+            match folder.remove(name) {
+                Ok(()) => deleted += 1,
+                // Another process was faster.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed(e)),
             }
         }
         Ok(deleted)
@@ -134,9 +161,46 @@ impl Cache {
 
 type Key = [u8; 32];
 
+/// Of one cubin.
+struct Place<'a> {
+    path: &'a Path,
+    folder: Folder,
+    key: Key,
+}
+
+/// While one process has it, no other compiles the same.
+struct Lock<'a> {
+    place: &'a Place<'a>,
+    file: File,
+}
+
+impl<'a> Lock<'a> {
+    /// None if it cannot be had, or not in time: then there are two compilations, which is no harm. The system releases the lock
+    /// of a process that ends, however it does.
+    fn wait_for(place: &'a Place<'a>) -> Option<Self> {
+        let file = place.folder.open_or_create(&file_name(&place.key, LOCK)).ok()?;
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Some(Lock { place, file }),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < WAIT_MAX => std::thread::sleep(POLL),
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // Whoever waits has the file open, and whoever comes later finds the cubin.
+        self.place.folder.remove(&file_name(&self.place.key, LOCK)).ok();
+        self.file.unlock().ok();
+    }
+}
+
 /// Of everything that a cubin is a function of. Each part is preceded by its length, so that no two lists run together alike.
 fn key(source: &str, capability: (u32, u32)) -> Result<Key, Error> {
-    let (major, minor) = nvrtc()?.version;
+    let (major, minor) = nvrtc(capability)?.version;
     let version = format!("{major}.{minor}");
     let mut hash = Sha256::new();
     let options = options(capability);
@@ -148,16 +212,19 @@ fn key(source: &str, capability: (u32, u32)) -> Result<Key, Error> {
     Ok(hash.finalize().into())
 }
 
-fn file_name(key: &Key) -> String {
+fn file_name(key: &Key, ending: &str) -> String {
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    hex + CUBIN
+    hex + ending
 }
 
-fn is_ours(name: &OsStr) -> bool {
-    let Some(name) = name.to_str() else { return false };
-    let hex = |stem: &str, digits: usize| stem.len() == digits && stem.bytes().all(|b| b.is_ascii_hexdigit());
-    name.strip_suffix(CUBIN).is_some_and(|stem| hex(stem, 64))
-        || name.strip_suffix(UNFINISHED).is_some_and(|stem| hex(stem, 16))
+/// The name, if a cache chose it.
+fn is_ours(name: &OsStr) -> Option<&str> {
+    let name = name.to_str()?;
+    let hex = |ending, digits| {
+        let stem: Option<&str> = name.strip_suffix(ending);
+        stem.is_some_and(|stem| stem.len() == digits && stem.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    (hex(CUBIN, 64) || hex(LOCK, 64) || hex(UNFINISHED, 16)).then_some(name)
 }
 
 fn checksum(key: &Key, cubin: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -171,45 +238,31 @@ fn checked<'a>(key: &Key, file: &'a [u8]) -> Option<&'a [u8]> {
 }
 
 /// Writes a file of another name, then gives it its own.
-fn store(folder: &Path, key: &Key, cubin: &[u8]) -> io::Result<()> {
+fn store(Place { folder, key, .. }: &Place, cubin: &[u8]) -> io::Result<()> {
     // Random, since processes that share a folder need not see each other's numbers.
-    let unfinished = folder.join(format!("{:016x}{UNFINISHED}", RandomState::new().build_hasher().finish()));
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished)?;
+    let unfinished = format!("{:016x}{UNFINISHED}", RandomState::new().build_hasher().finish());
+    let mut file = folder.create(&unfinished)?;
     let written = file.write_all(&checksum(key, cubin)).and_then(|()| file.write_all(cubin));
     // Closed first: some systems do not rename an open file.
     drop(file);
-    let stored = written.and_then(|()| fs::rename(&unfinished, folder.join(file_name(key))));
+    let stored = written.and_then(|()| folder.rename(&unfinished, &file_name(key, CUBIN)));
     if stored.is_err() {
-        fs::remove_file(&unfinished).ok();
+        folder.remove(&unfinished).ok();
     }
     stored
 }
 
-/// Makes the folder if it is not there, and sees whether only this user can write to it.
-fn usable(folder: &Path) -> Result<(), String> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|e| e.to_string())?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        unsafe extern "C" {
-            // Declared by POSIX; cannot fail.
-            safe fn geteuid() -> u32;
-        }
-        let folder = fs::metadata(folder).map_err(|e| e.to_string())?;
-        if folder.uid() != geteuid() {
-            return Err(format!("it belongs to user {}, and this is user {}", folder.uid(), geteuid()));
-        }
-        if folder.mode() & 0o022 != 0 {
-            return Err(format!("others can write to it (mode {:o}); chmod 700 mends that", folder.mode() & 0o7777));
-        }
-    }
-    Ok(())
-}
+/// Variables, and where below what they name, in order.
+#[cfg(windows)]
+const DEFAULTS: [(&str, &str); 1] = [("LOCALAPPDATA", "rmsnorm-cuda")];
+#[cfg(not(windows))]
+const DEFAULTS: [(&str, &str); 2] = [("XDG_CACHE_HOME", "rmsnorm-cuda"), ("HOME", ".cache/rmsnorm-cuda")];
+
+/// A module takes about a second of one core, and a machine that is starting is busy.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
 
 const CHECKSUM_BYTES: usize = 32;
 const CUBIN: &str = ".cubin";
+const LOCK: &str = ".lock";
 const UNFINISHED: &str = ".unfinished";

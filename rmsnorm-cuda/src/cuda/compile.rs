@@ -123,7 +123,7 @@ pub fn compile(module: &Module, (major, minor): (u32, u32)) -> Result<Compiled, 
 
 /// Compiles `source`; `name` is for errors.
 pub fn compile_source(source: &str, name: &str, capability: (u32, u32)) -> Result<Compiled, Error> {
-    let nvrtc = nvrtc()?;
+    let nvrtc = nvrtc(capability)?;
     let failed = |log: String| Error::Compile { kernel: name.to_string(), log };
     let text = CString::new(source).map_err(|e| failed(e.to_string()))?;
     let options = options(capability).map(|o| CString::new(o).unwrap_or_default());

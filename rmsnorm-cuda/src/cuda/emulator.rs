@@ -15,6 +15,7 @@ use libloading::{Library, Symbol};
 use super::compile::Module;
 use super::launch::arg;
 use super::steps::{self, DeviceMemory, Kernel, Speed, Step};
+use crate::arith::environment;
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// An executor that launches the kernels as [`Cuda`](super::Cuda) does, on a CPU.
@@ -150,12 +151,14 @@ impl Executor for Emulator {
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
+        environment()?;
         let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
         self.run(&steps::forward(&call, &self.speed)?)
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
+        environment()?;
         let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
         self.run(&steps::backward(&call, &self.speed)?)
     }

@@ -1,15 +1,15 @@
 //! Carries out calls on device memory: hands the steps of a call to a stream.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::{ctx, device, function, module, stream};
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice_attribute_enum as Attribute, CUfunction, CUfunction_attribute_enum as FunctionAttribute,
-    CUmodule, CUresult, CUstream, CUstreamCaptureStatus,
+    CUmodule, CUresult, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
-use cudarc::driver::{CudaContext, CudaFunction};
+use cudarc::driver::{CudaContext, CudaFunction, DriverError};
 
 use super::cache::Cache;
 use super::compile::Module;
@@ -22,14 +22,15 @@ use crate::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset,
 /// of its context.
 ///
 /// No setting of the context is changed, the calling thread's current context is afterwards what it was, and an error that
-/// cudarc keeps for its next call is left to that call. Drop it, and the kernels are unloaded: not before the streams and the
-/// captured graphs that use them are done.
+/// cudarc keeps for its next call is left to that call. It may be made, prepared and dropped at any time: while kernels run,
+/// while streams are captured, before a graph is replayed. What is loaded stays so until its context ends, and the next
+/// `Kernels` on that context finds it.
 pub struct Kernels {
     context: Arc<CudaContext>,
     gpu_name: String,
     speed: Speed,
     cache: Cache,
-    modules: Mutex<HashMap<Module, Arc<Slot>>>,
+    modules: Arc<Modules>,
 }
 
 /// What decides which kernels calls need; see [`Kernels::prepare`].
@@ -52,11 +53,33 @@ pub struct Calls {
     pub aligned: bool,
 }
 
+/// The modules of one context.
+#[derive(Default)]
+struct Modules(Mutex<HashMap<Module, Arc<Slot>>>);
+
 /// A module that is there, or that the thread with the lock is loading. An error is not kept: the next call tries again.
 #[derive(Default)]
 struct Slot {
     loaded: OnceLock<Loaded>,
     loading: Mutex<()>,
+}
+
+/// The modules of each context by its handle, beside the context's id: a later context may get the handle of one that ended,
+/// and the modules with it, but never the id.
+static MODULES: Mutex<BTreeMap<usize, (u64, Arc<Modules>)>> = Mutex::new(BTreeMap::new());
+
+impl Modules {
+    /// Nothing is ever unloaded. A kernel may be running, or in a graph that is replayed later, and dropping a [`Kernels`] is
+    /// safe; waiting instead would not do for the graph, and would end a capture. The driver frees modules with their context.
+    fn of(context: &CudaContext) -> Result<Arc<Self>, Error> {
+        let id = library::context_id(context.cu_ctx())?;
+        let mut contexts = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = contexts.entry(context.cu_ctx().addr()).or_insert_with(|| (id, Arc::default()));
+        if entry.0 != id {
+            *entry = (id, Arc::default());
+        }
+        Ok(entry.1.clone())
+    }
 }
 
 impl Kernels {
@@ -66,10 +89,9 @@ impl Kernels {
         Kernels::with_cache(context, Cache::from_environment())
     }
 
-    /// The same with another place for compiled kernels.
+    /// The same with another place for compiled kernels. What an earlier `Kernels` loaded on this context is not looked for.
     pub fn with_cache(context: &Arc<CudaContext>, cache: Cache) -> Result<Self, Error> {
         library::driver()?;
-        library::nvrtc()?;
         // Not `CudaContext::attribute`, which may return an error that has nothing to do with it.
         let attribute = |a| {
             // SAFETY: the device is that of a live context.
@@ -93,9 +115,10 @@ impl Kernels {
         if arch.compute_capability < (8, 0) {
             return Err(Error::Architecture { got: arch.compute_capability });
         }
+        library::nvrtc(arch.compute_capability)?;
         let gpu_name = device::get_name(context.cu_device()).map_err(|e| driver_error("cuDeviceGetName", e))?;
-        let speed = Speed::of(arch);
-        Ok(Kernels { context: context.clone(), gpu_name, speed, cache, modules: Mutex::default() })
+        let (speed, modules) = (Speed::of(arch), Modules::of(context)?);
+        Ok(Kernels { context: context.clone(), gpu_name, speed, cache, modules })
     }
 
     /// The GPU's name.
@@ -114,14 +137,16 @@ impl Kernels {
     }
 
     /// Compiles (or reads from the [`cache`](Kernels::cache)) and loads what a forward call and a backward call of this kind
-    /// need. Afterwards these only launch: they compile, allocate and wait for nothing, and can be captured in a CUDA graph.
-    /// Loading may wait for the GPU.
+    /// need, at this and any other number of rows. Afterwards these only launch: they compile, allocate and wait for nothing.
+    /// Loading may wait for the GPU; no capture is disturbed by it.
     pub fn prepare(&self, calls: &Calls) -> Result<(), Error> {
         self.prepare_at(calls, &self.speed)
     }
 
     /// The same for calls at another speed.
     pub(super) fn prepare_at(&self, calls: &Calls, speed: &Speed) -> Result<(), Error> {
+        // Rows decide no module, but without any there is no kernel.
+        let calls = Calls { rows: calls.rows.max(1), ..*calls };
         let steps = [forward(&calls.forward()?, speed)?, backward(&calls.backward()?, speed)?];
         let _current = Current::set(&self.context)?;
         for step in steps.iter().flatten() {
@@ -135,11 +160,12 @@ impl Kernels {
         Ok(())
     }
 
-    /// Launches a forward call on `stream`.
+    /// Launches a forward call on `stream`. A kernel that is not loaded is loaded, also while streams are captured. The stream of
+    /// another context is refused ([`Error::Context`]).
     ///
     /// # Safety
     /// Every operand is memory of this GPU that stays alive, and is not written by others, until the stream has passed. The
-    /// stream is one of this context.
+    /// stream is alive.
     pub unsafe fn forward(
         &self,
         call: &Forward<DeviceMemory, DeviceMemory>,
@@ -174,32 +200,28 @@ impl Kernels {
                     // SAFETY: the caller's promise.
                     unsafe { sys::cuMemsetD8Async(*address, 0, *bytes, stream) }
                         .result()
-                        .map_err(|e| driver_error("cuMemsetD8Async", e))?;
+                        .map_err(|e| self.refused("cuMemsetD8Async", e, stream))?;
                 }
                 Step::Kernel(kernel) => {
-                    let function = self.function(kernel, stream)?;
+                    let function = self.function(kernel)?;
                     let arguments = kernel.arguments.each_ref().map(arg);
                     let shape = (kernel.blocks, kernel.threads, kernel.shared_bytes);
                     // SAFETY: steps.rs lists the arguments of each kernel in the order of its parameters, four-byte ones in the
                     // low half of a cell, which comes first in memory; cells past the last parameter are not read.
-                    unsafe { launch(function, shape, &arguments, stream)? };
+                    unsafe { launch(function, shape, &arguments, stream) }
+                        .map_err(|e| self.refused("cuLaunchKernel", e, stream))?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The function of a kernel that is about to be launched on `stream`.
-    fn function(&self, kernel: &Kernel, stream: CUstream) -> Result<CUfunction, Error> {
+    /// The function of a kernel that is about to be launched.
+    fn function(&self, kernel: &Kernel) -> Result<CUfunction, Error> {
         let slot = self.slot(&kernel.module);
         let loaded = match slot.loaded.get() {
             Some(loaded) => loaded,
-            None => {
-                if self.is_captured(stream)? {
-                    return Err(Error::NotPrepared { kernel: kernel.module.to_string() });
-                }
-                self.load(&kernel.module, &slot)?
-            }
+            None => self.load(&kernel.module, &slot)?,
         };
         loaded.function(kernel.name).ok_or_else(|| Error::Compile {
             kernel: kernel.module.to_string(),
@@ -207,9 +229,32 @@ impl Kernels {
         })
     }
 
-    /// Whether what `stream` is given goes into a graph.
+    /// The error of a driver that took nothing for `stream`: that the stream is of another context, if it is. (Asked only here,
+    /// so that a call that succeeds does not pay for it.)
+    fn refused(&self, call: &'static str, error: DriverError, stream: CUstream) -> Error {
+        let got = match error.0 {
+            CUresult::CUDA_ERROR_INVALID_HANDLE | CUresult::CUDA_ERROR_INVALID_CONTEXT => self.other_gpu(stream),
+            _ => None,
+        };
+        got.map_or_else(|| driver_error(call, error), |got| Error::Context { expected: self.context.ordinal(), got })
+    }
+
+    /// The ordinal of the GPU of a stream of another context.
+    fn other_gpu(&self, stream: CUstream) -> Option<usize> {
+        let (mut theirs, mut device) = (std::ptr::null_mut(), 0);
+        // SAFETY: the stream is alive, as the caller of the launch vouches.
+        unsafe { sys::cuStreamGetCtx(stream, &mut theirs) }.result().ok()?;
+        if theirs == self.context.cu_ctx() {
+            return None;
+        }
+        let _current = Current::set_raw(theirs).ok()?;
+        // SAFETY: asks for the device of the current context, which is alive with its stream.
+        unsafe { sys::cuCtxGetDevice(&mut device) }.result().ok()?;
+        device.try_into().ok()
+    }
+
+    /// Whether what `stream`, one of this context, is given goes into a graph. The context must be current.
     pub(super) fn is_captured(&self, stream: CUstream) -> Result<bool, Error> {
-        let _current = Current::set(&self.context)?;
         // SAFETY: a stream of this context, on which the caller is about to launch.
         let status = unsafe { stream::is_capturing(stream) }.map_err(|e| driver_error("cuStreamIsCapturing", e))?;
         Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
@@ -222,7 +267,7 @@ impl Kernels {
     }
 
     fn slot(&self, module: &Module) -> Arc<Slot> {
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = self.modules.0.lock().unwrap_or_else(PoisonError::into_inner);
         modules.entry(*module).or_default().clone()
     }
 
@@ -233,7 +278,7 @@ impl Kernels {
             return Ok(loaded);
         }
         let cubin = self.cache.cubin(module, self.speed.arch.compute_capability)?;
-        let loaded = Loaded::new(&self.context, module, &cubin, self.speed.arch.block_shared_bytes)?;
+        let loaded = Loaded::new(module, &cubin, self.speed.arch.block_shared_bytes)?;
         Ok(slot.loaded.get_or_init(|| loaded))
     }
 
@@ -250,6 +295,7 @@ impl Kernels {
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { launch(function.cu_function(), shape, arguments, stream) }
+            .map_err(|e| driver_error("cuLaunchKernel", e))
     }
 }
 
@@ -298,7 +344,7 @@ impl Calls {
             let address = end;
             let bytes = elements.checked_mul(dtype.bytes()).and_then(|bytes| bytes.checked_next_multiple_of(512));
             let next = bytes.and_then(|bytes| end.checked_add(bytes as u64));
-            end = next.ok_or(Error::AddressRange { operand: "a call to prepare", rows, row_stride })?;
+            end = next.ok_or(Error::AddressRange { operand: "a call to prepare", rows, row_stride, offset: 0 })?;
             Ok(DeviceMemory { dtype, address, elements })
         }
     }
@@ -322,12 +368,11 @@ unsafe fn launch(
     (blocks, threads, shared_bytes): (u32, u32, u32),
     arguments: &[*mut c_void],
     stream: CUstream,
-) -> Result<(), Error> {
+) -> Result<(), DriverError> {
     let (arguments, extra) = (arguments.as_ptr().cast_mut(), std::ptr::null_mut());
     // SAFETY: the caller's promise; the function belongs to the current context.
     unsafe { sys::cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, arguments, extra) }
         .result()
-        .map_err(|e| driver_error("cuLaunchKernel", e))
 }
 
 /// Two transfers a clock over the whole bus.
@@ -340,12 +385,8 @@ pub(super) fn arg<T>(value: &T) -> *mut c_void {
     std::ptr::from_ref(value).cast_mut().cast()
 }
 
-/// A module on the GPU.
-struct Loaded {
-    context: Arc<CudaContext>,
-    module: CUmodule,
-    functions: Vec<(&'static str, CUfunction)>,
-}
+/// The functions of a module on the GPU.
+struct Loaded(Vec<(&'static str, CUfunction)>);
 
 // SAFETY: these are the driver's handles, which any thread may use, also several at once.
 unsafe impl Send for Loaded {}
@@ -354,44 +395,83 @@ unsafe impl Sync for Loaded {}
 
 impl Loaded {
     /// The context must be current.
-    fn new(context: &Arc<CudaContext>, module: &Module, cubin: &[u8], block_shared_bytes: u32) -> Result<Self, Error> {
+    fn new(module: &Module, cubin: &[u8], block_shared_bytes: u32) -> Result<Self, Error> {
+        let _relaxed = Relaxed::set()?;
         // SAFETY: a complete module: NVRTC made it, and it is not empty.
         let handle = unsafe { module::load_data(cubin.as_ptr().cast()) }.map_err(|e| match e.0 {
             CUresult::CUDA_ERROR_INVALID_IMAGE
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX
             | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => library::too_new(driver_error("cuModuleLoadData", e)),
-            _ => driver_error("cuModuleLoadData", e),
+            _ => load_error("cuModuleLoadData", e, module),
         })?;
-        // From here on it is unloaded if anything fails.
-        let mut loaded = Loaded { context: context.clone(), module: handle, functions: Vec::new() };
-        // A driver that loads lazily loads a kernel when it is asked for by name: all of them here, none at a launch.
+        let functions = Loaded::functions(handle, module, block_shared_bytes);
+        if functions.is_err() {
+            // SAFETY: loaded above, and nothing of it was ever launched. There is no one to tell of another error.
+            unsafe { module::unload(handle).ok() };
+        }
+        functions.map(Loaded)
+    }
+
+    /// A driver that loads lazily loads a kernel when it is asked for by name: all of them here, none at a launch.
+    fn functions(
+        handle: CUmodule,
+        module: &Module,
+        block_shared_bytes: u32,
+    ) -> Result<Vec<(&'static str, CUfunction)>, Error> {
         let uses_ring = matches!(module, Module::Rows { ring: true, .. });
-        for name in module.kernels() {
+        let function = |name: &&'static str| {
             let text = CString::new(*name).unwrap_or_default();
-            // SAFETY: the module was loaded above.
-            let f =
-                unsafe { module::get_function(handle, text) }.map_err(|e| driver_error("cuModuleGetFunction", e))?;
+            // SAFETY: the module is loaded.
+            let f = unsafe { module::get_function(handle, text) }
+                .map_err(|e| load_error("cuModuleGetFunction", e, module))?;
             if uses_ring {
                 allow_shared_memory(f, block_shared_bytes)?;
             }
-            loaded.functions.push((name, f));
-        }
-        Ok(loaded)
+            Ok((*name, f))
+        };
+        module.kernels().iter().map(function).collect()
     }
 
     fn function(&self, name: &str) -> Option<CUfunction> {
-        self.functions.iter().find(|(n, _)| *n == name).map(|(_, f)| *f)
+        self.0.iter().find(|(n, _)| *n == name).map(|(_, f)| *f)
     }
 }
 
-impl Drop for Loaded {
-    fn drop(&mut self) {
-        if let Ok(_current) = Current::set(&self.context) {
-            // SAFETY: loaded by `new` and unloaded once; nobody has its functions any more. There is no one to tell of an error.
-            unsafe { module::unload(self.module).ok() };
+/// The error of a driver that did not load a module: that a capture keeps it from doing so, if that is why.
+fn load_error(call: &'static str, error: DriverError, module: &Module) -> Error {
+    match error.0 {
+        CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED | CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => {
+            Error::NotPrepared { kernel: module.to_string() }
         }
+        _ => driver_error(call, error),
     }
+}
+
+/// While it lives, the calling thread may do what a capture forbids it because no graph would hold it: load a module. Otherwise
+/// the driver refuses that beside a capture of this thread, and beside any of another that was begun in global mode; and the
+/// capture is lost.
+struct Relaxed(CUstreamCaptureMode);
+
+impl Relaxed {
+    fn set() -> Result<Self, Error> {
+        exchange(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
+            .map(Relaxed)
+            .map_err(|e| driver_error("cuThreadExchangeStreamCaptureMode", e))
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        // There is no one to tell of an error.
+        exchange(self.0).ok();
+    }
+}
+
+/// The calling thread's mode before.
+fn exchange(mut mode: CUstreamCaptureMode) -> Result<CUstreamCaptureMode, DriverError> {
+    // SAFETY: `mode` is read, and overwritten with another of the three.
+    unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }.result().map(|()| mode)
 }
 
 /// Lets the rings of a kernel have all that a block can have beside what the kernel declares itself. Without this, both
@@ -411,18 +491,23 @@ fn allow_shared_memory(f: CUfunction, block_shared_bytes: u32) -> Result<(), Err
 
 /// While it lives, a context is the calling thread's current one. (cudarc's `bind_to_thread` may return an error that another
 /// call left behind, and leaves the context current.)
-struct Current {
+pub(super) struct Current {
     before: CUcontext,
     changed: bool,
 }
 
 impl Current {
-    fn set(context: &CudaContext) -> Result<Self, Error> {
+    pub(super) fn set(context: &CudaContext) -> Result<Self, Error> {
+        Current::set_raw(context.cu_ctx())
+    }
+
+    /// The same for a context that is alive as long as this value.
+    fn set_raw(context: CUcontext) -> Result<Self, Error> {
         let before = ctx::get_current().map_err(|e| driver_error("cuCtxGetCurrent", e))?;
-        let changed = before != Some(context.cu_ctx());
+        let changed = before != Some(context);
         if changed {
-            // SAFETY: the context is alive as long as its owner, whom the caller borrows.
-            unsafe { ctx::set_current(context.cu_ctx()) }.map_err(|e| driver_error("cuCtxSetCurrent", e))?;
+            // SAFETY: the context is alive.
+            unsafe { ctx::set_current(context) }.map_err(|e| driver_error("cuCtxSetCurrent", e))?;
         }
         Ok(Current { before: before.unwrap_or(std::ptr::null_mut()), changed })
     }

@@ -2,14 +2,19 @@
 //! them out: so that compute-sanitizer sees what is touched past an end, and what is read before it was written.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::result::{free_sync, malloc_sync, memcpy_dtoh_sync, memcpy_htod_sync};
 use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::nvrtc::Ptx;
 
-use super::{Bytes, DeviceMemory, Kernels, Speed, context, driver_error, steps};
-use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, bf16, f16};
+use super::compile::compile_source;
+use super::host::{Extent, Extents};
+use super::launch::arg;
+use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error, steps};
+use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// The executor.
 pub struct Plain {
@@ -40,6 +45,19 @@ impl Plain {
         self.launches.load(Ordering::Relaxed)
     }
 
+    /// Runs the kernel of faults.cu that has a fault for this tool of compute-sanitizer. Without the tool it may do anything.
+    pub fn fault(&self, tool: &str) -> Result<(), Error> {
+        let compiled = compile_source(include_str!("faults.cu"), "faults.cu", self.speed.arch.compute_capability)?;
+        let module = self.context.load_module(Ptx::from_binary(compiled.cubin));
+        let function = module.and_then(|module| module.load_function(tool));
+        let function = function.map_err(|e| driver_error("cuModuleLoadData", e))?;
+        let (memory, elements) = (Allocation::new(64 * size_of::<f32>())?, 64_u32);
+        let arguments = [arg(&memory.0), arg(&elements)];
+        // SAFETY: the kernel takes an address and a number. What it does is a fault, in a process that has no other purpose.
+        unsafe { self.kernels.launch(&function, (1, 64, 0), &arguments, self.stream.cu_stream())? };
+        self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
+    }
+
     fn finish(&self, memory: Memory<'_>, steps: usize) -> Result<(), Error> {
         self.launches.fetch_add(steps, Ordering::Relaxed);
         self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))?;
@@ -55,7 +73,7 @@ impl Executor for Plain {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let memory = Memory::default();
+        let memory = Memory::of(Extents::of_forward(&call));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
@@ -66,8 +84,7 @@ impl Executor for Plain {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let scratch = call.dw.as_ref().map(|gradient| gradient.scratch.data.address());
-        let memory = Memory { scratch, ..Memory::default() };
+        let memory = Memory::of(Extents::of_backward(&call));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: as in `forward`.
         unsafe { self.kernels.backward(&call, &self.speed, self.stream.cu_stream())? };
@@ -76,59 +93,48 @@ impl Executor for Plain {
 }
 
 /// The operands of one call on the device.
-#[derive(Default)]
 struct Memory<'a> {
-    kept: RefCell<Vec<Allocation>>,
-    outputs: RefCell<Vec<(Allocation, SliceMut<'a>)>>,
-    /// Where the caller's scratch is. It is not copied back: nobody promises that all of it was written.
-    scratch: Option<u64>,
+    inputs: RefCell<Vec<Allocation>>,
+    /// What is written of the outputs to come.
+    extents: RefCell<VecDeque<Extent>>,
+    outputs: RefCell<Vec<(Allocation, SliceMut<'a>, Option<Extent>)>>,
 }
 
 impl<'a> Memory<'a> {
+    fn of(extents: Extents) -> Self {
+        Memory { inputs: RefCell::default(), extents: RefCell::new(extents.written), outputs: RefCell::default() }
+    }
+
     fn read(&self, data: Slice<'_>) -> Result<DeviceMemory, Error> {
-        let host = match data {
-            Slice::F32(d) => f32::bytes(d),
-            Slice::F16(d) => f16::bytes(d),
-            Slice::Bf16(d) => bf16::bytes(d),
-        };
+        let host = bytes(&data);
         let allocation = Allocation::new(host.len())?;
         if !host.is_empty() {
             // SAFETY: the allocation has this many bytes.
             unsafe { memcpy_htod_sync(allocation.0, host) }.map_err(|e| driver_error("cuMemcpyHtoD", e))?;
         }
         let memory = DeviceMemory { dtype: data.dtype(), address: allocation.0, elements: data.elements() };
-        self.kept.borrow_mut().push(allocation);
+        self.inputs.borrow_mut().push(allocation);
         Ok(memory)
     }
 
     fn written(&self, data: SliceMut<'a>) -> Result<DeviceMemory, Error> {
-        let shared = match &data {
-            SliceMut::F32(d) => Slice::F32(d),
-            SliceMut::F16(d) => Slice::F16(d),
-            SliceMut::Bf16(d) => Slice::Bf16(d),
-        };
-        let (dtype, elements) = (shared.dtype(), shared.elements());
+        let (dtype, elements) = (data.dtype(), data.elements());
         let allocation = Allocation::new(elements * dtype.bytes())?;
         let memory = DeviceMemory { dtype, address: allocation.0, elements };
-        if self.scratch == Some(data.address()) {
-            self.kept.borrow_mut().push(allocation);
-        } else {
-            self.outputs.borrow_mut().push((allocation, data));
-        }
+        let extent = self.extents.borrow_mut().pop_front();
+        self.outputs.borrow_mut().push((allocation, data, extent));
         Ok(memory)
     }
 
-    /// Copies the outputs back.
+    /// Copies back what the call was to write, and nothing else.
     fn download(self) -> Result<(), Error> {
-        for (allocation, data) in self.outputs.into_inner() {
-            let host = match data {
-                SliceMut::F32(d) => f32::bytes_mut(d),
-                SliceMut::F16(d) => f16::bytes_mut(d),
-                SliceMut::Bf16(d) => bf16::bytes_mut(d),
-            };
-            if !host.is_empty() {
-                // SAFETY: the allocation has this many bytes.
-                unsafe { memcpy_dtoh_sync(host, allocation.0) }.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
+        for (allocation, mut data, extent) in self.outputs.into_inner() {
+            let size = data.dtype().bytes();
+            let host = bytes_mut(&mut data);
+            for piece in extent.into_iter().flat_map(|extent| extent.pieces(size)) {
+                let address = allocation.0 + piece.start as u64;
+                // SAFETY: `check` found the operand within the buffer, and the allocation is as long.
+                unsafe { memcpy_dtoh_sync(&mut host[piece], address) }.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
             }
         }
         Ok(())

@@ -1,16 +1,15 @@
 //! The CUDA executor as checks want it: [`Replayed`] from a graph whose inputs have changed since it was captured, [`Beside`] other
 //! work on the GPU. Slow, and of no use to anything but checks.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUmemPool_attribute, CUstream, CUstreamCaptureMode};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result, sys};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 
-use super::{Bytes, Copies, Cuda, DeviceMemory, driver_error, library};
+use super::host::Placed;
+use super::{Cuda, DeviceMemory, driver_error, library};
 use crate::{
-    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16,
-    scratch_len,
+    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len,
 };
 
 impl Cuda {
@@ -51,20 +50,10 @@ impl Replayed {
         Ok(Replayed(cuda.clone()))
     }
 
-    fn replay(
-        &self,
-        inputs: &[(DeviceMemory, Slice<'_>)],
-        launch: impl Fn(CUstream) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn replay(&self, placed: &Placed<'_, '_>, launch: &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error> {
         let Cuda { stream, .. } = &self.0;
-        for (memory, _) in inputs.iter().filter(|(memory, _)| memory.elements > 0) {
-            let bytes = memory.elements * memory.dtype.bytes();
-            // Finite numbers of every type: 0.0115 or 1.06.
-            // SAFETY: an input's copy, which has this length and is used on this stream only.
-            unsafe { sys::cuMemsetD8Async(memory.address, 0x3c, bytes, stream.cu_stream()) }
-                .result()
-                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
-        }
+        placed.upload()?;
+        placed.disturb_inputs()?;
         launch(stream.cu_stream())?; // Loads what a capture could not.
         stream
             .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
@@ -77,26 +66,16 @@ impl Replayed {
         let replay = || graph.launch().map_err(|e| driver_error("cuGraphLaunch", e));
         // The outputs hold what follows from those numbers, until a replay makes them anew from the caller's.
         replay()?;
-        for (memory, data) in inputs {
-            // SAFETY: as above; `data` has the same length, and lives until the stream has been waited for.
-            unsafe { result::memcpy_htod_async(memory.address, bytes(data), stream.cu_stream()) }
-                .map_err(|e| driver_error("cuMemcpyHtoD", e))?;
-        }
+        placed.upload_inputs()?;
         replay()?;
-        self.0.wait()?;
-        for (memory, data) in inputs {
-            let mut there = vec![0; bytes(data).len()];
-            // SAFETY: as above.
-            unsafe { result::memcpy_dtoh_async(&mut there, memory.address, stream.cu_stream()) }
-                .map_err(|e| driver_error("cuMemcpyDtoH", e))?;
-            self.0.wait()?;
-            if let Some(byte) = (0..there.len()).find(|i| there[*i] != bytes(data)[*i]) {
-                let element = byte / memory.dtype.bytes();
+        placed.wait()?;
+        match placed.changed_input()? {
+            None => Ok(()),
+            Some(element) => {
                 let code = format!("it changed element {element} of the buffer of an input");
-                return Err(Error::Driver { call: "a replayed call", code });
+                Err(Error::Driver { call: "a replayed call", code })
             }
         }
-        Ok(())
     }
 }
 
@@ -106,34 +85,12 @@ impl Executor for Replayed {
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        call.check()?;
-        let Cuda { kernels, stream, speed } = &self.0;
-        let (copies, inputs) = (Copies::on(stream), RefCell::default());
-        let on_device = call.try_map(|data| remembered(&copies, &inputs, data), |data| copies.written(data))?;
-        // SAFETY: each operand is a live allocation of the host buffer's length, which `check` measured.
-        self.replay(&inputs.into_inner(), |stream| unsafe { kernels.forward(&on_device, speed, stream) })?;
-        copies.download()?;
-        self.0.wait()
+        self.0.forward_as(call, |placed, launch| self.replay(placed, launch))
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        call.check()?;
-        let Cuda { kernels, stream, speed } = &self.0;
-        let (copies, inputs) = (Copies::on(stream), RefCell::default());
-        let on_device = call.try_map(|data| remembered(&copies, &inputs, data), |data| copies.written(data))?;
-        // SAFETY: as in `forward`.
-        self.replay(&inputs.into_inner(), |stream| unsafe { kernels.backward(&on_device, speed, stream) })?;
-        copies.download()?;
-        self.0.wait()
+        self.0.backward_as(call, |placed, launch| self.replay(placed, launch))
     }
-}
-
-type Remembered<'a> = RefCell<Vec<(DeviceMemory, Slice<'a>)>>;
-
-fn remembered<'a>(copies: &Copies<'_>, inputs: &Remembered<'a>, data: Slice<'a>) -> Result<DeviceMemory, Error> {
-    let memory = copies.read(data)?;
-    inputs.borrow_mut().push((memory, data));
-    Ok(memory)
 }
 
 /// Runs each call while another stream has a queue of calls that take all multiprocessors, ring and all.
@@ -177,6 +134,13 @@ impl Beside {
         Ok(Beside { cuda: cuda.clone(), other, _tensors: tensors, call })
     }
 
+    /// The call's operands are copied first, so that its kernels are what meets the others.
+    fn run(&self, placed: &Placed<'_, '_>, launch: &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error> {
+        placed.upload()?;
+        self.compete()?;
+        launch(placed.stream())
+    }
+
     fn compete(&self) -> Result<(), Error> {
         for _ in 0..COMPETING_CALLS {
             // SAFETY: the tensors live until `drop` has waited, and calls on one stream run one after the other.
@@ -191,31 +155,12 @@ impl Executor for Beside {
         self.cuda.name()
     }
 
-    // The call's operands are copied first, so that its kernels are what meets the others.
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        call.check()?;
-        let Cuda { kernels, stream, speed } = &self.cuda;
-        let copies = Copies::on(stream);
-        let on_device = call.try_map(|data| copies.read(data), |data| copies.written(data))?;
-        self.compete()?;
-        // SAFETY: each operand is a live allocation of the host buffer's length, which `check` measured.
-        unsafe { kernels.forward(&on_device, speed, stream.cu_stream())? };
-        self.cuda.wait()?;
-        copies.download()?;
-        self.cuda.wait()
+        self.cuda.forward_as(call, |placed, launch| self.run(placed, launch))
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        call.check()?;
-        let Cuda { kernels, stream, speed } = &self.cuda;
-        let copies = Copies::on(stream);
-        let on_device = call.try_map(|data| copies.read(data), |data| copies.written(data))?;
-        self.compete()?;
-        // SAFETY: as in `forward`.
-        unsafe { kernels.backward(&on_device, speed, stream.cu_stream())? };
-        self.cuda.wait()?;
-        copies.download()?;
-        self.cuda.wait()
+        self.cuda.backward_as(call, |placed, launch| self.run(placed, launch))
     }
 }
 
@@ -229,11 +174,3 @@ impl Drop for Beside {
 const COMPETING_ROWS: usize = 4096;
 const COMPETING_HIDDEN: usize = 4096;
 const COMPETING_CALLS: usize = 3;
-
-fn bytes<'a>(data: &Slice<'a>) -> &'a [u8] {
-    match *data {
-        Slice::F32(data) => f32::bytes(data),
-        Slice::F16(data) => f16::bytes(data),
-        Slice::Bf16(data) => bf16::bytes(data),
-    }
-}

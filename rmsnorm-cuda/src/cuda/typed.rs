@@ -1,7 +1,14 @@
 //! Safe calls on cudarc's device memory.
 //!
 //! A call is described as on the host, with [`GpuSlice`] and [`GpuSliceMut`] in the places of [`Slice`](crate::Slice) and
-//! [`SliceMut`](crate::SliceMut). It is in order with everything else that uses the same memory through cudarc, on any stream.
+//! [`SliceMut`](crate::SliceMut). It is in order with everything else that uses the same memory through cudarc, on any stream,
+//! by cudarc's events; or on the only stream there is; or, after `CudaContext::disable_event_tracking`, by its caller's care.
+//! Otherwise it is refused ([`Error::Untracked`]).
+//!
+//! Two things cudarc itself forgets, of these and of its own calls: who reads memory on one stream, once another stream reads
+//! the same memory; and all earlier uses, once the last stream of `CudaContext::new_stream` is dropped. Wait for a stream before
+//! its memory is written or freed in the first case, before it is dropped in the second.
+//!
 //! [`Layer`] is the short form for rows without gaps:
 //!
 //! ```no_run
@@ -22,10 +29,10 @@
 use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop,
-};
+use cudarc::driver::sys::CUstream;
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop};
 
+use super::launch::Current;
 use super::{Calls, DeviceMemory, Kernels, driver_error};
 use crate::{Backward, Dtype, Error, Forward, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len};
 
@@ -33,8 +40,8 @@ impl Kernels {
     /// Launches a forward call on `stream`. Nothing is waited for.
     ///
     /// Fails before anything is launched: as [`Forward::check`] does; where memory or stream belong to another context
-    /// ([`Error::Context`]); on a stream that is being captured, where cudarc tracks the memory ([`Error::EventTracking`]) or a
-    /// kernel is not loaded ([`Error::NotPrepared`]).
+    /// ([`Error::Context`]); where nothing keeps the uses of the memory in order ([`Error::Untracked`]); on a stream that is being
+    /// captured, where cudarc tracks the memory ([`Error::EventTracking`]).
     pub fn forward_on<'a>(
         &'a self,
         stream: &'a Arc<CudaStream>,
@@ -83,7 +90,12 @@ impl Layer {
         let needed = scratch_len(rows_max, hidden)?;
         kernels.expect_context(stream.context())?;
         // SAFETY: a backward call writes what it reads of the scratch.
-        let scratch = unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
+        let mut scratch =
+            unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
+        if stream.cu_stream() == PER_THREAD {
+            // Other threads' streams of that handle wait for the allocation as for a write.
+            drop(scratch.device_ptr_mut(stream));
+        }
         Ok(Layer { kernels: kernels.clone(), stream: stream.clone(), hidden, eps, weight_offset, scratch })
     }
 
@@ -202,7 +214,9 @@ impl GpuSlice<'_> {
 struct Loan<'a> {
     kernels: &'a Kernels,
     stream: &'a Arc<CudaStream>,
-    captured: OnceCell<bool>,
+    /// Where cudarc tracks: whether the stream is being captured, and what restores the context that is current, since cudarc
+    /// leaves its own.
+    tracked: OnceCell<(bool, Current)>,
     held: RefCell<Vec<SyncOnDrop<'a>>>,
     /// What cudarc kept of an earlier failure. Out of the way while the loan lasts: cudarc would neither wait nor record.
     earlier: Result<(), DriverError>,
@@ -212,13 +226,13 @@ impl<'a> Loan<'a> {
     fn on(kernels: &'a Kernels, stream: &'a Arc<CudaStream>) -> Result<Self, Error> {
         kernels.expect_context(stream.context())?;
         let earlier = stream.context().check_err();
-        Ok(Loan { kernels, stream, captured: OnceCell::new(), held: RefCell::default(), earlier })
+        Ok(Loan { kernels, stream, tracked: OnceCell::new(), held: RefCell::default(), earlier })
     }
 
     fn read(&self, data: GpuSlice<'a>) -> Result<DeviceMemory, Error> {
         macro_rules! lend {
             ($data:expr, $dtype:expr) => {{
-                self.admit($data.stream().context())?;
+                self.admit($data.stream())?;
                 let (address, guard) = $data.device_ptr(self.stream);
                 self.held.borrow_mut().push(guard);
                 Ok(DeviceMemory { dtype: $dtype, address, elements: $data.len() })
@@ -234,7 +248,7 @@ impl<'a> Loan<'a> {
     fn write(&self, data: GpuSliceMut<'a>) -> Result<DeviceMemory, Error> {
         macro_rules! lend {
             ($data:expr, $dtype:expr) => {{
-                self.admit($data.stream().context())?;
+                self.admit($data.stream())?;
                 let elements = $data.len();
                 let (address, guard) = $data.device_ptr_mut(self.stream);
                 self.held.borrow_mut().push(guard);
@@ -248,21 +262,33 @@ impl<'a> Loan<'a> {
         }
     }
 
-    /// Whether memory of `context` can be lent. The driver is asked only where cudarc is about to have the stream wait.
-    fn admit(&self, context: &Arc<CudaContext>) -> Result<(), Error> {
-        self.kernels.expect_context(context)?;
-        let waits = |c: &CudaContext| c.is_managing_stream_synchronization();
-        if !waits(context) && !waits(self.stream.context()) {
+    /// Whether memory of `origin`, where it was allocated and will be freed, can be lent. The driver is asked only where cudarc
+    /// is about to have the stream wait.
+    fn admit(&self, origin: &Arc<CudaStream>) -> Result<(), Error> {
+        let contexts = [origin.context(), self.stream.context()];
+        self.kernels.expect_context(contexts[0])?;
+        // Two values may stand for one context, each with tracking of its own: waiting is up to the memory's, recording to the
+        // stream's.
+        let ordered = match contexts.map(|c| c.is_managing_stream_synchronization()) {
+            [true, true] => true,
+            [false, false] => origin == self.stream && self.stream.cu_stream() != PER_THREAD,
+            _ => false,
+        };
+        if !ordered && contexts.iter().all(|c| c.is_event_tracking()) {
+            return Err(Error::Untracked);
+        }
+        if !contexts.iter().any(|c| c.is_managing_stream_synchronization()) {
             return Ok(());
         }
-        let captured = match self.captured.get() {
-            Some(captured) => *captured,
+        let (captured, _) = match self.tracked.get() {
+            Some(tracked) => tracked,
             None => {
+                let current = Current::set(self.stream.context())?;
                 let captured = self.kernels.is_captured(self.stream.cu_stream())?;
-                *self.captured.get_or_init(|| captured)
+                self.tracked.get_or_init(|| (captured, current))
             }
         };
-        if captured { Err(Error::EventTracking) } else { Ok(()) }
+        if *captured { Err(Error::EventTracking) } else { Ok(()) }
     }
 
     /// Launches, unless a wait failed, and gives the operands back.
@@ -276,3 +302,6 @@ impl<'a> Loan<'a> {
         launched.and(recorded)
     }
 }
+
+/// The handle of a stream that is another one in each thread.
+const PER_THREAD: CUstream = std::ptr::without_provenance_mut(2);

@@ -6,7 +6,9 @@ use rmsnorm_cuda::cuda::{Calls, DeviceMemory, Kernels};
 use rmsnorm_cuda::cudarc::driver::{CudaContext, sys::CUstream};
 use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset, scratch_len};
 
-use super::{Library, alone, assert_library, begin_capture, calls_of, context_and_stream, end_capture, names};
+use super::{
+    CAPTURE_MODES, Library, alone, assert_library, begin_capture, calls_of, context_and_stream, end_capture, names,
+};
 
 /// The kernels, and a stream that is only a number.
 fn kernels() -> (Kernels, CUstream) {
@@ -226,6 +228,28 @@ fn a_prepared_call_only_launches() {
             }
         }
         println!("{prepared} kinds of calls");
+        // Prepared without rows, called with any number of them.
+        let kind = Calls {
+            rows: 0,
+            hidden: 256,
+            dtype: Dtype::Bf16,
+            weight: Some(Dtype::Bf16),
+            weight_offset: WeightOffset::Zero,
+            dw: Some(Dtype::Bf16),
+            aligned: true,
+        };
+        assert_eq!(kernels.prepare(&kind), Ok(()));
+        for rows in [1, 100_000] {
+            let operands = Operands::new(Dtype::Bf16, rows, kind.hidden);
+            let calls = calls_of(|| {
+                // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                unsafe { kernels.forward(&operands.forward(), &kernels.speed(), stream) }.expect("a forward call");
+                // SAFETY: as above; with rows there is nothing to clear.
+                unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) }.expect("a backward call");
+            });
+            let expected = ["cuCtxGetCurrent", "cuLaunchKernel", "cuCtxGetCurrent", "cuLaunchKernel", "cuLaunchKernel"];
+            assert_eq!(names(&calls), expected);
+        }
         let kind = Calls {
             rows: 8,
             hidden: 4096,
@@ -244,31 +268,188 @@ fn a_prepared_call_only_launches() {
     });
 }
 
-/// The raw layer: what is not loaded is refused before it spoils the capture; what is loaded is captured, event tracking or not.
+/// A call of this width, and so of a module of its own, on `stream`.
+fn forward(kernels: &Kernels, hidden: usize, stream: CUstream) -> Result<(), Error> {
+    let call = Operands::new(Dtype::Bf16, 64, hidden).forward();
+    // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+    unsafe { kernels.forward(&call, &kernels.speed(), stream) }
+}
+
+fn count(calls: &[String], name: &str) -> usize {
+    names(calls).iter().filter(|n| **n == name).count()
+}
+
+/// What is loaded is captured, event tracking or not; what is not is loaded first, and is what the capture holds.
 #[test]
 fn captures_of_the_raw_layer() {
     alone("raw::captures_of_the_raw_layer", Library::Complete, &[], || {
         let (context, stream) = context_and_stream();
         assert!(context.is_managing_stream_synchronization());
         let kernels = Kernels::new(&context).expect("a stand-in");
-        let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
-        // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        let forward = || unsafe { kernels.forward(&call, &kernels.speed(), stream.cu_stream()) };
-        begin_capture(&stream);
-        let calls = calls_of(|| {
-            let error = forward().expect_err("it is not loaded");
+        for (mode, hidden) in CAPTURE_MODES.into_iter().zip([64, 4096, 5000]) {
+            stream.begin_capture(mode).expect("a capture");
+            let first = calls_of(|| forward(&kernels, hidden, stream.cu_stream()).expect("loaded and captured"));
+            let second = calls_of(|| forward(&kernels, hidden, stream.cu_stream()).expect("captured"));
+            end_capture(&stream);
+            let relaxed = "cuThreadExchangeStreamCaptureMode 2".to_string();
+            assert_eq!(
+                first[..2],
+                ["cuCtxGetCurrent".to_string(), "nvrtcCompileProgram --gpu-architecture=sm_90".into()]
+            );
+            assert_eq!(first[2..4], [relaxed, "cuModuleLoadData".into()]);
+            // The thread's own mode again, before anything else.
+            let at = first.len() - 2;
+            assert_eq!(first[at], "cuThreadExchangeStreamCaptureMode 0", "{first:#?}");
+            assert!(first[at + 1].starts_with("cuLaunchKernel forward"), "{first:#?}");
+            assert_eq!(names(&second), ["cuCtxGetCurrent", "cuLaunchKernel"]);
+        }
+    });
+}
+
+/// Whatever the mode, on the capturing thread and on others: a capture survives kernels that are made, prepared, first used on
+/// another stream, and dropped.
+#[test]
+fn captures_beside_other_kernels() {
+    alone("raw::captures_beside_other_kernels", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        forward(&kernels, 64, stream.cu_stream()).expect("a forward call");
+        let mut hidden = 64;
+        for mode in CAPTURE_MODES {
+            for on_another_thread in [false, true] {
+                let others = Kernels::new(&context).expect("a stand-in");
+                forward(&others, 8192, stream.cu_stream()).expect("a forward call");
+                hidden *= 2;
+                let beside = || {
+                    drop(others);
+                    let others = Kernels::new(&context).expect("a stand-in");
+                    let kind = Calls {
+                        rows: 8,
+                        hidden,
+                        dtype: Dtype::F32,
+                        weight: None,
+                        weight_offset: WeightOffset::Zero,
+                        dw: Some(Dtype::F32),
+                        aligned: true,
+                    };
+                    others.prepare(&kind).expect("prepared");
+                    let other_stream = context.new_stream().expect("a stand-in");
+                    forward(&others, hidden, other_stream.cu_stream()).expect("a first call on another stream");
+                };
+                stream.begin_capture(mode).expect("a capture");
+                forward(&kernels, 64, stream.cu_stream()).expect("captured");
+                let calls = calls_of(|| match on_another_thread {
+                    true => std::thread::scope(|scope| scope.spawn(beside).join().expect("no panic")),
+                    false => beside(),
+                });
+                assert!(count(&calls, "cuModuleLoadData") >= 2 && count(&calls, "cuModuleUnload") == 0, "{calls:#?}");
+                forward(&kernels, 64, stream.cu_stream()).expect("captured");
+                end_capture(&stream);
+            }
+        }
+    });
+}
+
+/// A driver that loads nothing during a capture after all is told apart from one that fails.
+#[test]
+fn a_capture_that_forbids_loading() {
+    for call in ["cuModuleLoadData", "cuModuleGetFunction"] {
+        let fail = format!("{call} 1 900");
+        let body = || {
+            let (context, stream) = context_and_stream();
+            let kernels = Kernels::new(&context).expect("a stand-in");
+            begin_capture(&stream);
+            let error = forward(&kernels, 64, stream.cu_stream()).expect_err("not loaded");
             println!("{error}");
             let Error::NotPrepared { kernel } = error else { panic!("{error:?}") };
             assert!(kernel.contains("bf16"), "{kernel}");
-        });
-        assert_eq!(names(&calls), ["cuCtxGetCurrent", "cuCtxGetCurrent", "cuStreamIsCapturing"]);
-        end_capture(&stream);
-        forward().expect("it is loaded now");
-        begin_capture(&stream);
-        let calls = calls_of(|| forward().expect("captured"));
+            end_capture(&stream);
+            forward(&kernels, 64, stream.cu_stream()).expect("loaded");
+        };
+        let test = "raw::a_capture_that_forbids_loading";
+        if alone(test, Library::Complete, &[("STAND_IN_FAIL", &fail)], body).is_none() {
+            return;
+        }
+    }
+}
+
+/// Dropping the kernels takes nothing from under a kernel or a graph, and the next ones on that context find what is loaded. On
+/// a context made anew, which has the handle of the one before, they do not.
+#[test]
+fn kernels_outlive_their_owner() {
+    alone("raw::kernels_outlive_their_owner", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        forward(&kernels, 64, stream.cu_stream()).expect("a forward call");
+        assert_eq!(calls_of(|| drop(kernels)), [""; 0]);
+        // Another value for the same context.
+        let again = CudaContext::new(0).expect("a stand-in");
+        assert_eq!(again, context);
+        let kernels = Kernels::new(&again).expect("a stand-in");
+        let calls = calls_of(|| forward(&kernels, 64, stream.cu_stream()).expect("a forward call"));
         assert_eq!(names(&calls), ["cuCtxGetCurrent", "cuLaunchKernel"]);
-        end_capture(&stream);
+        let handle = context.cu_ctx();
+        drop((kernels, again, stream, context));
+
+        let (context, stream) = context_and_stream();
+        assert_eq!(context.cu_ctx(), handle);
+        let kernels = Kernels::new(&context).expect("a stand-in");
+        let calls = calls_of(|| forward(&kernels, 64, stream.cu_stream()).expect("a forward call"));
+        assert_eq!(count(&calls, "cuModuleLoadData"), 1, "{calls:#?}");
     });
+}
+
+/// The driver knows whose the stream is, and is asked only after it refused.
+#[test]
+fn a_stream_of_another_gpu() {
+    alone(
+        "raw::a_stream_of_another_gpu",
+        Library::Complete,
+        &[("STAND_IN_DEVICES", "2")],
+        refuse_a_stream_of_another_gpu,
+    );
+}
+
+pub(super) fn refuse_a_stream_of_another_gpu() {
+    let (context, stream) = context_and_stream();
+    let other = CudaContext::new(1).expect("a second GPU").new_stream().expect("a stand-in");
+    let kernels = Kernels::new(&context).expect("a stand-in");
+    let expected = Err(Error::Context { expected: 0, got: 1 });
+    assert_eq!(forward(&kernels, 64, other.cu_stream()), expected);
+    let operands = Operands::new(Dtype::Bf16, 0, 64);
+    // SAFETY: without rows only `dw` is touched, a buffer of its length that lives on.
+    let clear = |stream| unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) };
+    assert_eq!(clear(other.cu_stream()), expected);
+    let calls = calls_of(|| other.context().bind_to_thread().expect("the other context"));
+    assert_eq!(names(&calls), ["cuCtxGetCurrent"], "the other context is not current any more");
+    assert_eq!((forward(&kernels, 64, stream.cu_stream()), clear(stream.cu_stream())), (Ok(()), Ok(())));
+    for handle in [0, 1, 2] {
+        assert_eq!(forward(&kernels, 64, std::ptr::without_provenance_mut(handle)), Ok(()), "stream {handle}");
+    }
+}
+
+/// What an earlier kernel did is not this call's error, and is not told as if it were; any other error is.
+#[test]
+fn a_kernel_that_failed_before() {
+    for code in [700, 702, 710, 714, 715, 716, 717, 718, 719, 1, 701] {
+        let fail = format!("cuLaunchKernel 2 {code}");
+        let body = || {
+            let (kernels, stream) = kernels();
+            assert_eq!(forward(&kernels, 64, stream), Ok(()));
+            let error = forward(&kernels, 64, stream).expect_err("refused");
+            println!("{error}");
+            let fail = std::env::var("STAND_IN_FAIL").expect("what fails");
+            match error {
+                Error::Fault { call: "cuLaunchKernel", .. } => assert!(fail.contains(" 7") && !fail.ends_with("701")),
+                Error::Driver { call: "cuLaunchKernel", .. } => assert!(fail.ends_with(" 1") || fail.ends_with("701")),
+                error => panic!("{error:?}"),
+            }
+        };
+        let test = "raw::a_kernel_that_failed_before";
+        if alone(test, Library::Complete, &[("STAND_IN_FAIL", &fail)], body).is_none() {
+            return;
+        }
+    }
 }
 
 /// One `Kernels` serves many threads, each with a stream of its own, and compiles nothing twice.
@@ -311,26 +492,28 @@ fn a_module_that_did_not_load_is_tried_again() {
         let forward = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
         let code = "CUDA_ERROR_OUT_OF_MEMORY".to_string();
         let calls = calls_of(|| assert_eq!(forward(), Err(Error::Driver { call: "cuModuleGetFunction", code })));
-        assert_eq!(calls.last().map(String::as_str), Some("cuModuleUnload"));
+        assert_eq!(calls[calls.len() - 2..], ["cuModuleUnload", "cuThreadExchangeStreamCaptureMode 0"]);
         assert_eq!(forward(), Ok(()));
     });
 }
 
+/// A later minor version may do; whether it did is seen when the driver is given what it compiled.
 #[test]
 fn an_nvrtc_newer_than_the_driver() {
-    let load = |versions: [(&'static str, &'static str); 2]| {
+    let load = |nvrtc: &'static str| {
         let fail = ("STAND_IN_FAIL", "cuModuleLoadData 1 200");
-        alone("raw::an_nvrtc_newer_than_the_driver", Library::Complete, &[versions[0], versions[1], fail], || {
+        let variables = [("STAND_IN_NVRTC", nvrtc), ("STAND_IN_VERSION", "12040"), fail];
+        alone("raw::an_nvrtc_newer_than_the_driver", Library::Complete, &variables, || {
             let (kernels, stream) = kernels();
             let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
             let error = unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect_err("refused");
             println!("{error}");
-            if std::env::var("STAND_IN_NVRTC").is_ok_and(|version| version == "13050") {
+            if std::env::var("STAND_IN_NVRTC").is_ok_and(|version| version == "12080") {
                 assert_library(
                     &error,
                     "NVRTC",
-                    &["NVRTC 13.5", "CUDA 12.4", "NVRTC 12.0 to 12.4 fits", "RMSNORM_NVRTC"],
+                    &["NVRTC 12.8", "CUDA 12.4", "NVRTC 12.0 to 12.4 fits", "RMSNORM_NVRTC"],
                 );
             } else {
                 let code = "CUDA_ERROR_INVALID_IMAGE".to_string();
@@ -338,9 +521,23 @@ fn an_nvrtc_newer_than_the_driver() {
             }
         })
     };
-    if load([("STAND_IN_NVRTC", "13050"), ("STAND_IN_VERSION", "12040")]).is_some() {
-        load([("STAND_IN_NVRTC", "12040"), ("STAND_IN_VERSION", "12040")]);
+    if load("12080").is_some() {
+        load("12040");
     }
+}
+
+/// A later major version does not.
+#[test]
+fn an_nvrtc_much_newer_than_the_driver() {
+    let variables = [("STAND_IN_NVRTC", "13050"), ("STAND_IN_VERSION", "12040")];
+    alone("raw::an_nvrtc_much_newer_than_the_driver", Library::Complete, &variables, || {
+        let (context, _) = context_and_stream();
+        let error = Kernels::new(&context).err().expect("refused");
+        println!("{error}");
+        let expected =
+            ["9.0 needs version 12.0 or newer, none newer than 12.x for a driver for CUDA 12.4", "13.5 is too new"];
+        assert_library(&error, "NVRTC", &expected);
+    });
 }
 
 /// Sizes at the end of the address range, where a product overflows: errors, or calls that need none of it.

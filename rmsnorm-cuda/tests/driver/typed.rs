@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use rmsnorm_cuda::cuda::library::DRIVER_FUNCTIONS;
+use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver};
 use rmsnorm_cuda::cuda::{Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::CUresult;
 use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
-use rmsnorm_cuda::{Dtype, Error, WeightOffset, bf16};
+use rmsnorm_cuda::{Dtype, Error, Forward, Rows, WeightOffset, bf16};
 
 use super::raw::Operands;
 use super::{Library, alone, begin_capture, calls_of, context_and_stream, end_capture, names};
@@ -125,7 +125,7 @@ fn an_event_that_fails_is_the_error_of_its_call() {
         let [(forward, calls), (backward, _)] = training.step();
         let call = if waits { "cuStreamWaitEvent" } else { "cuEventRecord" };
         let code = "CUDA_ERROR_ILLEGAL_ADDRESS".to_string();
-        assert_eq!(forward, Err(Error::Driver { call, code }), "{calls:#?}");
+        assert_eq!(forward, Err(Error::Fault { call, code }), "{calls:#?}");
         assert_eq!(names(&calls).contains(&"cuLaunchKernel"), !waits, "{calls:#?}");
         assert_eq!(backward, Ok(()));
     };
@@ -179,8 +179,15 @@ fn two_gpus() {
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
         unsafe { kernels.forward(&call, &kernels.speed(), stream.cu_stream()) }.expect("a forward call");
         drop(kernels);
-        let calls = calls_of(|| other.bind_to_thread().expect("the other context"));
-        assert_eq!(names(&calls), ["cuCtxGetCurrent"], "the other context is not current any more");
+        let other_is_current = || {
+            let calls = calls_of(|| other.bind_to_thread().expect("the other context"));
+            assert_eq!(names(&calls), ["cuCtxGetCurrent"], "the other context is not current any more");
+        };
+        other_is_current();
+        for (result, _) in training.step() {
+            assert_eq!(result, Ok(()));
+            other_is_current();
+        }
 
         let expected = Error::Context { expected: 0, got: 1 };
         let other_kernels = Arc::new(Kernels::new(&other).expect("a stand-in"));
@@ -193,6 +200,102 @@ fn two_gpus() {
         assert_eq!(training.layer.forward(&x, None, &mut other_y, None), Err(expected));
         let [(forward, _), (backward, _)] = training.step();
         assert_eq!((forward, backward), (Ok(()), Ok(())));
+    });
+}
+
+/// Where cudarc does not track, a call is taken only if all uses are on one stream, or the caller said that order is theirs.
+#[test]
+fn untracked_memory() {
+    let refused = |result: Result<(), Error>, calls: &[String]| {
+        assert_eq!(result, Err(Error::Untracked));
+        assert!(!names(calls).contains(&"cuLaunchKernel"), "{calls:#?}");
+    };
+    let launches = |calls: &[String]| names(calls).iter().filter(|name| **name == "cuLaunchKernel").count();
+    alone("typed::untracked_memory", Library::Complete, &[], || {
+        driver().expect("a stand-in");
+        let context = CudaContext::new(0).expect("a stand-in");
+        // No stream but the null stream: in order, without events.
+        let mut training = Training::new(&context, &context.default_stream());
+        for ((result, calls), expected) in training.step().into_iter().zip([1, 2]) {
+            assert_eq!((result, names(&calls).len(), launches(&calls)), (Ok(()), 1 + expected, expected));
+        }
+        // The per-thread stream is another one in each thread, the scratch is the layer's, and nobody waits.
+        let per_thread = context.per_thread_stream();
+        let mut on_per_thread = Training::new(&context, &per_thread);
+        for (result, calls) in on_per_thread.step() {
+            refused(result, &calls);
+        }
+        // Memory of the one stream, used on the other.
+        std::mem::swap(&mut training.matrices, &mut on_per_thread.matrices);
+        for (result, calls) in training.step() {
+            refused(result, &calls);
+        }
+        std::mem::swap(&mut training.matrices, &mut on_per_thread.matrices);
+
+        // A stream of cudarc's own: now every use is tracked, on whatever stream.
+        let stream = context.new_stream().expect("a stand-in");
+        for training in [&mut training, &mut on_per_thread] {
+            for ((result, calls), (waits, records)) in training.step().into_iter().zip([(6, 4), (10, 7)]) {
+                assert_eq!(result, Ok(()));
+                let count = |name: &str| names(&calls).iter().filter(|n| **n == name).count();
+                assert_eq!((count("cuStreamWaitEvent"), count("cuEventRecord")), (waits, records), "{calls:#?}");
+            }
+        }
+        // A second value for the context, without that stream: its calls would wait, but not record.
+        let again = CudaContext::new(0).expect("a stand-in");
+        let kernels = Kernels::new(&again).expect("a stand-in");
+        let (x, mut y) = (&training.matrices[0], stream.alloc_zeros::<bf16>(64 * 4096).expect("memory"));
+        let null = again.default_stream();
+        let mut call = || {
+            let call = Forward {
+                rows: 64,
+                hidden: 4096,
+                eps: 0.0,
+                weight_offset: WeightOffset::Zero,
+                x: Rows::contiguous(x.into(), 4096),
+                weight: None,
+                y: Rows::contiguous((&mut y).into(), 4096),
+                rstd: None,
+            };
+            let mut result = Ok(());
+            let calls = calls_of(|| result = kernels.forward_on(&null, call));
+            (result, calls)
+        };
+        let (result, calls) = call();
+        refused(result, &calls);
+        // SAFETY: nothing of this is used by the GPU.
+        unsafe { again.disable_event_tracking() };
+        assert_eq!(call().0, Ok(()));
+
+        // Order is the caller's again.
+        drop((kernels, y, stream));
+        assert!(!context.is_in_multi_stream_mode());
+        for (result, calls) in on_per_thread.step() {
+            refused(result, &calls);
+        }
+        // SAFETY: as above.
+        unsafe { context.disable_event_tracking() };
+        for (result, _) in on_per_thread.step() {
+            assert_eq!(result, Ok(()));
+        }
+    });
+}
+
+/// A thread that did not allocate the scratch on its own per-thread stream waits until it is there.
+#[test]
+fn the_scratch_of_the_per_thread_stream() {
+    alone("typed::the_scratch_of_the_per_thread_stream", Library::Complete, &[], || {
+        let (context, _stream) = context_and_stream();
+        let kernels = Arc::new(Kernels::new(&context).expect("a stand-in"));
+        let new = |stream: &Arc<CudaStream>| {
+            calls_of(|| {
+                Layer::new(&kernels, stream, (64, 4096), 1e-6, WeightOffset::Zero).expect("a layer");
+            })
+        };
+        let calls = new(&context.per_thread_stream());
+        let at = |name: &str| names(&calls).iter().position(|n| *n == name);
+        assert!(at("cuMemAllocAsync").is_some() && at("cuMemAllocAsync") < at("cuEventRecord"), "{calls:#?}");
+        assert!(!names(&new(&_stream)).contains(&"cuEventRecord"));
     });
 }
 

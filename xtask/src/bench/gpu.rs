@@ -26,7 +26,7 @@ impl OnGpu {
 
     /// What is known of the GPU.
     pub(super) fn describe(&self) -> Result<Gpu> {
-        let nvrtc = nvrtc()?;
+        let nvrtc = nvrtc(self.meter.kernels().speed().arch.compute_capability)?;
         Ok(Gpu {
             name: self.meter.kernels().gpu_name().into(),
             driver: crate::record::driver_version().unwrap_or_else(|| "unknown".into()),

@@ -73,11 +73,12 @@ pub(super) fn cpu_target<'a>(executor: &'a dyn Executor, again: &'a dyn Executor
 }
 
 /// Looks for a GPU, and says why there is none.
-pub(super) fn find(device: Device) -> Result<Found, String> {
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+pub(super) fn find(device: Device, quick: bool) -> Result<Found, String> {
     match device {
         Device::Cpu => Err("not asked for".into()),
         #[cfg(feature = "cuda")]
-        _ => super::gpu::find().map_err(|error| format!("{NO_GPU}: {error}")),
+        _ => super::gpu::find(quick).map_err(|error| format!("{NO_GPU}: {error}")),
         #[cfg(not(feature = "cuda"))]
         _ => Err("built without CUDA: build xtask with its feature `cuda`".into()),
     }

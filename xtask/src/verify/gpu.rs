@@ -10,10 +10,11 @@ use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, Sl
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The first GPU.
-pub(super) fn find() -> Result<Found, Error> {
+/// The first GPU. For a quick run, plans of other GPUs that need kernels of their own are for the hard cases alone: compiling is what
+/// takes the time.
+pub(super) fn find(quick: bool) -> Result<Found, Error> {
     let cuda = Cuda::new(0)?;
-    let nvrtc = nvrtc()?;
+    let nvrtc = nvrtc(cuda.arch().compute_capability)?;
     let gpu = Gpu {
         name: cuda.name(),
         driver: driver_version().unwrap_or_else(|| "unknown".into()),
@@ -25,7 +26,7 @@ pub(super) fn find() -> Result<Found, Error> {
     let blocks = Some(u32::MAX);
     Ok(Found {
         gpu,
-        launches: launches(&streams, cuda.arch()),
+        launches: launches(&streams, cuda.arch(), quick),
         replayed: Box::new(Streams { replayed: true, ..streams.clone() }),
         beside: Box::new(Beside::new(&cuda.on_new_stream()?)?),
         refused: Box::new(Streams { speed: Speed { blocks, ..streams.speed }, ..streams.clone() }),
@@ -34,10 +35,10 @@ pub(super) fn find() -> Result<Found, Error> {
 }
 
 /// Numbers of blocks that the plan would not choose, and the plans of other GPUs.
-fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
-    let launch = |what: String, speed: Speed, elements_max, left_out| {
+fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<Launch> {
+    let launch = |what: String, speed: Speed, elements_max, left_out, hard_only| {
         let executor = Box::new(Streams { speed, ..streams.clone() });
-        Launch { what, executor, elements_max, left_out, hard_only: false }
+        Launch { what, executor, elements_max, left_out, hard_only }
     };
     let forced = FORCED_BLOCKS.map(|(blocks, elements_max)| {
         let speed = Speed { blocks: Some(blocks), ..streams.speed };
@@ -46,6 +47,7 @@ fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
             speed,
             elements_max,
             "one or two blocks on more than 2^22 elements",
+            false,
         )
     });
     let planned = Arch::ALL.map(|(name, arch)| {
@@ -54,7 +56,9 @@ fn launches(streams: &Streams, gpu: Arch) -> Vec<Launch> {
             && (arch.compute_capability < (9, 0) || gpu.compute_capability >= (9, 0));
         let elements_max = if fits { usize::MAX } else { 0 };
         let speed = Speed { arch, ..streams.speed };
-        launch(format!("planned for {name}: "), speed, elements_max, "a plan that does not fit this GPU")
+        let (left_out, same_kernels) =
+            ("a plan that does not fit this GPU", arch.block_shared_bytes == gpu.block_shared_bytes);
+        launch(format!("planned for {name}: "), speed, elements_max, left_out, quick && !same_kernels)
     });
     let others = (0..VARIANTS).map(|turn| Launch {
         what: format!("variant {turn}: "),

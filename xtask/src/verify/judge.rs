@@ -82,17 +82,31 @@ impl<'a> Judge<'a> {
         depth: impl Fn(usize) -> Depth + Sync,
     ) -> anyhow::Result<()> {
         let mut order: Vec<usize> = (0..items.len()).collect();
-        // What is tried with that one case takes as long as the largest of the others.
-        let elements = |i: usize| if items[i].name == IDLE { LARGE } else { items[i].case.elements() };
+        let elements = |i: usize| items[i].case.elements();
         order.sort_by_key(|i| std::cmp::Reverse(elements(*i)));
         let (large, small) = order.split_at(order.partition_point(|i| elements(*i) > LARGE));
         let progress = Progress::new(what, items.len());
         let threads = rayon::current_num_threads();
-        for (order, workers) in [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)] {
+        std::thread::scope(|scope| {
+            // It waits for copies of many gigabytes, and for nothing else.
+            items.iter().filter(|item| item.name == IDLE).for_each(|item| drop(scope.spawn(|| self.products(item))));
+            self.judge_by_size(items, [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)], &depth, &progress)
+        })
+    }
+
+    fn judge_by_size(
+        &self,
+        items: &[Item],
+        parts: [(&[usize], usize); 2],
+        depth: &(impl Fn(usize) -> Depth + Sync),
+        progress: &Progress,
+    ) -> anyhow::Result<()> {
+        let threads = rayon::current_num_threads();
+        for (order, workers) in parts {
             let next = AtomicUsize::new(0);
             let work = || {
                 while let Some(i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    self.judge(&items[*i], depth(*i));
+                    self.judge_case(&items[*i], depth(*i));
                     progress.tick();
                 }
             };
@@ -104,16 +118,25 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
+    /// Tries one item by itself.
     pub(super) fn judge(&self, item: &Item, depth: Depth) {
+        self.judge_case(item, depth);
+        if item.name == IDLE {
+            self.products(item);
+        }
+    }
+
+    fn judge_case(&self, item: &Item, depth: Depth) {
         let case = &item.case;
         let began = Instant::now();
         let want = literal_outputs(&Operands::new(case, Fill::Plausible));
         self.literal_us.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
         for Target { name, executor, launches, refused, .. } in self.targets {
-            self.record(1, IDENTITY, name, item, || identity(*executor, "", case, &want));
+            let mut operands = Operands::new(case, Fill::Nan);
+            self.record(1, IDENTITY, name, item, || identity(*executor, "", &mut operands, &want));
             if !launches.is_empty() && depth.includes(LAUNCH, name) {
                 let chosen = launches.iter().filter(|launch| depth == Depth::Hard || !launch.hard_only);
-                self.record(5, LAUNCH, name, item, || every_launch(chosen, case, &want));
+                self.record(5, LAUNCH, name, item, || every_launch(chosen, &mut operands, &want));
             }
             if let Some(refused) = refused.filter(|_| depth.includes(FAILURES, name)) {
                 self.record(12, FAILURES, name, item, || launch_failures(*executor, refused, case, &want));
@@ -130,8 +153,14 @@ impl<'a> Judge<'a> {
             }
             if item.name == IDLE {
                 self.record(4, IDLE, name, item, || idle_groups(*executor));
-                self.record(11, PRODUCTS, name, item, || products(*executor));
             }
+        }
+    }
+
+    /// Property 11, which has inputs of its own and is tried once.
+    fn products(&self, item: &Item) {
+        for Target { name, executor, .. } in self.targets {
+            self.record(11, PRODUCTS, name, item, || products(*executor));
         }
     }
 
@@ -192,23 +221,25 @@ fn row(number: u32, property: &str, executor: &str) -> Row {
     Row { number, property: property.into(), executor: executor.into(), ..Row::default() }
 }
 
-/// *Every output equals the literal executor's*, which computed `want`.
-fn identity(executor: &dyn Executor, how: &str, case: &Case, want: &Outputs) -> Outcome {
-    guarded(executor, case, || {
-        let got = Operands::new(case, Fill::Nan).run(executor).map_err(|e| format!("{how}refused a good call: {e}"))?;
+/// *Every output equals the literal executor's*, which computed `want`. What an earlier call left in the outputs is wiped first.
+fn identity(executor: &dyn Executor, how: &str, operands: &mut Operands, want: &Outputs) -> Outcome {
+    let case = *operands.case();
+    guarded(executor, &case, || {
+        operands.refill_outputs();
+        let got = operands.run(executor).map_err(|e| format!("{how}refused a good call: {e}"))?;
         want.difference(&got).map_or(Ok(got), |d| Err(format!("{how}against the literal executor: {d}")))
     })
 }
 
 /// *Every launch is equal.*
-fn every_launch<'a>(launches: impl Iterator<Item = &'a Launch>, case: &Case, want: &Outputs) -> Outcome {
+fn every_launch<'a>(launches: impl Iterator<Item = &'a Launch>, operands: &mut Operands, want: &Outputs) -> Outcome {
     let mut all = Evidence::default();
     for Launch { what, executor, elements_max, left_out, .. } in launches {
-        if case.elements() > *elements_max {
+        if operands.case().elements() > *elements_max {
             *all.excluded.entry(left_out).or_default() += 1;
             continue;
         }
-        match identity(&**executor, what, case, want) {
+        match identity(&**executor, what, operands, want) {
             Outcome::Passed(found) => all.merge(&found),
             refuted => return refuted,
         }

@@ -2,7 +2,7 @@
 //! accesses past an end, reads of memory that nobody wrote, races in shared memory, misused barriers.
 //!
 //! The command runs itself under each tool; there it carries out [`CALLS`] on a GPU, each operand in an allocation of its own, and
-//! compares the bits with the CPU's.
+//! compares the bits with the CPU's. Each tool also gets a kernel with the fault that it is for, and must report it.
 
 use anyhow::{Context, Result, bail, ensure};
 use rmsnorm_cuda::cuda::measure::Host;
@@ -33,16 +33,23 @@ pub(super) fn run(required: bool, out: &mut dyn Write) -> Result<ExitCode> {
     let mut clean = true;
     for name in TOOLS {
         let started = Instant::now();
-        let output = Command::new(&tool)
-            .args(["--tool", name])
-            .arg(&program)
-            .args(["verify", "--sanitized"])
-            .output()
-            .with_context(|| format!("cannot run {}", tool.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        match verdict(&text, output.status.success()) {
+        let under_tool = |what: &str| {
+            let mut command = Command::new(&tool);
+            command.args(["--tool", name]).arg(&program).args(["verify", "--sanitized", what]);
+            let output = command.output().with_context(|| format!("cannot run {}", tool.display()))?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            anyhow::Ok((text, output.status.success()))
+        };
+        let (text, succeeded) = under_tool(SANITIZED_CALLS)?;
+        let (control, _) = under_tool(name)?;
+        let found = match (verdict(&text, succeeded), summary(&control)) {
+            (Ok(said), Some((1.., _))) => Ok(said),
+            (Ok(_), _) => Err(("it does not see the fault of faults.cu that is meant for it".into(), control)),
+            (Err(why), _) => Err((why, text)),
+        };
+        match found {
             Ok(said) => writeln!(out, "{name:10} clean: {said}, {:.0} s", started.elapsed().as_secs_f64())?,
-            Err(why) => {
+            Err((why, text)) => {
                 clean = false;
                 let from = text.lines().count().saturating_sub(LINES_SHOWN);
                 writeln!(out, "{name:10} FAILED: {why}")?;
@@ -54,9 +61,13 @@ pub(super) fn run(required: bool, out: &mut dyn Write) -> Result<ExitCode> {
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What runs under a tool.
-pub(super) fn sanitized(out: &mut dyn Write) -> Result<ExitCode> {
+/// What runs under a tool: the calls, or the kernel with a fault for this tool.
+pub(super) fn sanitized(what: &str, out: &mut dyn Write) -> Result<ExitCode> {
     let mut gpu = Plain::new(0)?;
+    if what != SANITIZED_CALLS {
+        gpu.fault(what)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut kernels = 0;
     for call in CALLS {
         if let Some(blocks) = call.blocks {
@@ -73,18 +84,22 @@ pub(super) fn sanitized(out: &mut dyn Write) -> Result<ExitCode> {
 
 /// What the output of a tool means: what the program said, if it was carried out to its end and the tool found nothing.
 fn verdict(text: &str, succeeded: bool) -> Result<String, String> {
-    let summary = text.lines().find_map(|line| {
-        let (_, summary) = line.split_once("ERROR SUMMARY: ").or_else(|| line.split_once("RACECHECK SUMMARY: "))?;
-        let count = summary.split_whitespace().next()?.parse::<u64>().ok()?;
-        Some((count, summary.to_string()))
-    });
-    match (summary, text.lines().find_map(|line| line.split_once(DONE))) {
+    match (summary(text), text.lines().find_map(|line| line.split_once(DONE))) {
         (None, _) => Err("the tool did not sum up".into()),
         (Some((1.., summary)), _) => Err(summary),
         (Some((0, _)), None) => Err("the calls were not carried out to their end".into()),
         (Some((0, _)), Some(_)) if !succeeded => Err("the program failed".into()),
         (Some((0, _)), Some((_, said))) => Ok(said.to_string()),
     }
+}
+
+/// How many errors a tool counted, and how it said so.
+fn summary(text: &str) -> Option<(u64, String)> {
+    text.lines().find_map(|line| {
+        let (_, summary) = line.split_once("ERROR SUMMARY: ").or_else(|| line.split_once("RACECHECK SUMMARY: "))?;
+        let count = summary.split_whitespace().next()?.parse::<u64>().ok()?;
+        Some((count, summary.to_string()))
+    })
 }
 
 fn tool() -> Option<PathBuf> {
@@ -176,8 +191,8 @@ const fn call(rows: usize, hidden: usize, dtype: Dtype) -> Call {
 }
 
 /// Every family of kernels: a part of a warp, a warp, several warps and several sets of chains a row; rings and none; streamed
-/// rows; no weight and one of another type; fewer rows than row groups; rows that must be scaled; several row groups a block.
-const CALLS: [Call; 16] = [
+/// rows; no weight and one of another type; fewer rows than row groups; rows that must be scaled; several row groups a block; blocks some of whose teams have no row.
+const CALLS: [Call; 18] = [
     call(37, 7, Dtype::F32),
     call(300, 64, Dtype::Bf16),
     call(129, 256, Dtype::F16),
@@ -194,9 +209,12 @@ const CALLS: [Call; 16] = [
     Call { exponent: -130, ..call(9, 1000, Dtype::F32) },
     Call { blocks: Some(3), ..call(140, 4200, Dtype::F32) },
     call(200, 40, Dtype::Bf16),
+    call(9, 1024, Dtype::Bf16),
+    call(3, 4096, Dtype::Bf16),
 ];
 
 const TOOLS: [&str; 4] = ["memcheck", "initcheck", "racecheck", "synccheck"];
+const SANITIZED_CALLS: &str = "calls";
 const DONE: &str = "sanitized: ";
 const LINES_SHOWN: usize = 40;
 

@@ -1,0 +1,104 @@
+//! What a caller reads: each text names the mistake, what was expected and what came.
+
+use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightGradient, WeightOffset};
+
+/// Memory that need not exist.
+#[derive(Clone, Copy)]
+struct Memory(Dtype, usize, u64);
+
+impl Operand for Memory {
+    fn dtype(&self) -> Dtype {
+        self.0
+    }
+    fn elements(&self) -> usize {
+        self.1
+    }
+    fn address(&self) -> u64 {
+        self.2
+    }
+}
+
+const ROWS: usize = 2;
+const HIDDEN: usize = 8;
+
+/// The `place`-th operand: far from all others, long enough.
+fn memory(dtype: Dtype, place: u64) -> Memory {
+    Memory(dtype, 1 << 16, place << 24)
+}
+
+fn forward(x: Dtype, weight: Dtype) -> Forward<Memory, Memory> {
+    Forward {
+        rows: ROWS,
+        hidden: HIDDEN,
+        eps: 1e-5,
+        weight_offset: WeightOffset::Zero,
+        x: Rows::contiguous(memory(x, 1), HIDDEN),
+        weight: Some(memory(weight, 2).into()),
+        y: Rows::contiguous(memory(x, 3), HIDDEN),
+        rstd: Some(memory(Dtype::F32, 4).into()),
+    }
+}
+
+fn backward(x: Dtype, weight: Dtype, dw: Dtype) -> Backward<Memory, Memory> {
+    Backward {
+        rows: ROWS,
+        hidden: HIDDEN,
+        weight_offset: WeightOffset::Zero,
+        x: Rows::contiguous(memory(x, 1), HIDDEN),
+        weight: Some(memory(weight, 2).into()),
+        rstd: memory(Dtype::F32, 3).into(),
+        dy: Rows::contiguous(memory(x, 4), HIDDEN),
+        dx: Rows::contiguous(memory(x, 5), HIDDEN),
+        dw: Some(WeightGradient { dw: memory(dw, 6).into(), scratch: memory(Dtype::F32, 7).into() }),
+    }
+}
+
+fn text(result: Result<(), Error>) -> String {
+    result.expect_err("refused").to_string()
+}
+
+#[test]
+fn texts_name_the_mistake() {
+    use Dtype::{Bf16, F16, F32};
+    let refused = |spoil: fn(&mut Forward<Memory, Memory>)| {
+        let mut call = forward(F32, F32);
+        spoil(&mut call);
+        text(call.check())
+    };
+    assert_eq!(forward(F32, F32).check(), Ok(()));
+    assert_eq!(text(forward(F32, F16).check()), "weight has elements of type f16, expected f32");
+    assert_eq!(text(forward(Bf16, F16).check()), "weight has elements of type f16, expected bf16 or f32");
+    assert_eq!(text(backward(Bf16, F32, Bf16).check()), "dw has elements of type bf16, expected f32");
+    assert_eq!(text(backward(Bf16, Bf16, F16).check()), "dw has elements of type f16, expected bf16 or f32");
+    assert_eq!(refused(|c| c.eps = -f32::from_bits(1)), "eps is -1e-45, expected a finite number that is not negative");
+    assert_eq!(refused(|c| c.hidden = 0), "hidden is 0, expected 1 to 16777216");
+    assert_eq!(refused(|c| c.x.row_stride = 7), "x has row stride 7, expected 0 or at least hidden = 8");
+    assert_eq!(refused(|c| c.y.row_stride = 0), "y has row stride 0, expected at least hidden = 8");
+    assert_eq!(refused(|c| c.x.data.1 = 15), "x needs 16 elements (offset included), got 15");
+    assert_eq!(
+        refused(|c| *c = Forward { rows: 1, rstd: Some(Memory(F32, 0, 4 << 24).into()), ..forward(F32, F32) }),
+        "rstd needs 1 element (offset included), got 0"
+    );
+    let far = usize::MAX;
+    assert_eq!(
+        refused(|c| c.weight = Some(Vector { offset: usize::MAX, ..memory(F32, 2).into() })),
+        format!("weight spans more bytes than an address can count: 1 row of stride 8 from offset {far}")
+    );
+    assert_eq!(
+        refused(|c| c.y.row_stride = usize::MAX),
+        format!("y spans more bytes than an address can count: 2 rows of stride {far} from offset 0")
+    );
+    assert_eq!(
+        refused(|c| c.y.data = c.x.data),
+        "y overlaps x, expected memory of its own for every output: computing in place is not supported"
+    );
+    assert_eq!(
+        refused(|c| c.x.data.2 += 2),
+        "x begins at address 0x1000002, which is no multiple of its element size of 4 bytes"
+    );
+    let error = Error::FloatingPoint { got: rmsnorm_cuda::FloatingPoint::RoundsDown };
+    assert_eq!(
+        error.to_string(),
+        "this thread rounds toward -infinity, expected IEEE 754's default: subnormals kept, the nearest taken, ties to even"
+    );
+}
