@@ -11,7 +11,8 @@ pub struct Tally {
     pub failures: u64,
     /// The failure with the least (row, column).
     pub first_failure: Option<Failure>,
-    /// The largest error/bound met; 0 where both are 0, +Inf where the bound is 0 and the error is not.
+    /// The largest error/bound met. Both are of the value before its last rounding: the least error that explains the stored
+    /// value, 0 where the exact one rounds to it, against what is allowed. +Inf where that is 0 and the error is not.
     pub worst: f64,
     /// (row, column) of `worst`; None while no element had a positive error.
     pub worst_at: Option<(usize, usize)>,
@@ -20,12 +21,19 @@ pub struct Tally {
     pub histogram: [u64; 16],
     /// Elements of which an intermediate may leave the range of f32, so that a result that is not finite was accepted too.
     pub may_overflow: u64,
+    /// Elements for which only one value is allowed: for them the bound is a test of bits.
+    pub single: u64,
+    /// Elements within the bound that rounding at random would not explain (`docs/numerics.md` §12). They do not fail: the bound
+    /// is proven, the alarm is a model.
+    pub alarms: u64,
+    /// The alarm with the least (row, column).
+    pub first_alarm: Option<Failure>,
     /// Elements without a finite bound: (depth + 2)·u > 1/4, or no finite sum of magnitudes. They are no evidence, so
     /// [`passed`](Tally::passed) is false if there are any.
     pub unbounded: u64,
 }
 
-/// One element that broke the contract.
+/// One element that broke the contract, or raised an alarm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// Row, counted over the whole problem; 0 for column outputs.
@@ -36,8 +44,8 @@ pub struct Failure {
     pub computed: f64,
     /// What the formulas give.
     pub exact: f64,
-    /// The bound on abs(computed − exact); NaN where the contract asks for a special value.
-    pub bound: f64,
+    /// The least and the largest stored value allowed; absent where the contract asks for a special value.
+    pub interval: Option<(f64, f64)>,
     /// The sentence of the contract that is broken.
     pub reason: &'static str,
 }
@@ -54,16 +62,16 @@ impl Tally {
         self.failures += other.failures;
         self.may_overflow += other.may_overflow;
         self.unbounded += other.unbounded;
+        self.single += other.single;
+        self.alarms += other.alarms;
         for (mine, theirs) in self.histogram.iter_mut().zip(other.histogram) {
             *mine += theirs;
         }
         if other.worst > self.worst || (other.worst == self.worst && earlier(other.worst_at, self.worst_at)) {
             (self.worst, self.worst_at) = (other.worst, other.worst_at);
         }
-        let at = |failure: &Option<Failure>| failure.as_ref().map(|f| (f.row, f.column));
-        if earlier(at(&other.first_failure), at(&self.first_failure)) {
-            self.first_failure.clone_from(&other.first_failure);
-        }
+        keep_first(&mut self.first_failure, other.first_failure.as_ref());
+        keep_first(&mut self.first_alarm, other.first_alarm.as_ref());
     }
 
     pub(crate) fn count_ratio(&mut self, ratio: f64, at: (usize, usize)) {
@@ -75,10 +83,19 @@ impl Tally {
 
     pub(crate) fn count_failure(&mut self, failure: Failure) {
         self.failures += 1;
-        let known = self.first_failure.as_ref().map(|f| (f.row, f.column));
-        if earlier(Some((failure.row, failure.column)), known) {
-            self.first_failure = Some(failure);
-        }
+        keep_first(&mut self.first_failure, Some(&failure));
+    }
+
+    pub(crate) fn count_alarm(&mut self, alarm: Failure) {
+        self.alarms += 1;
+        keep_first(&mut self.first_alarm, Some(&alarm));
+    }
+}
+
+fn keep_first(first: &mut Option<Failure>, other: Option<&Failure>) {
+    let at = |failure: Option<&Failure>| failure.map(|f| (f.row, f.column));
+    if earlier(at(other), at(first.as_ref())) {
+        *first = other.cloned();
     }
 }
 
@@ -88,12 +105,12 @@ fn earlier(a: Option<(usize, usize)>, b: Option<(usize, usize)>) -> bool {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Failure { row, column, computed, exact, bound, reason } = self;
+        let Failure { row, column, computed, exact, interval, reason } = self;
         write!(f, "row {row}, column {column}: {reason}: computed {computed:e}, exact {exact:e}")?;
-        if bound.is_nan() {
-            return Ok(());
+        match interval {
+            Some((least, most)) => write!(f, ", allowed {least:e} to {most:e}"),
+            None => Ok(()),
         }
-        write!(f, ", error {:e}, bound {bound:e}", (computed - exact).abs())
     }
 }
 
@@ -103,10 +120,12 @@ impl fmt::Display for Tally {
         if let Some((row, column)) = self.worst_at {
             write!(f, " at row {row}, column {column}")?;
         }
-        write!(f, ", {} failures, {} may overflow, {} unbounded", self.failures, self.may_overflow, self.unbounded)?;
-        match &self.first_failure {
-            Some(failure) => write!(f, "; first: {failure}"),
-            None => Ok(()),
+        let Tally { failures, may_overflow, unbounded, single, alarms, .. } = self;
+        write!(f, ", {single} with one value allowed, {failures} failures, {may_overflow} may overflow")?;
+        write!(f, ", {unbounded} unbounded, {alarms} alarms")?;
+        for first in self.first_failure.iter().chain(&self.first_alarm) {
+            write!(f, "; first: {first}")?;
         }
+        Ok(())
     }
 }
