@@ -129,3 +129,84 @@ impl fmt::Display for Tally {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(row: usize, column: usize) -> Failure {
+        Failure { row, column, computed: 2.0, exact: 1.0, interval: Some((0.5, 1.5)), reason: "must be near" }
+    }
+
+    fn tally(n: u64, at: (usize, usize)) -> Tally {
+        Tally {
+            elements: 100 * n,
+            failures: n,
+            first_failure: Some(failure(at.0, at.1)),
+            worst: 0.5,
+            worst_at: Some(at),
+            histogram: std::array::from_fn(|i| n * (i as u64 + 1)),
+            may_overflow: 3 * n,
+            single: 7 * n,
+            alarms: 11 * n,
+            first_alarm: Some(failure(at.0, at.1)),
+            unbounded: 13 * n,
+        }
+    }
+
+    #[test]
+    fn merging_adds_and_keeps_the_first_in_either_order() {
+        for (earlier, later) in [((1, 5), (2, 0)), ((1, 5), (1, 6))] {
+            let sum = Tally { worst_at: Some(earlier), ..tally(5, earlier) };
+            for (a, b) in [(tally(2, earlier), tally(3, later)), (tally(3, later), tally(2, earlier))] {
+                let mut merged = a.clone();
+                merged.merge(&b);
+                assert_eq!(merged, sum);
+                let mut with_nothing = b.clone();
+                with_nothing.merge(&Tally::default());
+                assert_eq!(with_nothing, b);
+            }
+        }
+        let mut worse = tally(1, (0, 0));
+        worse.merge(&Tally { worst: 0.75, worst_at: Some((9, 9)), ..Tally::default() });
+        assert_eq!((worse.worst, worse.worst_at), (0.75, Some((9, 9))));
+    }
+
+    #[test]
+    fn passed_means_no_failure_and_a_bound_for_everything() {
+        assert!(Tally { alarms: 1, may_overflow: 1, ..Tally::default() }.passed());
+        assert!(!Tally { failures: 1, ..Tally::default() }.passed());
+        assert!(!Tally { unbounded: 1, ..Tally::default() }.passed());
+    }
+
+    #[test]
+    fn ratios_are_binned_and_the_first_of_the_worst_is_kept() {
+        let mut tally = Tally::default();
+        for (ratio, at) in [(0.0, (0, 0)), (0.5, (3, 0)), (0.5, (2, 9)), (0.5, (4, 0)), (1.0, (5, 0)), (7.0, (6, 0))] {
+            tally.count_ratio(ratio, at);
+        }
+        assert_eq!((tally.worst, tally.worst_at), (7.0, Some((6, 0))));
+        assert_eq!((tally.histogram[0], tally.histogram[8], tally.histogram[15]), (1, 3, 2));
+        let mut ties = Tally::default();
+        [(3, 0), (2, 9), (4, 0)].into_iter().for_each(|at| ties.count_ratio(0.5, at));
+        assert_eq!(ties.worst_at, Some((2, 9)));
+        let mut nothing = Tally::default();
+        nothing.count_ratio(0.0, (0, 0));
+        assert_eq!(nothing.worst_at, None);
+    }
+
+    #[test]
+    fn a_reader_sees_where_what_and_the_counts() {
+        let text = tally(1, (4, 2)).to_string();
+        for part in
+            ["100 elements", "0.500 at row 4, column 2", "7 with one value", "1 failures", "13 unbounded", "11 alarms"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(
+            text.ends_with("row 4, column 2: must be near: computed 2e0, exact 1e0, allowed 5e-1 to 1.5e0"),
+            "{text}"
+        );
+        assert!(Failure { interval: None, ..failure(0, 0) }.to_string().ends_with("exact 1e0"));
+    }
+}
