@@ -221,8 +221,8 @@ fn judge(tally: &mut Tally, at: (usize, usize), allowed: Allowed, computed: f64,
             if !(least <= computed && computed <= most) {
                 tally.count_failure(failure(exact, Some((least, most)), "must be within the bound"));
             }
-            tally.single += u64::from(least == most);
             if computed.is_finite() {
+                tally.single += u64::from(least == most);
                 let distance = format.distance_before_rounding(computed, exact);
                 tally.count_ratio(if distance == 0.0 { 0.0 } else { distance / error }, at);
             }

@@ -21,7 +21,7 @@ pub struct Tally {
     pub histogram: [u64; 16],
     /// Elements of which an intermediate may leave the range of f32, so that a result that is not finite was accepted too.
     pub may_overflow: u64,
-    /// Elements for which only one value is allowed: for them the bound is a test of bits.
+    /// Elements of the histogram for which only one value is allowed: for them the bound is a test of bits.
     pub single: u64,
     /// Elements within the bound that rounding at random would not explain (`docs/numerics.md` §12). They do not fail: the bound
     /// is proven, the alarm is a model.
