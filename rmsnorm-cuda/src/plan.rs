@@ -368,6 +368,15 @@ mod tests {
         }
     }
 
+    /// What docs/numerics.md §9 presumes of the orders.
+    #[test]
+    fn an_f64_reference_is_exact_enough_for_the_bound() {
+        for hidden in widths() {
+            let (chains, groups) = (row_order(hidden).chains, column_order(usize::MAX, hidden).groups);
+            assert!(chains <= 1 << 16 && groups <= 1 << 17, "{hidden}: {chains} chains, {groups} row groups");
+        }
+    }
+
     #[test]
     fn no_group_is_empty() {
         for hidden in widths() {

@@ -39,7 +39,9 @@ fn a_sweep_of_seeds_has_identity_and_accuracy() {
     let sweep = |name: &str, seeds: std::ops::Range<u64>, budget| {
         for seed in seeds {
             let outcome = property(name).unwrap().check(&Cpu, &random_case(seed, budget));
-            assert!(matches!(outcome, Outcome::Passed(_)), "seed {seed}, budget {budget}: {outcome:?}");
+            let Outcome::Passed(evidence) = &outcome else { panic!("seed {seed}, budget {budget}: {outcome:?}") };
+            let alarms: u64 = evidence.accuracy.values().map(|tally| tally.alarms).sum();
+            assert_eq!(alarms, 0, "seed {seed}, budget {budget}: {outcome:?}");
         }
     };
     sweep("identity", 0..1000, 1 << 14);

@@ -7,8 +7,9 @@
 //! Notation: u = 2^-24 and η = 2^-150 of f32; o = u for zero-centred weights, else 0; γ_k = ku/(1−ku); rnd(a) = max(u·a, η),
 //! one rounding. The numbers in brackets are the sections of `docs/numerics.md` that prove the line they stand at.
 //!
-//! A bound is never fitted: each term is the most that a named operation can contribute. It holds for abs(computed − exact),
-//! where exact is computed in f64 by the [crate root](crate); the factor [`SLACK`] pays for that.
+//! A bound is never fitted: each term is the most that a named operation can contribute. It holds for the value *before its
+//! last rounding*, against an exact one that the [crate root](crate) computes in f64; the factor [`SLACK`] pays for that. The last
+//! rounding is judged as what it is ([`interval`]), not added to the bound.
 
 use crate::format::{Format, power_of_two};
 
@@ -46,21 +47,25 @@ pub enum Allowed {
     NotFinite,
     /// +Inf and nothing else: rstd of a zero row with eps = 0.
     Infinite,
-    /// A finite value within `error` of `exact`, or the infinity that an exact value within `reach` of `exact` rounds to.
+    /// What a value within `error` of `exact` rounds to, be it infinite.
     Near {
         /// What the formulas give.
         exact: f64,
-        /// Bound on the error before the rounding that may overflow.
-        reach: f64,
-        /// Bound on the error of the stored value.
+        /// Bound on the error before the last rounding.
         error: f64,
         /// An intermediate may leave the range of f32: then anything that is not finite is allowed too.
         may_overflow: bool,
     },
 }
 
+/// The least and the largest stored value: rounding is monotone, so what lies within `error` of `exact` rounds to nothing
+/// outside of them. [§8]
+pub fn interval(exact: f64, error: f64, format: Format) -> (f64, f64) {
+    (format.round(exact - error), format.round(exact + error))
+}
+
 /// Every bound is multiplied by 1 + 2^-10. It pays for the f64 errors of the reference and of the bound's own evaluation, which
-/// are at most 2^-12 of the bound for at most 2^16 chains. [§9]
+/// are at most 2^-12 of the bound for at most 2^17 chains. [§9]
 pub const SLACK: f64 = 1.0 + 1.0 / 1024.0;
 
 const F32: Format = Format::F32;
@@ -73,18 +78,26 @@ pub fn gamma(k: u64) -> f64 {
 }
 
 /// ρ: the relative error of rstd, from the exact `v = mean(x²) + eps` and forward's depth. 0 for v = 0, Inf or NaN, of which
-/// the contract asks special values. [§3]
+/// the contract asks special values; infinite for a depth without a bound. [§3]
 ///
 /// ```text
 /// ρ_v = γ_{D+2} + τ     τ = 0 for v < 2^-127 (scaled up: nothing underflows), 2η(1 + γ_{D+2})/v for v < 2^103, else 2^-51
 /// ρ   = (1 − ρ_v)^-½ · (1+u)/(1−u) − 1 + σ     σ = η/rstd if rstd < 2^-125, else 0
 /// ```
 pub fn relative_rstd(v: f64, depth_forward: u64) -> f64 {
+    rstd_errors(v, depth_forward).1
+}
+
+/// Of rstd before its last rounding, which is the division's, or that of a subnormal `s·r'`; and ρ.
+fn rstd_errors(v: f64, depth_forward: u64) -> (f64, f64) {
     if v.is_nan() || v == 0.0 || v.is_infinite() {
-        return 0.0;
+        return (0.0, 0.0);
     }
     let (u, eta) = (F32.unit_roundoff(), F32.half_smallest_subnormal());
     let rounded = gamma(depth_forward + 2);
+    if rounded == f64::INFINITY {
+        return (rounded, rounded);
+    }
     let underflowed = if v < power_of_two(-127) {
         0.0
     } else if v < power_of_two(103) {
@@ -93,12 +106,12 @@ pub fn relative_rstd(v: f64, depth_forward: u64) -> f64 {
         power_of_two(-51)
     };
     let rho_v = rounded + underflowed;
-    // (1 − ρ_v)^-½ ≤ 1 + ½ρ_v/(1 − ρ_v), which f64 evaluates without cancellation. So is the next line.
+    // (1 − ρ_v)^-½ ≤ 1 + ½ρ_v/(1 − ρ_v), which f64 evaluates without cancellation. So are 1/(1−u) and (1+u)/(1−u).
     let root = 0.5 * rho_v / (1.0 - rho_v);
-    let two = 2.0 * u / (1.0 - u);
+    let (one, two) = (u / (1.0 - u), 2.0 * u / (1.0 - u));
+    let (divided, stored) = (root + one + root * one, root + two + root * two);
     let rstd = 1.0 / v.sqrt();
-    let subnormal = if rstd < power_of_two(-125) { eta / rstd } else { 0.0 };
-    root + two + root * two + subnormal
+    if rstd < power_of_two(-125) { (stored, stored + eta / rstd) } else { (divided, stored) }
 }
 
 /// What is allowed for rstd, stored in f32. [§3]
@@ -110,8 +123,7 @@ pub fn rstd(v: f64, depth_forward: u64) -> Allowed {
         return Allowed::Infinite;
     }
     let exact = 1.0 / v.sqrt();
-    let error = exact * relative_rstd(v, depth_forward);
-    allowed(exact, error, error, false)
+    allowed(exact, exact * rstd_errors(v, depth_forward).0, false)
 }
 
 /// The weight that multiplies, and what its addition and its product may lose.
@@ -133,7 +145,7 @@ pub fn x_hat_error(x_hat: f64, rho: f64) -> f64 {
 /// What is allowed for y, from the exact x_hat. [§5]
 ///
 /// ```text
-/// a = |w'|(1+o)·e_x + |x·w'|·o,   e = a + rnd(|y| + a);   without weight e = e_x
+/// a = |w'|(1+o)·e_x + |x·w'|·o;   without weight ρ|x|
 /// ```
 pub fn y(x_hat: f64, rho: f64, scale: Scale, format: Format) -> Allowed {
     if x_hat.is_nan() {
@@ -144,13 +156,12 @@ pub fn y(x_hat: f64, rho: f64, scale: Scale, format: Format) -> Allowed {
         return Allowed::NotFinite;
     }
     let exact = x_hat * weight;
-    if multiplies {
-        let before = weight.abs() * (1.0 + relative) * x_hat_error(x_hat, rho) + exact.abs() * relative;
-        rounded_once(exact, before, format, false)
+    let before = if multiplies {
+        weight.abs() * (1.0 + relative) * x_hat_error(x_hat, rho) + exact.abs() * relative
     } else {
-        // |x_hat| ≤ sqrt(N)·(1 + ρ): far from f32's threshold.
-        converted(exact, x_hat_error(x_hat, rho), format, false)
-    }
+        rho * exact.abs()
+    };
+    rounded_once(exact, before, format, false)
 }
 
 /// Backward along one row: what all its elements share. [§6]
@@ -195,8 +206,7 @@ impl BackwardRow {
             wdy_most = wdy_most.max(wdy.abs() * (1.0 + relative) + absolute);
         }
         let dot_error = (1.0 + rho) * rounded + underflowed;
-        let omega = F32.overflow_threshold();
-        let may_overflow = wdy_most >= omega || sum * (1.0 + rho) + dot_error >= omega;
+        let may_overflow = overflows(wdy_most) || overflows(sum * (1.0 + rho) + dot_error);
         let c = dot / hidden;
         let before = dot_error / hidden;
         let c_error = before + F32.rounding(c.abs() * (1.0 + rho) + before);
@@ -210,7 +220,7 @@ impl BackwardRow {
     ///
     /// ```text
     /// b = e_wdy + (1+ρ)(|x|e_c + |c|rnd(x)) + rnd(x)·e_c          what is not φ's
-    /// a = rstd·{ρ|wdy − 3xc| + (3ρ² + ρ³)|xc| + (1+ρ)(b + rnd(t))},   e = a + rnd(|dx| + a)
+    /// a = rstd·{ρ|wdy − 3xc| + (3ρ² + ρ³)|xc| + (1+ρ)(b + rnd(t))}
     /// ```
     pub fn dx(&self, dx: f64, x_hat: f64, dy: f64, scale: Scale, format: Format) -> Allowed {
         if let Some(special) = self.special {
@@ -227,7 +237,7 @@ impl BackwardRow {
         let t_rounding = if x_hat == 0.0 { 0.0 } else { F32.rounding(t_most) };
         let shared = rho * (wdy - 3.0 * xc).abs() + (3.0 + rho) * rho * rho * xc.abs();
         let before = rstd * (shared + (1.0 + rho) * (own + t_rounding));
-        rounded_once(dx, before, format, self.may_overflow || t_most >= F32.overflow_threshold())
+        rounded_once(dx, before, format, self.may_overflow || overflows(t_most))
     }
 }
 
@@ -239,6 +249,9 @@ pub struct ColumnSums {
     magnitude: f64,
     factors: f64,
     underflowed: f64,
+    /// ΣA², and of the squares of the shares.
+    squares: f64,
+    factor_squares: f64,
     db: f64,
     dy_magnitude: f64,
     x_hat_nan: bool,
@@ -256,7 +269,10 @@ impl ColumnSums {
         let magnitude = (dy * x_hat).abs();
         self.dw += dy * x_hat;
         self.magnitude += magnitude;
-        self.factors += (rho + u + rho * u) * magnitude;
+        let factor = (rho + u + rho * u) * magnitude;
+        self.factors += factor;
+        self.squares += magnitude * magnitude;
+        self.factor_squares += factor * factor;
         if magnitude > 0.0 {
             self.underflowed += dy.abs() + 1.0;
         }
@@ -268,13 +284,15 @@ impl ColumnSums {
         self.magnitude += other.magnitude;
         self.factors += other.factors;
         self.underflowed += other.underflowed;
+        self.squares += other.squares;
+        self.factor_squares += other.factor_squares;
         self.db += other.db;
         self.dy_magnitude += other.dy_magnitude;
         self.x_hat_nan |= other.x_hat_nan;
         self.dy_not_finite |= other.dy_not_finite;
     }
 
-    /// What is allowed for dw: `e = (1+γ)Σ((1+ρ)(1+u) − 1)A + γΣA + (1+γ)η(Σ|dy| + M)`, γ of the column's depth.
+    /// What is allowed for dw: `e = (1+γ)Σ((1+ρ)(1+u) − 1)A + γΣA + (1+γ)η(Σ|dy| + M)`, γ of the roundings before the last.
     pub fn dw(&self, depth_column: u64, format: Format) -> Allowed {
         if self.x_hat_nan {
             return Allowed::Nan;
@@ -282,22 +300,42 @@ impl ColumnSums {
         if self.dy_not_finite {
             return Allowed::NotFinite;
         }
-        let folded = gamma(depth_column);
+        let folded = gamma(before_last(depth_column, format));
         let factors = self.factors + F32.half_smallest_subnormal() * self.underflowed;
         let error = if self.magnitude == 0.0 { 0.0 } else { (1.0 + folded) * factors + folded * self.magnitude };
-        converted(self.dw, error, format, self.magnitude + error >= F32.overflow_threshold())
+        allowed(self.dw, error, overflows(self.magnitude + error))
     }
 
-    /// What is allowed for db: `e = γΣ|dy|`, γ of one less than the column's depth, since `fma(dy, 1, 0)` is exact.
+    /// The error of dw beyond which an alarm is due, though [`dw`](Self::dw) may allow far more: what rounding at random does not
+    /// reach but once in 4·10^13 columns. A model and no proof: nothing is judged by it. [§12]
+    ///
+    /// ```text
+    /// λ·sqrt(u²D(dw² + ΣA²) + Σ(((1+ρ)(1+u) − 1)A)²) + |dw|·Σ((1+ρ)(1+u) − 1)A/ΣA + (1+γ)η(Σ|dy| + M),   λ = 8
+    /// ```
+    pub fn dw_alarm(&self, depth_column: u64) -> f64 {
+        if self.magnitude == 0.0 {
+            return 0.0;
+        }
+        let (u, folded) = (F32.unit_roundoff(), gamma(depth_column));
+        let walked = u * u * depth_column as f64 * (self.dw * self.dw + self.squares) + self.factor_squares;
+        let in_common = self.dw.abs() * self.factors / self.magnitude;
+        let underflowed = (1.0 + folded) * F32.half_smallest_subnormal() * self.underflowed;
+        (LAMBDA * walked.sqrt() + in_common + underflowed) * SLACK
+    }
+
+    /// What is allowed for db: `e = γΣ|dy|`, γ of the roundings before the last, less one, since `fma(dy, 1, 0)` is exact.
     pub fn db(&self, depth_column: u64, format: Format) -> Allowed {
         if self.dy_not_finite {
             return Allowed::NotFinite;
         }
-        let error =
-            if self.dy_magnitude == 0.0 { 0.0 } else { gamma(depth_column.saturating_sub(1)) * self.dy_magnitude };
-        converted(self.db, error, format, self.dy_magnitude + error >= F32.overflow_threshold())
+        let folded = gamma(before_last(depth_column, format).saturating_sub(1));
+        let error = if self.dy_magnitude == 0.0 { 0.0 } else { folded * self.dy_magnitude };
+        allowed(self.db, error, overflows(self.dy_magnitude + error))
     }
 }
+
+/// Deviations of a sum that rounds at random which are taken for a defect: with probability 2exp(−λ²/2) they are none. [§12]
+const LAMBDA: f64 = 8.0;
 
 /// ρ_d and η_d of `wdy = dy·w'`: `(1+o)(1+u) − 1` and η, both 0 without a weight. [§6]
 fn wdy_errors(scale: Scale) -> (f64, f64) {
@@ -308,23 +346,28 @@ fn wdy_errors(scale: Scale) -> (f64, f64) {
     (scale.relative + u + scale.relative * u, F32.half_smallest_subnormal())
 }
 
-/// An f32 operation whose operands carry the error `before`, then the conversion. [§8]
+/// An f32 operation whose operands carry the error `before`. Stored in f32 its rounding is the last, else the conversion's is. [§8]
 fn rounded_once(exact: f64, before: f64, format: Format, may_overflow: bool) -> Allowed {
-    let error = before + F32.rounding(exact.abs() + before);
+    let error = match format {
+        Format::F32 => before,
+        _ => before + F32.rounding(exact.abs() + before),
+    };
+    allowed(exact, error, may_overflow)
+}
+
+/// Roundings of a sum of this depth before the stored value's last: in f32 that is the sum's own. [§8]
+fn before_last(depth: u64, format: Format) -> u64 {
     match format {
-        Format::F32 => allowed(exact, before, error, may_overflow),
-        _ => converted(exact, error, format, may_overflow),
+        Format::F32 => depth.saturating_sub(1),
+        _ => depth,
     }
 }
 
-/// An f32 value with error `error`, then the conversion, which rounds only if it narrows. [§8]
-fn converted(exact: f64, error: f64, format: Format, may_overflow: bool) -> Allowed {
-    match format {
-        Format::F32 => allowed(exact, error, error, may_overflow),
-        _ => allowed(exact, error, error + format.rounding(exact.abs() + error), may_overflow),
-    }
+/// Whether an f32 intermediate of this magnitude, its error included, may round to infinity.
+fn overflows(magnitude: f64) -> bool {
+    magnitude * SLACK >= F32.overflow_threshold()
 }
 
-fn allowed(exact: f64, reach: f64, error: f64, may_overflow: bool) -> Allowed {
-    Allowed::Near { exact, reach: reach * SLACK, error: error * SLACK, may_overflow }
+fn allowed(exact: f64, error: f64, may_overflow: bool) -> Allowed {
+    Allowed::Near { exact, error: error * SLACK, may_overflow }
 }

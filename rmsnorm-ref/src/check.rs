@@ -5,7 +5,7 @@
 
 use ndarray::{ArrayView1, ArrayView2};
 
-use crate::bound::{self, Allowed, BackwardRow, ColumnSums, Depth, Scale};
+use crate::bound::{self, Allowed, BackwardRow, ColumnSums, Depth, Scale, interval};
 use crate::tally::{Failure, Tally};
 use crate::{Format, backward, forward};
 
@@ -146,9 +146,19 @@ impl Columns {
         }
     }
 
-    /// Checks dw (in `format`), `dw[column]` for each column. Columns are reported with row 0.
+    /// Checks dw (in `format`), `dw[column]` for each column. Columns are reported with row 0. What the bound allows, but rounding
+    /// at random would not reach ([`ColumnSums::dw_alarm`]), raises an alarm.
     pub fn check_dw(&self, depth: Depth, format: Format, dw: &[f64]) -> Tally {
-        self.check(format, dw, |sums| sums.dw(depth.column, format))
+        let mut tally = self.check(format, dw, |sums| sums.dw(depth.column, format));
+        for (column, (sums, &computed)) in self.sums.iter().zip(dw).enumerate() {
+            let Allowed::Near { exact, .. } = sums.dw(depth.column, format) else { continue };
+            let (least, most) = interval(exact, sums.dw_alarm(depth.column), format);
+            if computed.is_finite() && (computed < least || most < computed) {
+                let (interval, reason) = (Some((least, most)), "would be within this, if roundings were random");
+                tally.count_alarm(Failure { row: 0, column, computed, exact, interval, reason });
+            }
+        }
+        tally
     }
 
     /// Checks db as [`check_dw`](Columns::check_dw) does dw.
@@ -189,30 +199,31 @@ impl Setting<'_> {
 fn judge(tally: &mut Tally, at: (usize, usize), allowed: Allowed, computed: f64, format: Format) {
     tally.elements += 1;
     let (row, column) = at;
-    let mut fail = |exact: f64, bound: f64, reason: &'static str| {
-        tally.count_failure(Failure { row, column, computed, exact, bound, reason });
-    };
+    let failure =
+        |exact: f64, interval, reason: &'static str| Failure { row, column, computed, exact, interval, reason };
     match allowed {
-        Allowed::Nan if !computed.is_nan() => fail(f64::NAN, f64::NAN, "must be NaN"),
-        Allowed::NotFinite if computed.is_finite() => fail(f64::NAN, f64::NAN, "must not be finite"),
-        Allowed::Infinite if computed != f64::INFINITY => fail(f64::INFINITY, f64::NAN, "must be +Inf"),
+        Allowed::Nan if !computed.is_nan() => tally.count_failure(failure(f64::NAN, None, "must be NaN")),
+        Allowed::NotFinite if computed.is_finite() => {
+            tally.count_failure(failure(f64::NAN, None, "must not be finite"));
+        }
+        Allowed::Infinite if computed != f64::INFINITY => {
+            tally.count_failure(failure(f64::INFINITY, None, "must be +Inf"));
+        }
         Allowed::Nan | Allowed::NotFinite | Allowed::Infinite => {}
-        Allowed::Near { exact, reach, error, may_overflow } => {
+        Allowed::Near { exact, error, may_overflow } => {
             let bounded = error < f64::INFINITY;
-            let distance = (computed - exact).abs();
-            let within = distance <= error || !bounded;
-            // The infinity is that of the interval's end, which may have the other sign than `exact`.
-            let rounds_to_infinity = exact * computed.signum() + reach >= format.overflow_threshold();
-            if computed.is_nan() && !may_overflow {
-                fail(exact, error, "must not be NaN");
-            } else if computed.is_infinite() && !may_overflow && !rounds_to_infinity {
-                fail(exact, error, "must be finite");
-            } else if computed.is_finite() && !within {
-                fail(exact, error, "must be within the bound");
-            }
             tally.may_overflow += u64::from(may_overflow);
             tally.unbounded += u64::from(!bounded);
-            if computed.is_finite() && bounded {
+            if !bounded || may_overflow && !computed.is_finite() {
+                return;
+            }
+            let (least, most) = interval(exact, error, format);
+            if !(least <= computed && computed <= most) {
+                tally.count_failure(failure(exact, Some((least, most)), "must be within the bound"));
+            }
+            if computed.is_finite() {
+                tally.single += u64::from(least == most);
+                let distance = format.distance_before_rounding(computed, exact);
                 tally.count_ratio(if distance == 0.0 { 0.0 } else { distance / error }, at);
             }
         }

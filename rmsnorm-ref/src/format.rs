@@ -29,9 +29,41 @@ impl Format {
     }
 
     /// The most that one rounding to this format moves a value of magnitude `magnitude` or less: `max(u·magnitude, η)`, and
-    /// nothing for 0.
+    /// nothing for 0. NaN for NaN.
     pub fn rounding(self, magnitude: f64) -> f64 {
-        if magnitude == 0.0 { 0.0 } else { (self.unit_roundoff() * magnitude).max(self.half_smallest_subnormal()) }
+        let (relative, least) = (self.unit_roundoff() * magnitude, self.half_smallest_subnormal());
+        if relative < least && magnitude != 0.0 { least } else { relative }
+    }
+
+    /// The value rounded once, to nearest even, with subnormals, beyond Ω to infinity. (By way of f32 it would be rounded twice.)
+    pub fn round(self, value: f64) -> f64 {
+        if self == Format::F32 {
+            return f64::from(value as f32);
+        }
+        // Where numbers lie `spacing` apart in f64, adding rounds to its multiples.
+        let ruler = 1.5 * power_of_two(52) * self.spacing(value);
+        let rounded = ((value + ruler) - ruler).copysign(value);
+        if rounded.abs() >= self.overflow_threshold() { f64::INFINITY.copysign(value) } else { rounded }
+    }
+
+    /// How far `exact` is from the nearest number that rounds to `stored`, a value of this format: 0 if it rounds to it itself.
+    pub fn distance_before_rounding(self, stored: f64, exact: f64) -> f64 {
+        // Seen from above: the numbers that round to `stored`, now not negative, reach from `low` to `high`.
+        let (stored, exact) = if stored.is_sign_negative() { (-stored, -exact) } else { (stored, exact) };
+        if stored == f64::INFINITY {
+            return (self.overflow_threshold() - exact).max(0.0);
+        }
+        let above = self.spacing(stored);
+        // A power of two has the finer numbers of the next binade below it.
+        let below = if stored == 0.0 { above } else { self.spacing(stored.next_down()) };
+        let (low, high) = (stored - 0.5 * below, stored + 0.5 * above);
+        (low - exact).max(exact - high).max(0.0)
+    }
+
+    /// The distance of neighbours in the binade of `value`, that of the subnormals below the normal range.
+    fn spacing(self, value: f64) -> f64 {
+        let exponent = (value.to_bits() >> 52 & 0x7ff) as i32 - 1023;
+        power_of_two(exponent.clamp(self.least_exponent(), 1 - self.least_exponent()) + 1 - self.precision())
     }
 
     fn precision(self) -> i32 {
@@ -91,6 +123,63 @@ mod tests {
         assert_eq!(Format::Bf16.unit_roundoff(), 2f64.powi(-8));
         assert_eq!(Format::Bf16.half_smallest_subnormal(), 2f64.powi(-134));
         assert_eq!(Format::Bf16.overflow_threshold(), (2.0 - 2f64.powi(-8)) * 2f64.powi(127));
+    }
+
+    /// Every value of the format, the middle between two and the numbers beside it, against the definition of rounding.
+    #[test]
+    fn rounding_is_to_nearest_even_and_its_inverse_is_the_distance() {
+        for (format, infinity) in [(Format::F16, 0x7c00u32), (Format::Bf16, 0x7f80)] {
+            let value = |bits: u32| {
+                let (mantissa_bits, least) = if format == Format::F16 { (10, -14) } else { (7, -126) };
+                let (exponent, mantissa) =
+                    ((bits >> mantissa_bits) as i32, f64::from(bits & ((1 << mantissa_bits) - 1)));
+                let fraction = mantissa / f64::from(1 << mantissa_bits);
+                if exponent == 0 {
+                    fraction * 2f64.powi(least)
+                } else {
+                    (1.0 + fraction) * 2f64.powi(least + exponent - 1)
+                }
+            };
+            for bits in 0..infinity {
+                let (here, next) = (value(bits), if bits + 1 == infinity { f64::INFINITY } else { value(bits + 1) });
+                // Beyond the largest value the next one would be a power of two.
+                let middle = 0.5 * (here + value(bits + 1));
+                let even = if bits % 2 == 0 { here } else { next };
+                for sign in [1.0, -1.0] {
+                    for (number, expected) in
+                        [(here, here), (middle.next_down(), here), (middle, even), (middle.next_up(), next)]
+                    {
+                        let rounded = format.round(sign * number);
+                        assert_eq!(rounded.to_bits(), (sign * expected).to_bits(), "{format:?} {number:e}");
+                        assert_eq!(
+                            format.distance_before_rounding(rounded, sign * number),
+                            0.0,
+                            "{format:?} {number:e}"
+                        );
+                    }
+                    let quarter = 0.25 * (middle - here);
+                    let past = format.distance_before_rounding(sign * here, sign * (middle + quarter));
+                    assert_eq!(past, quarter, "{format:?} above {here:e}");
+                    let past = format.distance_before_rounding(sign * next, sign * (middle - quarter));
+                    assert_eq!(past, quarter, "{format:?} below {next:e}");
+                }
+            }
+            assert!(format.round(f64::NAN).is_nan());
+            assert_eq!(format.round(-f64::MAX), -f64::INFINITY);
+        }
+        for number in [1.0, 1.0 + 2f64.powi(-24), 1.0 + 2f64.powi(-24) + 2f64.powi(-52), 2f64.powi(-150), 3e38, 4e38] {
+            assert_eq!(Format::F32.round(number), f64::from(number as f32));
+            assert_eq!(Format::F32.distance_before_rounding(f64::from(number as f32), number), 0.0);
+        }
+        assert_eq!(Format::F32.distance_before_rounding(0.0, -2f64.powi(-149)), 2f64.powi(-150));
+    }
+
+    #[test]
+    fn one_rounding_of_nothing_is_nothing_and_of_nan_unknown() {
+        assert_eq!(Format::F16.rounding(0.0), 0.0);
+        assert_eq!(Format::F16.rounding(1e-30), 2f64.powi(-25));
+        assert_eq!(Format::F16.rounding(3.0), 3.0 * 2f64.powi(-11));
+        assert!(Format::F16.rounding(f64::NAN).is_nan());
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //! `docs/numerics.md` and tested against finite differences below.
 //!
 //! Operands are f32, f16 or bf16 values widened to f64, which is exact. Then **f64 neither overflows nor underflows here**: with
-//! |operand| in 2^±149 and at most 2^24 columns, squares, rstd (≤ 2^149), dot and dx all lie within 2^±500. Rows of
-//! subnormals and rows of f32::MAX need no scaling in f64.
+//! |operand| in 2^±149 and at most 2^24 columns, squares, rstd (≤ 2^161) and dot lie within 2^±600, and dx between 2^-1004 and
+//! 2^430. Rows of subnormals and rows of f32::MAX need no scaling in f64.
 //!
 //! Degenerate rows come out of the formulas: a zero row with eps = 0 has rstd = +Inf and x_hat = 0·Inf = NaN; a row with a NaN is
 //! NaN; a row with ±Inf has rstd = 0, NaN at the infinite elements and ±0 elsewhere.

@@ -50,6 +50,7 @@ fn mutants_are_caught() {
         Mutant::EpsNotScaled,
         Mutant::XHatOff,
         Mutant::LastRowDropped,
+        Mutant::Truncates,
     ] {
         let mut random = Random(7);
         let caught = (0..20_000).filter(|k| {
@@ -59,6 +60,25 @@ fn mutants_are_caught() {
         let caught = caught.count();
         println!("{mutant:?}: {caught} of 20000 cases");
         assert!(caught > 0, "{mutant:?} survives");
+    }
+}
+
+/// What a truncating conversion stores is refused wherever it is not what rounding stores: for half of what is not exact.
+#[test]
+fn a_truncating_conversion_is_refused() {
+    for format in [Format::F16, Format::Bf16] {
+        let mut random = Random(8);
+        let mut totals: [Tally; 5] = Default::default();
+        for _ in 0..2_000 {
+            let case = Case { format, ..random_case(&mut random, ORDINARY, 24, false) };
+            let verdict = case.check(&case.run(Mutant::Truncates));
+            totals.iter_mut().zip(verdict.outputs()).for_each(|(total, (_, tally))| total.merge(tally));
+        }
+        for (total, output) in totals.iter().zip(["rstd", "y", "dx", "dw", "db"]).skip(1) {
+            let refused = total.failures as f64 / total.elements as f64;
+            println!("{format:?} {output}: {refused:.3} refused");
+            assert!((0.25..=0.5).contains(&refused), "{format:?} {output}: {refused}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod simulation;
 
-use ndarray::{ArrayView2, arr2};
+use ndarray::ArrayView2;
 use rmsnorm_ref::{Allowed, Columns, Depth, Format, Setting, bound, check_backward_rows, check_forward, depth};
 use simulation::{Case, Computed, Mutant, Random, Verdict};
 
@@ -121,13 +121,82 @@ fn an_overflowing_intermediate_permits_what_is_not_finite_and_nothing_else() {
     }
 }
 
+/// Rounding to nearest is wrong by half a last place, near 2 that is u/2 of the value: `u·|value|` would allow nearly the whole.
+#[test]
+fn the_neighbour_of_the_nearest_value_is_refused() {
+    for (format, place) in [(Format::F16, 2f64.powi(-10)), (Format::Bf16, 2f64.powi(-7))] {
+        let weight = 2.0 - 1.1 * place;
+        let (nearest, truncated) = (2.0 - place, 2.0 - 2.0 * place);
+        assert!(weight - truncated < format.unit_roundoff() * weight);
+        let case = case(&[1.0; 3], &[0.0; 3], Some(&[weight as f32, 1.0, 1.0]), 0.0, format);
+        let mut outputs = case.run(Mutant::None);
+        assert_eq!(outputs.y[0], nearest);
+        let verdict = case.check(&outputs);
+        assert_eq!((verdict.passed(), verdict.y.single, verdict.y.worst), (true, 3, 0.0));
+        outputs.y[0] = truncated;
+        let failure = case.check(&outputs).y.first_failure.unwrap();
+        assert_eq!(failure.interval, Some((nearest, nearest)), "{failure}");
+    }
+}
+
+/// Where f64 and the bound may be wrong by a little, an intermediate may overflow that seems not to.
+#[test]
+fn an_intermediate_a_little_below_the_threshold_may_overflow() {
+    let flagged = |allowed: Allowed| matches!(allowed, Allowed::Near { may_overflow: true, .. });
+    let plain = bound::Scale { weight: 1.0, relative: 0.0, multiplies: false };
+    for (below, expected) in [(2f64.powi(-11), true), (2f64.powi(-9), false)] {
+        let most = Format::F32.overflow_threshold() * (1.0 - below);
+        let dx = |row: &[(f64, f64)], of: usize| {
+            let rms = (row.iter().map(|(x_hat, _)| x_hat * x_hat).sum::<f64>() / row.len() as f64).sqrt();
+            let row: Vec<_> = row.iter().map(|(x_hat, dy)| (x_hat / rms, *dy, plain)).collect();
+            let c = row.iter().map(|(x_hat, dy, _)| x_hat * dy).sum::<f64>() / row.len() as f64;
+            let (x_hat, dy, _) = row[of];
+            let shared = bound::BackwardRow::new(1.0, 0.0, 1, row.iter().copied());
+            shared.dx(dy - x_hat * c, x_hat, dy, plain, Format::F32)
+        };
+        // wdy of another column; the sum of dot, whose terms cancel; t, larger than both: 0.96·wdy + 0.1·rest.
+        assert_eq!(flagged(dx(&[(0.0, most), (1.0, 0.0)], 1)), expected);
+        let quarter = most / 4.0;
+        assert_eq!(flagged(dx(&[(1.0, quarter), (1.0, -quarter), (1.0, quarter), (1.0, -quarter)], 0)), expected);
+        let (x_hat, wdy) = ((4.0f64 - 0.16).sqrt() / 3f64.sqrt(), most / 1.01);
+        let rest = 0.5 * wdy / (3.0 * x_hat);
+        assert_eq!(flagged(dx(&[(0.4, wdy), (x_hat, -rest), (x_hat, -rest), (x_hat, -rest)], 0)), expected);
+        for format in [Format::F32, Format::Bf16] {
+            let mut sums = bound::ColumnSums::default();
+            sums.add(1.0, 0.0, most);
+            assert_eq!((flagged(sums.dw(1, format)), flagged(sums.db(1, format))), (expected, expected));
+        }
+    }
+}
+
+/// A sum too deep for the theorem leaves whatever depends on it without a bound, and that does not pass, right or wrong.
 #[test]
 fn a_depth_without_a_bound_does_not_pass() {
-    let deep = Depth { forward: 1 << 23, backward: 3, column: 1 };
-    let setting = Setting { weight: None, weight_offset: 0.0, eps: 0.0, depth: deep };
-    let x = arr2(&[[1.0, -1.0]]);
-    let tallies = check_forward(&setting, Format::F32, 0, x.view(), Some(&[1.0]), x.view());
-    assert_eq!((tallies.y.unbounded, tallies.y.failures, tallies.passed()), (2, 0, false));
+    let (x, dy) = ([1.5f32, -2.0, 0.75], [1.0f32, 2.0, -3.0]);
+    for weight in [None, Some(&[0.5f32, 2.0, 3.0][..])] {
+        for format in [Format::F32, Format::F16, Format::Bf16] {
+            let case = case(&x, &dy, weight, 1e-5, format);
+            let good = case.run(Mutant::None);
+            let mut junk = good.clone();
+            junk.rstd[0] = 9.0;
+            [&mut junk.y, &mut junk.dx, &mut junk.dw, &mut junk.db].into_iter().for_each(|values| values.fill(1e4));
+            let depth = case.depth();
+            for (deep, without) in [
+                (Depth { forward: 1 << 23, ..depth }, &["rstd", "y", "dx", "dw"][..]),
+                (Depth { backward: 1 << 23, ..depth }, &["dx"]),
+                (Depth { column: 1 << 23, ..depth }, &["dw", "db"]),
+            ] {
+                for (outputs, right) in [(&good, true), (&junk, false)] {
+                    for (output, tally) in case.check_at(deep, outputs).outputs() {
+                        let unbounded = without.contains(&output);
+                        assert_eq!(tally.unbounded, if unbounded { tally.elements } else { 0 }, "{deep:?} {output}");
+                        assert_eq!(tally.passed(), right && !unbounded, "{deep:?} {output} {tally}");
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(bound::relative_rstd(1.0, 1 << 23), f64::INFINITY);
 }
 
 /// Rows that need scaling are as accurate as the same row scaled to 1: at most 4 times its relative bound, and within it.

@@ -187,7 +187,7 @@ fn verify(
         let accurate = |i: usize| if i.is_multiple_of(effort.random_accurate) { Depth::Basic } else { Depth::Bits };
         judge_all("random cases", &drawn, &|i| thorough(i, effort.random_thorough, accurate(i)))?;
         judge_all("large hard cases", &sets::hard(true), &|_| effort.large)?;
-        report::digested(options.quick)
+        report::digested(options.quick, effort.classes)
     };
     let began = Instant::now();
     let mut executors: Vec<(&str, &dyn Executor)> = vec![(CPU, &Cpu)];

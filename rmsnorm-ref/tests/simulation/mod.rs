@@ -18,6 +18,7 @@ pub(crate) enum Mutant {
     EpsNotScaled,
     XHatOff,
     LastRowDropped,
+    Truncates,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +77,10 @@ impl Case {
     }
 
     pub(crate) fn check(&self, computed: &Computed) -> Verdict {
+        self.check_at(self.depth(), computed)
+    }
+
+    pub(crate) fn check_at(&self, depth: Depth, computed: &Computed) -> Verdict {
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
         let (x, dy, weight) = (wide(&self.x), wide(&self.dy), self.weight.as_deref().map(wide));
         let shape = (self.rows(), self.hidden);
@@ -84,7 +89,7 @@ impl Case {
             weight: weight.as_deref().map(ArrayView1::from),
             weight_offset: f64::from(self.offset),
             eps: f64::from(self.eps),
-            depth: self.depth(),
+            depth,
         };
         let forward = check_forward(&setting, self.format, 0, matrix(&x), Some(&computed.rstd), matrix(&computed.y));
         let dx = check_backward_rows(&setting, self.format, 0, matrix(&x), matrix(&dy), matrix(&computed.dx));
@@ -106,6 +111,10 @@ impl Case {
             let add = self.offset != 0.0 && mutant != Mutant::OffsetIgnored;
             weight.iter().map(|&w| if add { w + self.offset } else { w }).collect()
         });
+        let store = |value| {
+            let whole = if mutant == Mutant::Truncates { f64::trunc } else { f64::round_ties_even };
+            convert(value, self.format, whole)
+        };
         let weigh = |value: f32, j: usize| scales.as_ref().map_or(value, |w| value * w[j]);
         let mut out = Computed { rstd: vec![], y: vec![], dx: vec![], dw: vec![], db: vec![] };
         let mut x_hat = vec![0f32; rows * n];
@@ -120,21 +129,21 @@ impl Case {
             x_hat[row * n..][..n].copy_from_slice(&normalised);
             for (j, &h) in normalised.iter().enumerate() {
                 let y = weigh(h, j);
-                out.y.push(store(if mutant == Mutant::WeightTwice { weigh(y, j) } else { y }, self.format));
+                out.y.push(store(if mutant == Mutant::WeightTwice { weigh(y, j) } else { y }));
             }
             let wdy: Vec<f32> = (0..n).map(|j| weigh(self.dy[row * n + j], j)).collect();
             let dot = reduce(self.chains_backward, n, |j| (wdy[j], normalised[j]));
             let c = if mutant == Mutant::CNotDivided { dot } else { dot / n as f32 };
             for j in 0..n {
                 let t = (-normalised[j]).mul_add(c, wdy[j]);
-                out.dx.push(store((t * post) * pre, self.format));
+                out.dx.push(store((t * post) * pre));
             }
         }
         let summed = if mutant == Mutant::LastRowDropped { rows.saturating_sub(1) } else { rows };
         for j in 0..n {
             let dy = |i: usize| self.dy[i * n + j];
-            out.dw.push(store(reduce(self.groups, summed, |i| (dy(i), x_hat[i * n + j])), self.format));
-            out.db.push(store(reduce(self.groups, summed, |i| (dy(i), 1.0)), self.format));
+            out.dw.push(store(reduce(self.groups, summed, |i| (dy(i), x_hat[i * n + j]))));
+            out.db.push(store(reduce(self.groups, summed, |i| (dy(i), 1.0))));
         }
         out
     }
@@ -178,8 +187,8 @@ fn reduce(chains: usize, length: usize, term: impl Fn(usize) -> (f32, f32)) -> f
     p[0] + 0.0
 }
 
-/// One conversion to nearest even, widened again.
-pub(crate) fn store(value: f32, format: Format) -> f64 {
+/// One conversion, widened again; `whole` makes the number of the last place's units an integer.
+pub(crate) fn convert(value: f32, format: Format, whole: fn(f64) -> f64) -> f64 {
     let value = f64::from(value);
     if format == Format::F32 || value == 0.0 || !value.is_finite() {
         return value;
@@ -187,7 +196,7 @@ pub(crate) fn store(value: f32, format: Format) -> f64 {
     let (precision, least) = if format == Format::F16 { (11, -14) } else { (8, -126) };
     let exponent = (value.abs().log2().floor() as i32).max(least);
     let spacing = 2f64.powi(exponent - precision + 1);
-    let rounded = (value / spacing).round_ties_even() * spacing;
+    let rounded = whole(value / spacing) * spacing;
     if rounded.abs() >= format.overflow_threshold() { f64::INFINITY.copysign(value) } else { rounded }
 }
 
