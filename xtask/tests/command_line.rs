@@ -121,13 +121,13 @@ fn where_nothing_can_be_printed_there_is_an_error_and_no_panic() {
 /// What was found is in the report, whether it could be shown or not.
 #[test]
 fn a_report_is_written_where_nothing_can_be_printed() {
-    let path = std::env::temp_dir().join(format!("bench-unseen-{}.json", std::process::id()));
+    let folder = machine::folder();
+    let path = folder.path().join("bench.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.args(["bench", "--device", "cpu", "--cells", "f32:64x64", "--replays", "1", "--report"]).arg(&path);
     let status = command.stdout(File::options().write(true).open("/dev/full").unwrap()).status().unwrap();
     assert_eq!(status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    std::fs::remove_file(path).unwrap();
     assert_eq!(report["cells"][0]["cell"], "f32:64x64");
 }
 
