@@ -104,14 +104,20 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
     Ok(())
 }
 
-/// The largest error of each output against its bound.
+/// The largest error of each output against its bound, before the last rounding; how often that allows one value only; and alarms.
 fn print_worst(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     let rows = report.rows.iter().filter(|row| !row.accuracy.is_empty());
     for (i, row) in rows.enumerate() {
         if i == 0 {
-            writeln!(out, "\nworst error/bound")?;
+            writeln!(out, "\nworst error/bound, and the share of elements that may have one value only")?;
         }
         writeln!(out, "  {} on {}: {}", row.property, row.executor, worst(row))?;
+        let alarms: u64 = row.accuracy.values().map(|accuracy| accuracy.alarms).sum();
+        if alarms > 0 {
+            let what =
+                format!("{alarms} elements are further off than rounding at random would bring them. No verdict");
+            writeln!(out, "{}", wrapped("  ALARM: ", &what))?;
+        }
     }
     Ok(())
 }
@@ -164,9 +170,10 @@ fn result(row: &Row) -> String {
 }
 
 fn worst(row: &Row) -> String {
-    let each =
-        ["rstd", "y", "dx", "dw"].into_iter().filter_map(|output| Some((output, row.accuracy.get(output)?.worst)));
-    each.map(|(output, worst)| format!("{output} {worst:.3}")).collect::<Vec<_>>().join(", ")
+    let share = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
+    let each = ["rstd", "y", "dx", "dw"].into_iter().filter_map(|output| Some((output, row.accuracy.get(output)?)));
+    let each = each.map(|(output, a)| format!("{output} {:.3} {:.0} %", a.worst, share(a.single, a.elements)));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// Three digits are enough for a reader; the report has them all.

@@ -126,7 +126,11 @@ pub(super) struct Row {
 pub(super) struct Accuracy {
     /// Elements compared with the reference.
     pub elements: u64,
-    /// Largest error/bound.
+    /// Those of them for which the bound allows a single value.
+    pub single: u64,
+    /// Those of them that are within the bound and further off than rounding at random would bring them (docs/numerics.md, §12).
+    pub alarms: u64,
+    /// Largest error/bound, of values before their last rounding.
     pub worst: f64,
     /// Number of elements with error/bound in [k/16, (k+1)/16).
     pub histogram: [u64; 16],
@@ -155,6 +159,8 @@ impl Row {
         for (output, tally) in &found.accuracy {
             let all = self.accuracy.entry(output.to_string()).or_default();
             all.elements += tally.elements;
+            all.single += tally.single;
+            all.alarms += tally.alarms;
             all.worst = all.worst.max(tally.worst);
             all.histogram.iter_mut().zip(tally.histogram).for_each(|(all, new)| *all += new);
         }
