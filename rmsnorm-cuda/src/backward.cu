@@ -53,8 +53,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETER
 
 #else
 
+// Those who fold the sums of a block's row groups: its teams, or its warps where these have several.
+constexpr u32 PARTNERS = LANES < 32 ? THREADS / 32 : ROWS;
+
+// All threads of a block, who meet again and again. This is no barrier of the hardware: racecheck tells the order of two accesses by how many
+// of those each thread has passed, whichever they were, and teams pass different numbers: one for each row, one more for a row that must
+// be scaled, none without a row.
+struct Meeting {
+    u64* barrier;
+    u32 parity = 0;
+
+    __device__ __forceinline__ explicit Meeting(u64* barrier) : barrier(barrier) {
+        if (PARTNERS == 1) return;
+        if (threadIdx.x == 0) meeting_init(barrier, THREADS);
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ void operator()() { meeting(barrier, parity), parity ^= 1; }
+};
+
 // Writes the sums of a block's row groups, folded into one node, as one partial row.
-__device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS][PACK], u32 hidden) {
+__device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS][PACK], u32 hidden, Meeting& all) {
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
     // The groups of one warp lie LANES lanes apart.
 #pragma unroll
@@ -63,25 +82,25 @@ __device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS
         for (u32 i = 0; i < PACK; i++)
 #pragma unroll
             for (u32 d = LANES; d < 32; d *= 2) sum[k][i] = fold(sum[k][i], __shfl_xor_sync(~0u, sum[k][i], d));
-    // Those of different warps meet in shared memory: at distance d, team t + d hands its sums to team t.
-    constexpr u32 TEAMS = LANES < 32 ? THREADS / 32 : ROWS;
+    // Those of different partners meet in shared memory, pack by pack: at distance d, partner t + d hands its sums to partner t. Two buffers take
+    // turns: who writes one again has met its readers since, at the meeting for the other.
     const u32 rank = LANES < 32 ? threadIdx.x / 32 : team;
     const bool speaks = threadIdx.x % 32 < LANES;
-    __shared__ float handed[TEAMS > 1 ? TEAMS / 2 : 1][PACK][LANES];
+    __shared__ float buffers[2][PARTNERS > 1 ? PARTNERS / 2 : 1][PACK][LANES];
 #pragma unroll
-    for (u32 d = 1; d < TEAMS; d *= 2)
+    for (u32 d = 1; d < PARTNERS; d *= 2)
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
+            auto& handed = buffers[all.parity][rank / (2 * d)];
             if (rank % (2 * d) == d && speaks) {
 #pragma unroll
-                for (u32 i = 0; i < PACK; i++) handed[rank / (2 * d)][i][lane] = sum[k][i];
+                for (u32 i = 0; i < PACK; i++) handed[i][lane] = sum[k][i];
             }
-            __syncthreads();
+            all();
             if (rank % (2 * d) == 0 && speaks) {
 #pragma unroll
-                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[rank / (2 * d)][i][lane]);
+                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[i][lane]);
             }
-            __syncthreads();
         }
     if (rank == 0 && speaks) {
 #pragma unroll
@@ -143,6 +162,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
     const u32 lane = threadIdx.x % LANES, team = threadIdx.x / LANES;
     __shared__ float nodes[ROWS][2][SETS * WARPS];
     RowFold fold_row{nodes[team]};
+    __shared__ u64 met;
+    Meeting all(&met);
     const u64 step = (u64)gridDim.x * ROWS;
 
 #if RING
@@ -220,12 +241,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
             ring.advance();
 #endif
         }
-#if RING
-        // A team with fewer rows than the block's first passes as many barriers: racecheck tells the order of two accesses by how many
-        // barriers each thread has passed, whichever they were, and would report those of the hand-over.
-        for (u64 first = base + scales.count * groups; WARPS > 1 && first < rows; first += groups) team_barrier();
-#endif
-        if (partial) write_partial(partial + base / ROWS * hidden, sum, hidden);
+        if (partial) write_partial(partial + base / ROWS * hidden, sum, hidden, all);
     }
 }
 

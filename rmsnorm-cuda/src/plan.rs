@@ -142,12 +142,12 @@ impl Class {
         self.lanes * self.teams
     }
 
-    /// Shared memory that its kernels declare themselves, at most: what teams hand to each other, and two buffers for the nodes and
-    /// the barriers of each.
+    /// Shared memory that its kernels declare themselves, at most: two buffers for what teams hand to each other, two for the nodes of
+    /// each, and barriers.
     const fn declared_bytes(self) -> u32 {
         let handing = if self.lanes < 32 { self.threads() / 32 } else { self.teams };
         let nodes = 2 * self.teams * self.sets * self.lanes.div_ceil(32);
-        (handing.div_ceil(2) * self.pack * self.lanes + nodes + self.teams * RING_STAGES_MAX * 2) * 4
+        (2 * handing.div_ceil(2) * self.pack * self.lanes + nodes + 2 * (self.teams * RING_STAGES_MAX + 1)) * 4
     }
 }
 

@@ -31,6 +31,19 @@ __device__ __forceinline__ Words load_streaming(const Words* from) {
 // Waits for `threads` threads of the block that name the same barrier, 1 to 15.
 __device__ __forceinline__ void named_barrier(u32 name, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
 
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// A barrier in shared memory for `threads` threads, whose phases are counted from 0: `meeting` arrives at a phase of this parity and
+// waits for the others.
+__device__ __forceinline__ void meeting_init(u64* barrier, u32 threads) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(threads) : "memory"); }
+__device__ __forceinline__ void meeting(u64* barrier, u32 parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .b64 arrived;\n.reg .pred done;\nmbarrier.arrive.shared::cta.b64 arrived, [%0];\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+#else
+    asm volatile("{\n.reg .b64 arrived;\n.reg .pred done;\nmbarrier.arrive.shared::cta.b64 arrived, [%0];\nagain:\nmbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+#endif
+}
+
 #if RING
 
 // A clock that all multiprocessors share.
@@ -38,8 +51,6 @@ __device__ __forceinline__ u64 nanoseconds() { u64 t; asm volatile("mov.u64 %0, 
 
 // The dynamic shared memory of the block.
 extern __shared__ Words ring_memory[];
-
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // A barrier in shared memory whose phase completes when the bytes that one thread expects have arrived.
 __device__ __forceinline__ void arrival_init(u64* barrier) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory"); }

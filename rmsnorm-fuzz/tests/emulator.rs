@@ -158,7 +158,7 @@ fn broken_kernels_are_caught() {
     let many_teams = Case::new(1400, 2048, Dtype::Bf16);
     let ring = Case::new(700, 4096, Dtype::Bf16);
     let narrow = Case::new(40_000, 40, Dtype::F32);
-    let broken: [(&str, &str, &str, Case); 10] = [
+    let broken: [(&str, &str, &str, Case); 12] = [
         (
             "no barrier between the warps of a team",
             "        team_barrier();\n        // Each lane",
@@ -170,8 +170,15 @@ fn broken_kernels_are_caught() {
         ("a stage read before it has arrived", "arrival_wait(full + stage, phase);", "", ring),
         (
             "no barrier between hands",
-            "            __syncthreads();\n            if (rank % (2 * d) == 0",
+            "            all();\n            if (rank % (2 * d) == 0",
             "            if (rank % (2 * d) == 0",
+            many_teams,
+        ),
+        ("one buffer instead of two for hands", "buffers[all.parity]", "buffers[0]", many_teams),
+        (
+            "the parity of the meeting forgotten",
+            "meeting(barrier, parity), parity ^= 1;",
+            "meeting(barrier, parity);",
             many_teams,
         ),
         (

@@ -163,7 +163,7 @@ fn verify(
         vec![item.clone()]
     } else {
         let effort = options.effort();
-        let drawn = sets::random(options.seed.into(), effort.random);
+        let drawn = sets::random(options.seed.into(), effort.random, effort.deep);
         let coverage = Coverage::of(&drawn);
         if effort.quotas {
             failures.extend(coverage.shortfalls().into_iter().map(|missed| format!("random cases: {missed}")));
@@ -279,11 +279,12 @@ impl Options {
     fn effort(&self) -> Effort {
         if self.quick {
             Effort {
-                hard_launches: 4,
-                random: &[(400, 18), (50, 21)],
+                hard_launches: 8,
+                random: &[(400, 18), (25, 21)],
+                deep: 25,
                 random_accurate: 1,
                 random_thorough: 7,
-                classes: 5,
+                classes: 8,
                 classes_thorough: 2,
                 grid: 17,
                 grid_thorough: 11,
@@ -293,7 +294,8 @@ impl Options {
         } else if self.full {
             Effort {
                 hard_launches: 1,
-                random: &[(20_000, 21)],
+                random: &[(13_800, 18), (200, 21)],
+                deep: 6000,
                 random_accurate: 3,
                 random_thorough: 40,
                 classes: 1,
@@ -306,7 +308,8 @@ impl Options {
         } else {
             Effort {
                 hard_launches: 1,
-                random: &[(2000, 18), (400, 21)],
+                random: &[(2000, 18), (200, 21)],
+                deep: 200,
                 random_accurate: 1,
                 random_thorough: 20,
                 classes: 1,
@@ -326,6 +329,8 @@ struct Effort {
     hard_launches: usize,
     /// Random cases: how many, and their largest number of elements as a power of two.
     random: &'static [(u64, u32)],
+    /// So many more with more rows than row groups.
+    deep: u64,
     /// One random case in so many is tried with identity and accuracy, the others with identity alone: where all bits are the literal
     /// executor's, accuracy is a property of the specification.
     random_accurate: usize,
@@ -464,7 +469,7 @@ mod tests {
     fn the_random_cases_of_full_meet_their_quotas() {
         let effort = Options { full: true, ..Options::default() }.effort();
         for seed in [0, 1, 77] {
-            let coverage = Coverage::of(&sets::random(seed, effort.random));
+            let coverage = Coverage::of(&sets::random(seed, effort.random, effort.deep));
             println!("{coverage}");
             assert!(coverage.cases >= 20_000 && coverage.shortfalls().is_empty(), "{:?}", coverage.shortfalls());
         }

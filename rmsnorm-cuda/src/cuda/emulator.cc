@@ -191,6 +191,16 @@ static inline void store_streaming(Words* to, Words v) { *to = v; }
 static inline Words load_streaming(const Words* from) { return *from; }
 static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
+static inline void meeting_init(u64* barrier, u32 threads) {
+    if (threads != emulator::threads) emulator::fail(emulator::BARRIER_MISUSE);
+    emulator::arrival(barrier) = {}, emulator::arrival(barrier).pending = (int)threads;
+}
+static inline void meeting(u64* barrier, u32 parity) {
+    emulator::Arrival& a = emulator::arrival(barrier);
+    if (--a.pending == 0) a.pending = (int)emulator::threads, a.phase ^= 1;
+    emulator::progress++;
+    emulator::wait_until([&] { return a.phase != parity; });
+}
 static Words ring_memory[emulator::SHARED_BYTES / 16];
 static inline void arrival_init(u64* barrier) { emulator::arrival(barrier) = {}; }
 static inline void arrival_init_done() {}

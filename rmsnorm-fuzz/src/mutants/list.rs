@@ -321,8 +321,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "backward.cu",
-            "#pragma unroll\n    for (u32 d = 1; d < TEAMS; d *= 2)\n#pragma unroll\n        for (u32 k = 0; k < PACKS; k++) {\n            if (rank % (2 * d) == d && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) handed[rank / (2 * d)][i][lane] = sum[k][i];\n            }\n            __syncthreads();\n            if (rank % (2 * d) == 0 && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[rank / (2 * d)][i][lane]);\n            }\n            __syncthreads();\n        }\n",
-            "    for (u32 k = 0; k < PACKS && TEAMS > 1; k++) {\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) handed[0][i][lane] = 0.0f;\n        __syncthreads();\n        for (u32 i = 0; i < PACK && speaks; i++) {\n#ifdef __CUDACC_RTC__\n            atomicAdd(&handed[0][i][lane], sum[k][i]);\n#else\n            handed[0][i][lane] += sum[k][i];\n#endif\n        }\n        __syncthreads();\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) sum[k][i] = handed[0][i][lane];\n        __syncthreads();\n    }\n",
+            "#pragma unroll\n    for (u32 d = 1; d < PARTNERS; d *= 2)\n#pragma unroll\n        for (u32 k = 0; k < PACKS; k++) {\n            auto& handed = buffers[all.parity][rank / (2 * d)];\n            if (rank % (2 * d) == d && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) handed[i][lane] = sum[k][i];\n            }\n            all();\n            if (rank % (2 * d) == 0 && speaks) {\n#pragma unroll\n                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[i][lane]);\n            }\n        }\n",
+            "    auto& handed = buffers[0][0];\n    for (u32 k = 0; k < PACKS && PARTNERS > 1; k++) {\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) handed[i][lane] = 0.0f;\n        all();\n        for (u32 i = 0; i < PACK && speaks; i++) {\n#ifdef __CUDACC_RTC__\n            atomicAdd(&handed[i][lane], sum[k][i]);\n#else\n            handed[i][lane] += sum[k][i];\n#endif\n        }\n        all();\n        for (u32 i = 0; i < PACK && rank == 0 && speaks; i++) sum[k][i] = handed[i][lane];\n        all();\n    }\n",
         )],
         property: "two runs",
         case: ordinary,
@@ -330,13 +330,9 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "barrier_forgotten",
-        defect: "the groups of a block hand their sums over without waiting for the reader before",
+        defect: "the groups of a block hand their sums over in one buffer, without waiting for the reader before",
         on: On::Kernels,
-        patches: &[patch(
-            "backward.cu",
-            "handed[rank / (2 * d)][i][lane]);\n            }\n            __syncthreads();",
-            "handed[rank / (2 * d)][i][lane]);\n            }",
-        )],
+        patches: &[patch("backward.cu", "buffers[all.parity]", "buffers[0]")],
         property: "two runs",
         case: ordinary,
         column: true,

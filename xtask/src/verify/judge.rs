@@ -23,7 +23,7 @@ use std::time::Instant;
 /// Which properties a case is tried with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// Identity, launches, exact integers.
+    /// Identity, exact integers.
     Large,
     /// Identity.
     Bits,
@@ -42,7 +42,8 @@ impl Depth {
         match property {
             IDENTITY => true,
             "accuracy" => ![Depth::Large, Depth::Bits].contains(&self) && (self != Depth::Basic || executor == CPU),
-            LAUNCH | "exact" => ![Depth::Basic, Depth::Bits].contains(&self),
+            LAUNCH => ![Depth::Basic, Depth::Bits, Depth::Large].contains(&self),
+            "exact" => ![Depth::Basic, Depth::Bits].contains(&self),
             _ => matches!(self, Depth::All | Depth::Hard),
         }
     }
@@ -129,10 +130,10 @@ impl<'a> Judge<'a> {
     fn judge_case(&self, item: &Item, depth: Depth) {
         let case = &item.case;
         let began = Instant::now();
-        let want = literal_outputs(&Operands::new(case, Fill::Plausible));
+        let mut operands = Operands::new(case, Fill::Nan);
+        let want = literal_outputs(&operands);
         self.literal_us.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
         for Target { name, executor, launches, refused, .. } in self.targets {
-            let mut operands = Operands::new(case, Fill::Nan);
             self.record(1, IDENTITY, name, item, || identity(*executor, "", &mut operands, &want));
             if !launches.is_empty() && depth.includes(LAUNCH, name) {
                 let chosen = launches.iter().filter(|launch| depth == Depth::Hard || !launch.hard_only);
@@ -142,7 +143,7 @@ impl<'a> Judge<'a> {
                 self.record(12, FAILURES, name, item, || launch_failures(*executor, refused, case, &want));
             }
         }
-        drop(want);
+        drop((want, operands));
         for Target { name, executor, again, strict, .. } in self.targets {
             for property in PROPERTIES.iter().filter(|p| p.name != IDENTITY && depth.includes(p.name, name)) {
                 let executor = if property.name == "writes" { strict } else { executor };

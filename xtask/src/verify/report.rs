@@ -179,7 +179,8 @@ impl Row {
 /// which has kernels of its own.
 pub(super) fn digested(quick: bool, one_class_in: usize) -> Vec<Item> {
     let large = if quick { Vec::new() } else { sets::hard(true) };
-    [sets::hard(false), large, sets::random(0, &RANDOM), sets::one_in(one_class_in, sets::plan_classes())].concat()
+    [sets::hard(false), large, sets::random(0, &RANDOM, DEEP), sets::one_in(one_class_in, sets::plan_classes())]
+        .concat()
 }
 
 /// What `executor` makes of `items`; `done` is called after each.
@@ -314,6 +315,7 @@ pub(super) const SCHEMA: u32 = 2;
 const OUTPUTS: [&str; 4] = ["rstd", "y", "dx", "dw"];
 /// Random cases among those that are digested.
 const RANDOM: [(u64, u32); 1] = [(200, 16)];
+const DEEP: u64 = 20;
 /// Hexadecimal digits of a digest: 48 bits do not agree by accident.
 const DIGITS: usize = 12;
 /// Cases that a sentence names.

@@ -127,15 +127,28 @@ pub(super) fn one_in(so_many: usize, items: Vec<Item>) -> Vec<Item> {
     items.into_iter().step_by(so_many).collect()
 }
 
-/// Random cases of this seed: so many of at most two to this power of elements, for each pair. `--case` calls them
-/// `random-POWER-SEED`.
-pub(super) fn random(seed: u64, parts: &[(u64, u32)]) -> Vec<Item> {
+/// Random cases of this seed: so many of at most two to this power of elements, for each pair; then so many that have more rows than row
+/// groups. `--case` calls them `random-POWER-SEED` and `deep-SEED`.
+pub(super) fn random(seed: u64, parts: &[(u64, u32)], deep: u64) -> Vec<Item> {
     let powers = parts.iter().flat_map(|(count, power)| (0..*count).map(|_| *power));
-    powers.zip(seed << 32..).map(|(power, seed)| random_item(power, seed)).collect()
+    let random = powers.zip(seed << 32..).map(|(power, seed)| random_item(power, seed));
+    random.chain((seed << 32..).take(deep as usize).map(deep_item)).collect()
 }
 
 fn random_item(power: u32, seed: u64) -> Item {
     Item { name: format!("random-{power}-{seed}"), case: random_case(seed, 1 << power) }
+}
+
+/// A random case with a few rows more than there are row groups, at most an eighth more. Left to chance, cases with so many rows are few
+/// or very large.
+fn deep_item(seed: u64) -> Item {
+    let mut candidates = (0..64).map(|attempt| {
+        let case = random_case(seed ^ attempt << 56 ^ 0xdee9, 1 << 18);
+        let groups = column_order(usize::MAX, case.hidden).groups;
+        Case { rows: groups + 1 + case.seed as usize % groups.div_ceil(8), ..case }
+    });
+    let case = candidates.find(|case| case.elements() <= DEEP_ELEMENTS).expect("most widths fit");
+    Item { name: format!("deep-{seed}"), case }
 }
 
 /// The case of this name, wherever it is from.
@@ -145,6 +158,9 @@ pub(super) fn named(name: &str) -> Result<Item> {
             return Ok(random_item(power, seed));
         }
         bail!("{name} is no random case: expected random-POWER-SEED, such as random-18-7, with a power of at most 28");
+    }
+    if let Some(seed) = name.strip_prefix("deep-").and_then(|seed| seed.parse().ok()) {
+        return Ok(deep_item(seed));
     }
     let mut known = [hard(false), hard(true), plan_classes(), grid()].concat();
     if let Some(found) = known.iter().position(|item| item.name == name) {
@@ -159,7 +175,7 @@ pub(super) fn named(name: &str) -> Result<Item> {
 pub(super) fn list() -> String {
     format!(
         "hard cases:{}\nplan classes:{}\ngrid of shapes, as grid-ROWS-WIDTH:{}\nrandom-POWER-SEED: random-18-7 has at most \
-         2^18 elements and seed 7",
+         2^18 elements and seed 7\ndeep-SEED: deep-7 has more rows than row groups",
         in_lines([hard(false), hard(true)].concat().iter()),
         in_lines(plan_classes().iter()),
         in_lines(grid().iter())
@@ -255,6 +271,8 @@ const PER_WIDTH: usize = 5;
 const CHEAP: usize = 1 << 18;
 /// Elements of the largest matrix of the grid.
 const GRID_ELEMENTS: usize = 1 << 26;
+/// Elements of the largest matrix that is drawn to have more rows than row groups.
+const DEEP_ELEMENTS: usize = 1 << 22;
 /// The widest row that stands for streamed rows; narrower rows have all classes.
 const STREAMED: usize = 20_000;
 
@@ -316,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_name_gives_its_case_again() {
-        for items in [hard(false), plan_classes(), grid(), random(3, &[(3, 12), (2, 14)])] {
+        for items in [hard(false), plan_classes(), grid(), random(3, &[(3, 12), (2, 14)], 2)] {
             for item in items.iter().take(40) {
                 assert_eq!(named(&item.name).unwrap().case.to_string(), item.case.to_string());
             }
@@ -324,10 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_lists_the_names() {
+    fn an_unknown_name_is_told_the_nearest() {
         let error = named("idle_groups_782").unwrap_err().to_string();
-        for known in ["idle_groups_781", "class-bf16-", "random-18-7"] {
-            assert!(error.contains(known), "{error}");
+        assert!(error.contains("idle_groups_781") && error.len() < 1000, "{error}");
+        for known in ["idle_groups_781", "class-bf16-", "random-18-7", "deep-7"] {
+            assert!(list().contains(known), "{known}");
         }
         assert!(named("random-99-1").is_err() && named("random-x").is_err());
     }
