@@ -280,8 +280,8 @@ impl Options {
         if self.quick {
             Effort {
                 hard_launches: 8,
-                random: &[(400, 18), (25, 21)],
-                deep: 25,
+                random: &[(330, 18), (10, 21)],
+                deep: 10,
                 random_accurate: 1,
                 random_thorough: 7,
                 classes: 8,

@@ -4,6 +4,7 @@
 //! The command runs itself under each tool; there it carries out [`CALLS`] on a GPU, each operand in an allocation of its own, and
 //! compares the bits with the CPU's. Each tool also gets a kernel with the fault that it is for, and must report it.
 
+use crate::children::output;
 use anyhow::{Context, Result, bail, ensure};
 use rmsnorm_cuda::cuda::measure::Host;
 use rmsnorm_cuda::cuda::plain::Plain;
@@ -13,7 +14,7 @@ use rmsnorm_cuda::{
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs every tool. Without them or a GPU nothing can be said: an error if `required`, else a line.
 pub(super) fn run(required: bool, out: &mut dyn Write) -> Result<ExitCode> {
@@ -36,9 +37,8 @@ pub(super) fn run(required: bool, out: &mut dyn Write) -> Result<ExitCode> {
         let under_tool = |what: &str| {
             let mut command = Command::new(&tool);
             command.args(["--tool", name]).arg(&program).args(["verify", "--sanitized", what]);
-            let output = command.output().with_context(|| format!("cannot run {}", tool.display()))?;
-            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-            anyhow::Ok((text, output.status.success()))
+            let said = output(&mut command, TIME_LIMIT).with_context(|| format!("cannot run {}", tool.display()))?;
+            anyhow::Ok((format!("{}{}", said.stdout, said.stderr), said.succeeded()))
         };
         let (text, succeeded) = under_tool(SANITIZED_CALLS)?;
         let (control, _) = under_tool(name)?;
@@ -214,6 +214,8 @@ const CALLS: [Call; 18] = [
 ];
 
 const TOOLS: [&str; 4] = ["memcheck", "initcheck", "racecheck", "synccheck"];
+/// The slowest tool takes 15 s.
+const TIME_LIMIT: Duration = Duration::from_secs(180);
 const SANITIZED_CALLS: &str = "calls";
 const DONE: &str = "sanitized: ";
 const LINES_SHOWN: usize = 40;
