@@ -329,7 +329,7 @@ fn every_function_can_fail() {
         match result {
             Ok(()) => assert!(!failed || UNHEARD.iter().any(|name| fail.starts_with(name)), "{fail}: no error"),
             Err(Error::Fault { code, .. }) if code == "CUDA_ERROR_ILLEGAL_ADDRESS" => {}
-            Err(Error::Driver { call: "cuInit", code }) if code == "error 700" => {}
+            Err(Error::Driver { call: "cuInit" | "cuDriverGetVersion", code }) if code == "error 700" => {}
             Err(error) => panic!("{fail}: {error:?}"),
         }
     };

@@ -177,7 +177,7 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Cpu,
         patches: &[patch(
             "problem.rs",
-            "if !(self.eps >= 0.0 && self.eps.is_finite()) {",
+            "if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {",
             "if !self.eps.is_finite() {",
         )],
         property: "refusal",
