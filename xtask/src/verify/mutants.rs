@@ -76,10 +76,15 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
     });
     drop(progress);
     let matrix = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut complaints = verdict(&chosen, &properties, &matrix, None);
-    let toothless = properties
+    // Of a race it is luck whether a GPU loses it; the emulator sees to it that some thread does.
+    let demanded: Vec<&Mutant> = chosen.iter().copied().filter(|m| !on_gpu || !RACES.contains(&m.name)).collect();
+    // What no defect is named for is not judged: without the CPU executor's, that is refusal.
+    let named: Vec<&str> =
+        properties.iter().copied().filter(|property| demanded.iter().any(|m| m.property == *property)).collect();
+    let mut complaints = verdict(&demanded, &named, &matrix, None);
+    let toothless = named
         .iter()
-        .filter(|property| verdict(&chosen, &properties, &matrix, Some(property)).len() <= complaints.len())
+        .filter(|property| verdict(&demanded, &named, &matrix, Some(property)).len() <= complaints.len())
         .map(|property| format!("without {property} nothing more would fail"));
     complaints.extend(toothless.collect::<Vec<_>>());
     let passed = complaints.is_empty();
@@ -90,12 +95,16 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
         writeln!(out, "report: {}", path.display())?;
     }
     printed?;
-    let caught = chosen.iter().filter(|m| matrix.caught(m.name, m.property)).count();
+    for race in chosen.iter().filter(|m| !demanded.iter().any(|d| d.name == m.name)) {
+        let won = if matrix.caught(race.name, race.property) { "this GPU lost" } else { "this GPU won" };
+        writeln!(out, "{}: a race, which {won}; the emulator must catch it (--device cpu)", race.name)?;
+    }
+    let caught = demanded.iter().filter(|m| matrix.caught(m.name, m.property)).count();
     writeln!(
         out,
         "{}: {caught} of {} mutants caught by the property named for them, in {:.0} s",
         if passed { "passed" } else { "failed" },
-        chosen.len(),
+        demanded.len(),
         began.elapsed().as_secs_f64()
     )?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -268,7 +277,8 @@ fn verdict(chosen: &[&Mutant], properties: &[&str], matrix: &Matrix, disabled: O
             }
         }
     }
-    for property in properties {
+    // What is demanded of a property counts on all defects, those of the CPU executor too.
+    for property in properties.iter().filter(|_| chosen.len() == MUTANTS.len()) {
         let catches: Vec<&Mutant> = chosen.iter().copied().filter(|m| caught(m.name, property)).collect();
         if catches.len() < 2 {
             complaints.push(format!("{property} catches {} mutants, expected 2", catches.len()));
@@ -386,6 +396,8 @@ impl Report {
 const CLEAN: &str = "clean";
 const ACCURACY: &str = "accuracy";
 /// A mutant that does not end is no mutant.
+/// Defects that another order of threads hides.
+const RACES: [&str; 1] = ["barrier_forgotten"];
 const TIME_LIMIT: Duration = Duration::from_secs(400);
 
 #[cfg(test)]
@@ -431,6 +443,15 @@ mod tests {
                 "{property}: {complaints:?}"
             );
         }
+    }
+
+    /// Where only the kernels' defects are judged, each must be caught, and nothing is asked about properties that none is named for.
+    #[test]
+    fn some_of_the_defects_are_judged_alone() {
+        let kernels: Vec<&Mutant> = MUTANTS.iter().filter(|m| m.on == On::Kernels).collect();
+        assert_eq!(verdict(&kernels, &["identity", "two runs"], &ideal(), None), Vec::<String>::new());
+        assert!(!verdict(&kernels, &["identity", "two runs"], &ideal(), Some("two runs")).is_empty());
+        assert!(RACES.iter().all(|race| kernels.iter().any(|m| m.name == *race)));
     }
 
     #[test]
