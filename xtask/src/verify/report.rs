@@ -4,14 +4,15 @@ use super::sets::{self, Coverage, Item};
 use crate::copies::below_root;
 pub(super) use crate::record::Build;
 use crate::record::{self, plural};
-use anyhow::{Context, Result, ensure};
-use rayon::prelude::*;
+use anyhow::{Context, Result, bail, ensure};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use rmsnorm_cuda::{BITS_VERSION, Executor};
 use rmsnorm_fuzz::{Evidence, golden};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A run of `cargo xtask verify`, as `--report FILE.json` writes it. A field keeps its meaning as long as `schema` stays.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -190,7 +191,21 @@ pub(super) fn digests(items: &[Item], executor: &dyn Executor, done: impl Fn() +
         done();
         Ok((key(item), outputs.map(|output| output.map_or("-".into(), |hash| hash[..DIGITS].to_string())).join(" ")))
     };
-    items.par_iter().map(digest).collect()
+    let next = AtomicUsize::new(0);
+    let work = || std::iter::from_fn(|| items.get(next.fetch_add(1, Ordering::Relaxed)).map(digest)).collect();
+    // A pool for each worker, as in `Judge::judge_all`: in a shared one, a case that waits begins another on its stack, and so on.
+    let pools: Vec<ThreadPool> = (0..rayon::current_num_threads())
+        .map(|_| ThreadPoolBuilder::new().num_threads(1).build())
+        .collect::<Result<_, _>>()?;
+    let parts: Vec<Result<Digests>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = pools.iter().map(|pool| scope.spawn(|| pool.install(work))).collect();
+        let joined = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| bail!("a digest panicked")));
+        joined.collect()
+    });
+    parts.into_iter().try_fold(Digests::new(), |mut all, part| {
+        all.append(&mut part?);
+        Ok(all)
+    })
 }
 
 /// Only equal inputs can be compared: a case that was changed is another case.
