@@ -18,7 +18,9 @@ mod show;
 mod variants;
 
 use crate::record::{can_write, tell, write, write_json};
-use anyhow::{Context, Result, bail};
+#[cfg(feature = "cuda")]
+use anyhow::Context;
+use anyhow::{Result, bail};
 use cells::Cell;
 use report::{BYTES, Build, Machine, Measured, Pass, Peers, Report, SCHEMA};
 use rmsnorm_cuda::{Cpu, Executor};

@@ -4,7 +4,7 @@
 //! One program holds all copies; each defect is judged in a process of its own. The program can be carried to a machine with a
 //! GPU and without cargo: it stays in `target/mutants/judge` with the digest of the sources that it was built from.
 
-use super::display::Progress;
+use super::display::{Progress, wrapped};
 use super::report::Build;
 use crate::children::output;
 use crate::copies::{self, Copies, cargo, root};
@@ -310,14 +310,10 @@ fn print(chosen: &[&Mutant], properties: &[&str], matrix: &Matrix, out: &mut dyn
         }
         writeln!(out, " {}", mutant.defect)?;
     }
-    write!(out, "{:width$}", "caught")?;
-    for property in properties {
-        write!(out, "{:<2}", chosen.iter().filter(|m| matrix.caught(m.name, property)).count())?;
-    }
-    writeln!(
-        out,
-        "\n■ caught by the property named for it, alone   □ caught   · missed   blank: the case says nothing"
-    )?;
+    let count = |property: &str| chosen.iter().filter(|m| matrix.caught(m.name, property)).count();
+    let counts: Vec<String> = properties.iter().map(|property| format!("{property} {}", count(property))).collect();
+    writeln!(out, "{}", wrapped("caught  ", &counts.join(", ")))?;
+    writeln!(out, "■ caught by the property named for it, alone   □ caught   · missed   blank: the case says nothing")?;
     writeln!(out, "12 (launch failures) takes a driver that fails on demand: rmsnorm-cuda/tests/driver.rs")?;
     Ok(())
 }
