@@ -3,7 +3,7 @@
 //! Chains are neighbouring accumulators, so every loop below runs along neighbouring elements and the compiler vectorises it.
 //! [`pulp`] compiles each loop for the instruction sets it knows and picks one at run time; without that, `mul_add` would be a
 //! library call per element. Rayon shares the rows out. Neither reaches a bit, nor does what a thread or process came from:
-//! [`share`] gives no job to a thread that would compute it otherwise, nor to threads that a fork left behind.
+//! `share` gives no job to a thread that would compute it otherwise, nor to threads that a fork left behind.
 
 #![forbid(unsafe_code)]
 

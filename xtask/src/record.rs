@@ -86,7 +86,7 @@ pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Whether [`write`] will be able to write `paths`, as far as can be known before the work: the error is that of `write`.
+/// Whether [`write()`] will be able to write `paths`, as far as can be known before the work: the error is that of `write`.
 pub(crate) fn can_write<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
     for path in paths {
         let tried = Place::of(path).and_then(|place| match place {
