@@ -6,7 +6,6 @@
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,12 +27,6 @@ fn nvrtc_is_there() -> bool {
     let missing = nvrtc(CAPABILITY).err();
     missing.iter().for_each(|error| machine::skip("NVRTC", error));
     missing.is_none()
-}
-
-/// Says so where the harness does not keep it to itself.
-fn skipped(why: &str) {
-    let test = std::thread::current().name().unwrap_or_default().to_string();
-    writeln!(std::io::stderr(), "SKIPPED {test}: {why}").ok();
 }
 
 /// What NVRTC makes of the module, each time anew.
@@ -163,7 +156,7 @@ fn assert_unused(folder: &Path, reason: &str) {
 fn give_away(path: &Path) -> bool {
     let given = chown(path, Some(STRANGER), None).is_ok();
     if !given {
-        skipped("only the superuser can give files away: what belongs to others was not tried");
+        machine::skip("ROOT", "only the superuser can give files away: what belongs to others was not tried");
     }
     given
 }
@@ -411,7 +404,7 @@ impl StandIn {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in_driver.c");
         let compiler = Command::new("cc").args(["-shared", "-fPIC", source, "-o"]).arg(&library).status();
         let Ok(status) = compiler else {
-            skipped("no C compiler `cc` for the stand-in");
+            machine::skip("CC", "no C compiler `cc` for the stand-in");
             return None;
         };
         assert!(status.success(), "the stand-in does not compile");

@@ -4,8 +4,9 @@
 //! whose first place to look for libraries is a folder of its own. Without `cc` the tests say so and pass.
 #![cfg(all(feature = "cuda", target_os = "linux", target_pointer_width = "64"))]
 
+mod machine;
+
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -53,8 +54,7 @@ fn make(path: &Path, version: u32, architectures: &str) -> Option<()> {
     compiler.args(["-shared", "-fPIC", "-o"]).arg(path).arg(source);
     compiler.arg(format!("-DNVRTC_VERSION={version}")).arg(format!("-DNVRTC_ARCHS={architectures}"));
     let Ok(status) = compiler.status() else {
-        let name = std::thread::current().name().unwrap_or_default().to_string();
-        writeln!(std::io::stderr(), "SKIPPED {name}: no C compiler `cc` for the stand-in").ok();
+        machine::skip("CC", "no C compiler `cc` for the stand-in");
         return None;
     };
     assert!(status.success(), "the stand-in does not compile");

@@ -179,13 +179,13 @@ fn verify(
             });
             judged
         };
-        judge_all("hard cases", &sets::hard(false), &|i| thorough_launches(i, effort.hard_launches))?;
+        judge_all("hard cases", &sets::hard(false), &|i| one_in(i, effort.hard_launches, Depth::Hard, Depth::All))?;
         let classes = sets::one_in(effort.classes, sets::plan_classes());
-        judge_all("plan classes", &classes, &|i| thorough(i, effort.classes_thorough, Depth::Wide))?;
+        judge_all("plan classes", &classes, &|i| one_in(i, effort.classes_thorough, Depth::All, Depth::Wide))?;
         let grid = sets::one_in(effort.grid, sets::grid());
-        judge_all("grid", &grid, &|i| thorough(i, effort.grid_thorough, Depth::Basic))?;
-        let accurate = |i: usize| if i.is_multiple_of(effort.random_accurate) { Depth::Basic } else { Depth::Bits };
-        judge_all("random cases", &drawn, &|i| thorough(i, effort.random_thorough, accurate(i)))?;
+        judge_all("grid", &grid, &|i| one_in(i, effort.grid_thorough, Depth::All, Depth::Basic))?;
+        let accurate = |i: usize| one_in(i, effort.random_accurate, Depth::Basic, Depth::Bits);
+        judge_all("random cases", &drawn, &|i| one_in(i, effort.random_thorough, Depth::All, accurate(i)))?;
         judge_all("large hard cases", &sets::hard(true), &|_| effort.large)?;
         report::digested(options.quick, effort.classes)
     };
@@ -249,12 +249,9 @@ fn verify(
     Ok((report, committed))
 }
 
-fn thorough_launches(index: usize, every: usize) -> Depth {
-    if index.is_multiple_of(every) { Depth::Hard } else { Depth::All }
-}
-
-fn thorough(index: usize, every: usize, otherwise: Depth) -> Depth {
-    if index.is_multiple_of(every) { Depth::All } else { otherwise }
+/// One case in so many gets the greater depth.
+fn one_in(index: usize, every: usize, greater: Depth, otherwise: Depth) -> Depth {
+    if index.is_multiple_of(every) { greater } else { otherwise }
 }
 
 impl Options {
