@@ -15,7 +15,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     let context = cuda::context(0)?;
     let stream = context.new_stream()?;
     let (kernels, raw) = (Kernels::new(&context)?, stream.cu_stream());
-    let cubin = compile_source(ADD, "add", kernels.speed().arch.compute_capability)?.cubin;
+    let cubin = compile_source(ADD, "add", kernels.tuning().arch.compute_capability)?.cubin;
     let add = context.load_module(Ptx::from_binary(cubin))?.load_function("add")?;
     let add = |to: DeviceMemory, scale: f32, what: DeviceMemory| -> Result<(), DriverError> {
         let n = what.elements as u32;
@@ -38,7 +38,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     let forward = |weight, y| {
         let call = Forward { rows, hidden, eps, weight_offset, x, weight: Some(weight), y, rstd: Some(rstd) };
         // SAFETY: `data` holds all operands, and they are used on this stream only.
-        unsafe { kernels.forward(&call, &kernels.speed(), raw) }
+        unsafe { kernels.forward(&call, &kernels.tuning(), raw) }
     };
     let (w, dw_to) = (Some(weight), Some(WeightGradient { dw, scratch }));
     let backward = Backward { rows, hidden, weight_offset, x, weight: w, rstd, dy: y, dx, dw: dw_to };
@@ -50,7 +50,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     forward(weight, y)?;
     add(y.data, -1.0, target.data)?; // The gradient of half the squared distance.
     // SAFETY: as in `forward`.
-    unsafe { kernels.backward(&backward, &kernels.speed(), raw)? };
+    unsafe { kernels.backward(&backward, &kernels.tuning(), raw)? };
     add(weight.data, -0.01, dw.data)?;
     let step = stream.end_capture(CUgraphInstantiate_flags(0))?.ok_or("nothing was captured")?;
 

@@ -18,7 +18,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream()?;
     let kernels = Arc::new(Kernels::new(&context)?);
-    let cubin = compile_source(ADD, "add", kernels.speed().arch.compute_capability)?.cubin;
+    let cubin = compile_source(ADD, "add", kernels.tuning().arch.compute_capability)?.cubin;
     let add = context.load_module(Ptx::from_binary(cubin))?.load_function("add")?;
     let add = |to: &mut CudaSlice<f32>, scale: f32, what: &CudaSlice<f32>| -> Result<(), DriverError> {
         let n = what.len() as u32;

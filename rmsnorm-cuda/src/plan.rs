@@ -1,10 +1,13 @@
-//! How a problem is launched: all that decides speed, and no bit.
+//! How a call is launched: all that decides speed, and no bit.
 //!
 //! The orders are those of [`order`](crate::order) whatever is chosen here. Everything is pure: no GPU is asked, no CUDA type
-//! appears.
+//! appears. The tables stand at the end, each line with what was measured for it.
+
+use std::fmt;
 
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
-use crate::problem::{Dtype, HIDDEN_MAX};
+use crate::order::{HELD_MAX, NARROW};
+use crate::problem::{Dtype, HIDDEN_MAX, WeightOffset};
 
 /// What a plan needs to know of a GPU. Never reaches a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,86 +68,146 @@ impl Arch {
         [("A100", Arch::A100), ("H200", Arch::H200), ("B200", Arch::B200), ("RTX 5090", Arch::RTX_5090)];
 }
 
+/// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// Number of rows.
+    pub rows: usize,
+    /// Length of a row.
+    pub hidden: usize,
+    /// Element type of x, y, dy and dx.
+    pub dtype: Dtype,
+    /// Element type of the weight, if there is one.
+    pub weight: Option<Dtype>,
+    /// As in the calls.
+    pub weight_offset: WeightOffset,
+    /// Element type of the weight's gradient, if it is computed.
+    pub dw: Option<Dtype>,
+    /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
+    /// with rows of a multiple of 16 bytes.
+    pub aligned: bool,
+}
+
+/// The GPU to plan for, and what is chosen otherwise than by the plan: for measurements, and for checks that it changes no bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// The GPU.
+    pub arch: Arch,
+    /// One of [`variants`] for forward; ignored for rows that it cannot work on.
+    pub forward: Option<Class>,
+    /// The same for backward.
+    pub backward: Option<Class>,
+    /// Stages of backward's ring, if so many fit. 0: no ring.
+    pub stages: Option<u32>,
+    /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
+    pub rate_percent: Option<u32>,
+    /// Blocks of each kernel over rows.
+    pub blocks: Option<u32>,
+}
+
+impl Tuning {
+    /// What the plan for `arch` chooses.
+    pub const fn of(arch: Arch) -> Self {
+        Tuning { arch, forward: None, backward: None, stages: None, rate_percent: None, blocks: None }
+    }
+}
+
+/// Which call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// y and rstd.
+    Forward,
+    /// dx and dw.
+    Backward,
+}
+
+impl Direction {
+    /// Both.
+    pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
+}
+
 /// How threads share rows: what a kernel is compiled for. `hidden`, `rows`, strides and chains are arguments of the kernel, so
 /// a new width costs no compilation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
-    /// Lanes (threads) that share a row: a team.
-    pub lanes: u32,
+    /// Threads that share a row: a team.
+    pub team: u32,
     /// Teams of a block: a power of two.
     pub teams: u32,
     /// Elements of a pack: 16 or 32 bytes.
     pub pack: u32,
-    /// Packs that a lane has of a row, at most. 0: any number; the row is streamed, and read twice.
+    /// Packs that a thread has of a row, at most. 0: any number; the row is streamed, and read twice.
     pub packs: u32,
-    /// Packs whose chains a lane owns: `lanes · pack · sets` chains in all.
+    /// Packs whose chains a thread owns: `team · pack · sets` chains in all.
     pub sets: u32,
 }
 
 impl Class {
     /// Threads of a block.
     pub const fn threads(self) -> u32 {
-        self.lanes * self.teams
+        self.team * self.teams
+    }
+
+    /// Elements that a team holds of a row, at most. 0: any number.
+    pub const fn holds(self) -> usize {
+        (self.team * self.pack * self.packs) as usize
+    }
+
+    /// Whether its rows are streamed, instead of held by a team.
+    pub const fn is_streamed(self) -> bool {
+        self.packs == 0
+    }
+
+    /// That of rows of `hidden` elements, more than [`NARROW`], held by `team` threads.
+    fn held(hidden: usize, team: u32, teams: u32, pack: u32) -> Self {
+        let chains = row_order(hidden).chains as u32;
+        Class { team, teams, pack, packs: (hidden as u32).div_ceil(team * pack), sets: chains / (team * pack) }
     }
 
     /// Shared memory that its kernels declare themselves, at most: two buffers for what teams hand to each other, two for the nodes of
     /// each, and barriers.
     const fn declared_bytes(self) -> u32 {
-        let handing = if self.lanes < 32 { self.threads() / 32 } else { self.teams };
-        let nodes = 2 * self.teams * self.sets * self.lanes.div_ceil(32);
-        (2 * handing.div_ceil(2) * self.pack * self.lanes + nodes + 2 * (self.teams * RING_STAGES_MAX + 1)) * 4
-    }
-}
-
-impl std::fmt::Display for Class {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Class { lanes, teams, pack, packs, sets } = *self;
-        match packs {
-            0 => write!(f, "streamed-{lanes}×{pack}")?,
-            _ => write!(f, "held-{teams}×{lanes}×{pack}×{packs}")?,
-        }
-        if sets > 1 { write!(f, "/{sets}") } else { Ok(()) }
+        let handing = if self.team < 32 { self.threads() / 32 } else { self.teams };
+        let nodes = 2 * self.teams * self.sets * self.team.div_ceil(32);
+        (2 * handing.div_ceil(2) * self.pack * self.team + nodes + 2 * (self.teams * RING_STAGES_MAX + 1)) * 4
     }
 }
 
 /// The class that works on rows of `hidden` elements of type `dtype`.
-///
-/// Measured on an H200 in backward, where the sums of all rows of a team stay in registers: a block of 8 to 16 warps reaches the
-/// memory's rate where each team is 1, 2, 4 or 8 of them; 10 or 14 warps fall to 0.8 of it.
-pub fn class(hidden: usize, dtype: Dtype) -> Class {
-    let chains = row_order(hidden).chains as u32;
-    let pack = if dtype == Dtype::F32 { 4 } else { 8 }; // 16 bytes
-    match hidden {
-        0..=256 => {
-            let teams = 2048 / hidden.next_power_of_two().max(8) as u32;
-            Class { lanes: (chains / pack).next_power_of_two(), teams, pack, packs: 1, sets: 1 }
-        }
-        257..=16384 => {
-            let lanes = (chains / pack).min(if hidden > 8192 && pack == 4 { 512 } else { 256 });
-            let groups = column_order(usize::MAX, hidden).groups as u32;
-            let teams = (groups / 128).min(512 / lanes);
-            Class { lanes, teams, pack, packs: (hidden as u32).div_ceil(lanes * pack), sets: chains / (lanes * pack) }
-        }
-        _ => Class { lanes: 1024, teams: 1, pack: 8, packs: 0, sets: 4 },
+pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
+    let pack = 16 / dtype.bytes() as u32;
+    if hidden <= NARROW {
+        let teams = 2048 / hidden.next_power_of_two().max(8) as u32;
+        let team = (row_order(hidden).chains as u32 / pack).next_power_of_two();
+        return Class { team, teams, pack, packs: 1, sets: 1 };
     }
+    let table: &[(usize, u32, u32)] = match (direction, dtype) {
+        (Direction::Forward, Dtype::F32) => &FORWARD_F32,
+        (Direction::Forward, _) => &FORWARD_16,
+        (Direction::Backward, Dtype::F32) => &BACKWARD_F32,
+        (Direction::Backward, _) => &BACKWARD_16,
+    };
+    let line = table.iter().find(|(hidden_max, ..)| hidden <= *hidden_max);
+    line.map_or(STREAMED, |&(_, team, teams)| Class::held(hidden, team, teams, pack))
 }
 
-/// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], the one that [`class`] gives
+/// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] gives
 /// among them.
 pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
-    if !(257..=16384).contains(&hidden) {
-        return vec![class(hidden, dtype)];
+    if !(NARROW + 1..=HELD_MAX).contains(&hidden) {
+        return vec![class(Direction::Forward, hidden, dtype)];
     }
     let chains = row_order(hidden).chains as u32;
     let mut all = Vec::new();
     for pack in if dtype == Dtype::F32 { &[4, 8][..] } else { &[8] } {
-        for lanes in (5..=10).map(|j| 1 << j).filter(|lanes| lanes * pack <= chains) {
-            let (packs, sets) = ((hidden as u32).div_ceil(lanes * pack), chains / (lanes * pack));
+        for team in (5..=10).map(|j| 1 << j).filter(|team| team * pack <= chains) {
             for teams in (0..=3).map(|j| 1 << j) {
-                // So that the sums of a row group fit the registers of a lane, and all lanes those of a multiprocessor.
-                let fits = packs * pack <= 64 && lanes * teams * packs * pack <= 16384 && lanes * teams <= 1024;
-                if fits && (sets == 1 || lanes > 32) {
-                    all.push(Class { lanes, teams, pack: *pack, packs, sets });
+                let class = Class::held(hidden, team, teams, *pack);
+                // So that the sums of a row group fit the registers of a thread, and all threads those of a multiprocessor.
+                let sums = class.packs * class.pack;
+                let fits = sums <= 64 && class.threads() * sums <= 16384 && class.threads() <= 1024;
+                if fits && (class.sets == 1 || team > 32) {
+                    all.push(class);
                 }
             }
         }
@@ -153,110 +216,257 @@ pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
 }
 
 /// Every class of `dtype` that [`class`] can give.
-pub fn classes(dtype: Dtype) -> Vec<Class> {
+pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
     let widths = (3..=8).map(|j| 1usize << j).chain((2..=64).map(|j| j * 256)).chain([HIDDEN_MAX]);
-    let mut classes: Vec<Class> = widths.map(|hidden| class(hidden, dtype)).collect();
+    let mut classes: Vec<Class> = widths.map(|hidden| class(direction, hidden, dtype)).collect();
     classes.dedup();
     classes
 }
 
-/// How a kernel over rows is launched.
+/// How a kernel over rows is launched, and, with the types, what it is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// What it is compiled for.
+    /// How threads share rows.
     pub class: Class,
-    /// Rows of x and dy in shared memory for each team, if every row begins on 16 bytes. 0: none.
-    pub stages: u32,
+    /// Whether every pack of every operand lies on 16 bytes.
+    pub aligned: bool,
+    /// Whether a row is all that the class holds: then the kernel knows its width.
+    pub exact: bool,
     /// Blocks.
     pub blocks: u32,
-    /// Least time from one row of a team to its next, in 1/256 ns (backward.cu, Pace). 0: none.
-    pub pace: u32,
 }
 
-/// Everything that was decided for one problem.
+/// Where backward has a row from in its two passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Decides the bits of every row.
-    pub row: RowOrder,
-    /// Decides the bits of the weight's gradient.
+pub enum Source {
+    /// From memory, and from registers.
+    Kept,
+    /// From memory twice.
+    Reread,
+    /// From shared memory, where rows arrive ahead of their turn.
+    Ring {
+        /// Rows of x and dy for each team.
+        stages: u32,
+        /// Least time from one row of a team to its next, in 1/256 ns (source.cuh, Pace). 0: none.
+        pace: u32,
+        /// Shared memory of all stages of a block.
+        shared_bytes: u32,
+    },
+}
+
+/// How the partial rows of a backward call are folded to dw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// Partial rows.
+    pub nodes: u32,
+    /// A warp folds 2^level of them.
+    pub level: u32,
+    /// Blocks.
+    pub blocks: u32,
+}
+
+/// What a forward call launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardPlan {
+    /// The kernel.
+    pub rows: Launch,
+    /// So many blocks must fit a multiprocessor: the compiler may not take more registers.
+    pub blocks_per_sm: u32,
+}
+
+/// What a backward call launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackwardPlan {
+    /// Decides the bits of dw.
     pub column: ColumnOrder,
-    /// The forward kernel. Speed only.
-    pub forward: Launch,
-    /// The backward kernel. Speed only.
-    pub backward: Launch,
+    /// The kernel over rows.
+    pub rows: Launch,
+    /// Where it has them from.
+    pub source: Source,
+    /// Blocks of the kernel `columns`, which streamed rows need for dw.
+    pub columns: Option<u32>,
+    /// From partial rows to dw.
+    pub fold: Fold,
 }
 
-/// What [`plan`] would choose, chosen otherwise: for measurements, and for checks that it changes no bit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Variant {
-    /// One of [`variants`]; ignored for rows that it cannot work on.
-    pub class: Option<Class>,
-    /// Stages of the ring, if so many fit. 0: no ring.
-    pub stages: Option<u32>,
-    /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
-    pub rate_percent: Option<u32>,
+/// The launch of a forward call.
+pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
+    let class = chosen(Direction::Forward, calls, tuning.forward);
+    let blocks = tuning.blocks.unwrap_or_else(|| blocks(calls.rows.div_ceil(class.teams as usize), GRID_MAX));
+    let rows = launch(class, calls, blocks);
+    // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them.
+    let little = rows.exact && class.packs <= 4 && calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
+    let blocks_per_sm = if little && !class.is_streamed() { 1024 / class.threads() } else { 1 };
+    ForwardPlan { rows, blocks_per_sm }
 }
 
-/// The plan for `rows` rows of `hidden` elements of type `dtype` on `arch`.
-pub fn plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Plan {
-    plan_variant(rows, hidden, dtype, arch, &Variant::default())
-}
-
-/// The same with some of it chosen already. The orders are always those of [`plan`].
-pub fn plan_variant(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch, variant: &Variant) -> Plan {
-    let (row, column) = (row_order(hidden), column_order(rows, hidden));
-    let chosen = variant.class.filter(|chosen| variants(hidden, dtype).contains(chosen));
-    let class = chosen.unwrap_or_else(|| class(hidden, dtype));
+/// The launches of a backward call.
+pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
+    let Calls { rows, hidden, .. } = *calls;
+    let Arch { sm_count, threads_per_sm, .. } = tuning.arch;
+    let column = column_order(rows, hidden);
+    let class = chosen(Direction::Backward, calls, tuning.backward);
     let teams = class.teams as usize;
-    let blocks = |items: usize, most: usize| items.min(most).max(1) as u32;
-    let forward = Launch { class, stages: 0, blocks: blocks(rows.div_ceil(teams), GRID_MAX), pace: 0 };
-    if class.packs == 0 {
-        return Plan { row, column, forward, backward: Launch { blocks: blocks(rows, GRID_MAX), ..forward } };
+    let nodes = column.groups.div_ceil(teams) as u32;
+    let level = nodes.next_power_of_two().ilog2().saturating_sub(FOLD_WARPS.ilog2());
+    let fold = Fold { nodes, level, blocks: hidden.div_ceil(FOLD_WARPS as usize) as u32 };
+    let forced = |planned| tuning.blocks.unwrap_or(planned);
+    if class.is_streamed() {
+        let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
+        let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
+        let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
+        return BackwardPlan { column, rows, source: Source::Reread, columns, fold };
     }
-    // A stage holds a row of x and one of dy. 96 KiB ahead hide the memory's latency; three stages let a lone team compute with
-    // one, while the others fill.
-    let row_bytes = hidden * dtype.bytes();
-    let stage_bytes = teams * 2 * row_bytes;
-    let wanted = if teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
-    let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
-    let stages = variant.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize) as u32;
-    let ring = hidden > 256 && arch.compute_capability >= (9, 0) && stages >= 2;
-    let resident = arch.sm_count * if ring { 1 } else { (arch.threads_per_sm / class.threads()).max(1) };
-    let blocks = blocks(column.groups.div_ceil(teams), resident as usize);
-    // Nine tenths of what the memory's clock and width come to, shared by all teams. Where the tensors fit the cache, or nobody
-    // has measured, no limit.
-    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(variant.rate_percent.unwrap_or(90)) / 100;
-    let paced = ring
-        && arch.compute_capability == (9, 0)
-        && rate > 0
-        && rows.saturating_mul(3 * row_bytes) > arch.l2_bytes as usize;
-    let row_bytes_of_all = 3 * row_bytes as u64 * u64::from(blocks) * teams as u64;
-    let pace = if paced { row_bytes_of_all * 256_000 / rate } else { 0 };
-    let backward =
-        Launch { class, stages: if ring { stages } else { 0 }, blocks, pace: pace.try_into().unwrap_or(u32::MAX) };
-    Plan { row, column, forward, backward }
-}
-
-impl std::fmt::Display for Launch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Launch { class, stages, blocks, pace } = self;
-        write!(f, "{class} ×{blocks}")?;
-        if *stages > 0 {
-            write!(f, " ring {stages}")?;
+    let ring = ring(class, calls, tuning);
+    let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
+    let blocks = forced(blocks(column.groups.div_ceil(teams), resident as usize));
+    let source = match ring {
+        Some((stages, shared_bytes)) => {
+            Source::Ring { stages, pace: pace(blocks.saturating_mul(class.teams), calls, tuning), shared_bytes }
         }
-        if *pace > 0 { write!(f, " pace {:.2} µs", f64::from(*pace) / 256e3) } else { Ok(()) }
+        None if class.packs * class.pack <= 16 => Source::Kept,
+        None => Source::Reread,
+    };
+    BackwardPlan { column, rows: launch(class, calls, blocks), source, columns: None, fold }
+}
+
+/// Stages, and their shared memory, where there is to be a ring.
+fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
+    let arch = &tuning.arch;
+    if !is_aligned(class, calls) || calls.hidden <= NARROW || arch.compute_capability < (9, 0) {
+        return None;
+    }
+    let pitch = (calls.hidden * calls.dtype.bytes()).next_multiple_of(128);
+    let stage_bytes = class.teams as usize * STAGE_ROWS as usize * pitch;
+    // 96 KiB ahead hide the memory's latency; three stages let a lone team compute with one, while the others fill.
+    let wanted = if class.teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
+    let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
+    let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
+    (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
+}
+
+/// Nine tenths of what the memory's clock and width come to, shared by all teams. Where the tensors fit the cache, or nobody has
+/// measured, no limit.
+fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
+    let arch = &tuning.arch;
+    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(90)) / 100;
+    let row_bytes = 3 * calls.hidden * calls.dtype.bytes();
+    if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
+    {
+        return 0;
+    }
+    (row_bytes as u64 * u64::from(teams) * 256_000 / rate).try_into().unwrap_or(u32::MAX)
+}
+
+fn chosen(direction: Direction, calls: &Calls, other: Option<Class>) -> Class {
+    let Calls { hidden, dtype, .. } = *calls;
+    other.filter(|other| variants(hidden, dtype).contains(other)).unwrap_or_else(|| class(direction, hidden, dtype))
+}
+
+fn is_aligned(class: Class, calls: &Calls) -> bool {
+    calls.aligned && calls.hidden.is_multiple_of(class.pack as usize)
+}
+
+fn launch(class: Class, calls: &Calls, blocks: u32) -> Launch {
+    let aligned = is_aligned(class, calls);
+    Launch { class, aligned, exact: aligned && calls.hidden == class.holds(), blocks }
+}
+
+fn blocks(items: usize, most: usize) -> u32 {
+    items.min(most).max(1) as u32
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Class { team, teams, pack, packs, sets } = *self;
+        if self.is_streamed() {
+            write!(f, "streamed-{team}×{pack}")?;
+        } else {
+            write!(f, "held-{teams}×{team}×{pack}×{packs}")?;
+        }
+        if sets > 1 { write!(f, "/{sets}") } else { Ok(()) }
     }
 }
 
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Plan { row, column, forward, backward } = self;
-        write!(f, "C{} G{} forward {forward} backward {backward}", row.chains, column.groups)
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Launch { class, aligned, exact, blocks } = self;
+        let kind = match (*exact, *aligned) {
+            (true, _) => " exact",
+            (_, true) => "",
+            _ => " unaligned",
+        };
+        write!(f, "{class} ×{blocks}{kind}")
     }
 }
+
+impl fmt::Display for ForwardPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ForwardPlan { rows, blocks_per_sm } = self;
+        if *blocks_per_sm > 1 { write!(f, "{rows} {blocks_per_sm}/SM") } else { write!(f, "{rows}") }
+    }
+}
+
+impl fmt::Display for BackwardPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BackwardPlan { column, rows, source, columns, fold } = self;
+        write!(f, "G{} {rows}", column.groups)?;
+        match source {
+            Source::Kept => f.write_str(" kept")?,
+            Source::Reread => f.write_str(" reread")?,
+            Source::Ring { stages, pace: 0, .. } => write!(f, " ring {stages}")?,
+            Source::Ring { stages, pace, .. } => write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?,
+        }
+        if let Some(blocks) = columns {
+            write!(f, " columns ×{blocks}")?;
+        }
+        write!(f, " fold {}", fold.nodes)
+    }
+}
+
+/// (Widest row, threads of a team, teams of a block) of forward. Fractions of the fastest copy on an H200, and of the best other
+/// class; bf16 stands for f16 too.
+const FORWARD_16: [(usize, u32, u32); 6] = [
+    (512, 32, 2),       // 262144 rows: 0.96; 8 teams 0.90
+    (1024, 32, 2),      // 131072 rows: 0.97; 8 teams 0.95
+    (2048, 64, 1),      // 65536 rows: 0.97; 4 teams 0.88, 2 teams 0.72
+    (4096, 64, 2),      // 32768 rows: 0.98; 128 threads 0.95
+    (8192, 128, 2),     // 16384 rows: 0.98; 256 threads 0.91. 26214 rows of 5120: 0.99; 0.90
+    (HELD_MAX, 256, 1), // 8192 rows: 0.99; 512 threads 0.79
+];
+const FORWARD_F32: [(usize, u32, u32); 5] = [
+    (1024, 64, 2),
+    (2048, 128, 2),
+    (4096, 256, 2), // 16384 rows: 0.97; others as fast
+    (8192, 256, 1), // 8192 rows: 0.99; 2 teams 0.93
+    (HELD_MAX, 512, 1),
+];
+
+/// The same of backward, and of the fastest two reads and one write. All rows of a team add to sums in its registers: a block of 8 to 16
+/// warps reaches the memory's rate where each team is 1, 2, 4 or 8 of them; 10 or 14 warps fall to 0.8 of it.
+const BACKWARD_16: [(usize, u32, u32); 4] = [
+    (1024, 32, 8),      // 131072 rows: 0.96
+    (2048, 64, 4),      // 65536 rows: 0.94
+    (4096, 128, 4),     // 32768 rows: 0.95
+    (HELD_MAX, 256, 1), // 16384 rows of 8192: 0.95; 128 threads as fast
+];
+const BACKWARD_F32: [(usize, u32, u32); 5] =
+    [(1024, 64, 8), (2048, 128, 4), (4096, 256, 2), (8192, 256, 1), (HELD_MAX, 512, 1)];
+
+/// That of rows of more than [`HELD_MAX`] elements: four sets are the chains of the widest.
+const STREAMED: Class = Class { team: 1024, teams: 1, pack: 8, packs: 0, sets: 4 };
 
 /// Most stages of a ring.
-pub const RING_STAGES_MAX: u32 = 8;
+pub(crate) const RING_STAGES_MAX: u32 = 8;
+
+/// Rows of a stage: x and dy.
+pub(crate) const STAGE_ROWS: u32 = 2;
+
+/// Warps of a block of the fold, and columns that it folds.
+pub(crate) const FOLD_WARPS: u32 = 32;
+
+/// Highest level of a fold.
+pub(crate) const FOLD_LEVEL_MAX: u32 = 5;
 
 /// Most blocks of a grid.
 const GRID_MAX: usize = i32::MAX as usize;
@@ -274,27 +484,33 @@ mod tests {
         w
     }
 
+    fn calls(hidden: usize, dtype: Dtype) -> Calls {
+        let (weight, weight_offset) = (Some(dtype), WeightOffset::Zero);
+        Calls { rows: usize::MAX, hidden, dtype, weight, weight_offset, dw: weight, aligned: true }
+    }
+
     #[test]
     fn a_class_holds_every_chain() {
-        for dtype in Dtype::ALL {
+        for (dtype, direction) in Dtype::ALL.into_iter().flat_map(|dtype| Direction::BOTH.map(|d| (dtype, d))) {
+            let classes = classes(direction, dtype);
             for hidden in widths() {
-                let (class, chains) = (class(hidden, dtype), row_order(hidden).chains);
-                let owned = (class.lanes * class.pack) as usize;
-                if class.packs == 0 {
+                let (class, chains) = (class(direction, hidden, dtype), row_order(hidden).chains);
+                let owned = (class.team * class.pack) as usize;
+                let all = owned * class.sets as usize;
+                if class.is_streamed() {
+                    assert!(hidden > HELD_MAX && chains.is_multiple_of(owned) && chains <= all, "{hidden}");
+                } else {
+                    assert!(hidden <= class.holds(), "{hidden}");
                     assert!(
-                        hidden > 16384 && chains.is_multiple_of(owned) && chains <= owned * class.sets as usize,
+                        if hidden <= NARROW { chains <= all && class.packs == 1 } else { chains == all },
                         "{hidden}"
                     );
-                } else {
-                    assert!(hidden <= owned * class.packs as usize, "{hidden}");
-                    let all = owned * class.sets as usize;
-                    assert!(if hidden <= 256 { chains <= all && class.packs == 1 } else { chains == all }, "{hidden}");
-                    assert!(class.sets == 1 || class.lanes > 32, "{hidden}");
+                    assert!(class.sets == 1 || class.team > 32, "{hidden}");
                 }
                 assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
                 // Hardware barriers 1 to 15 are the teams' own.
-                assert!(class.lanes <= 32 || class.teams < 16, "{hidden}");
-                assert!(classes(dtype).contains(&class) && variants(hidden, dtype).contains(&class), "{hidden}");
+                assert!(class.team <= 32 || class.teams < 16, "{hidden}");
+                assert!(classes.contains(&class) && variants(hidden, dtype).contains(&class), "{hidden} {class}");
             }
         }
     }
@@ -303,9 +519,29 @@ mod tests {
     fn the_fold_reaches_every_node() {
         for dtype in Dtype::ALL {
             for hidden in widths() {
-                let plan = plan(usize::MAX, hidden, dtype, &Arch::H200);
-                assert!(plan.column.groups.div_ceil(plan.backward.class.teams as usize) <= 1024, "{hidden} {plan}");
+                let plan = backward(&calls(hidden, dtype), &Tuning::of(Arch::H200));
+                assert!(plan.fold.nodes <= FOLD_WARPS << plan.fold.level, "{hidden} {plan}");
+                assert!(plan.fold.level <= FOLD_LEVEL_MAX, "{hidden} {plan}");
             }
         }
+    }
+
+    /// What a plan says is all that distinguishes it.
+    #[test]
+    fn a_plan_says_all() {
+        let of = |rows, tuning| {
+            let calls = Calls { rows, ..calls(4096, Dtype::Bf16) };
+            (forward(&calls, &tuning).to_string(), backward(&calls, &tuning).to_string())
+        };
+        let tuning = Tuning::of(Arch::H200);
+        let expected = ("held-2×64×8×8/2 ×50 exact", "G100 held-4×128×8×4 ×25 exact ring 2 fold 25");
+        assert_eq!(of(100, tuning), (expected.0.into(), expected.1.into()));
+        assert!(
+            of(100_000, tuning).1.ends_with("×128 exact ring 2 pace 2.90 µs fold 128"),
+            "{}",
+            of(100_000, tuning).1
+        );
+        let unringed = Tuning { stages: Some(0), blocks: Some(7), ..tuning };
+        assert_eq!(of(100, unringed).1, "G100 held-4×128×8×4 ×7 exact reread fold 25");
     }
 }

@@ -12,8 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rmsnorm_cuda::cuda::Cache;
-use rmsnorm_cuda::cuda::compile::{Module, compile};
+use rmsnorm_cuda::cuda::compile::compile;
 use rmsnorm_cuda::cuda::library::nvrtc;
+use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::{Dtype, Error};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;

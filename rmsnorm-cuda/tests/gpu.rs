@@ -12,10 +12,10 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rmsnorm_cuda::cuda::compile::Module;
 use rmsnorm_cuda::cuda::library::driver;
+use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::cuda::steps::{self, Step};
-use rmsnorm_cuda::cuda::{self, DeviceMemory, Kernels, Layer, Speed};
+use rmsnorm_cuda::cuda::{self, DeviceMemory, Kernels, Layer, Tuning};
 use rmsnorm_cuda::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUresult, CUstream, CUstreamCaptureMode};
 use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use rmsnorm_cuda::{
@@ -208,8 +208,8 @@ impl Work {
     fn launch(&self, kernels: &Kernels, stream: CUstream) -> Result<(), Error> {
         // SAFETY: the memory is this value's, untracked, of the lengths said, and every test waits before it reads or drops it.
         unsafe {
-            kernels.forward(&self.forward(), &kernels.speed(), stream)?;
-            kernels.backward(&self.backward(), &kernels.speed(), stream)
+            kernels.forward(&self.forward(), &kernels.tuning(), stream)?;
+            kernels.backward(&self.backward(), &kernels.tuning(), stream)
         }
     }
 
@@ -260,14 +260,14 @@ impl Unseen {
         Unseen { seen: HashSet::new(), next: 0 }
     }
 
-    fn work(&mut self, stream: &Arc<CudaStream>, speed: &Speed) -> Work {
+    fn work(&mut self, stream: &Arc<CudaStream>, tuning: &Tuning) -> Work {
         loop {
             let (hidden, rows) = (8 << (self.next / 2 % 12), 16 + self.next);
             let weight_offset = if self.next.is_multiple_of(2) { WeightOffset::Zero } else { WeightOffset::One };
             self.next += 1;
             assert!(self.next <= 24, "there are no more modules");
             let work = Work::new(stream, Problem::new(rows, hidden, weight_offset, self.next as u64));
-            if let Step::Kernel(kernel) = steps::forward(&work.forward(), speed).expect("a call")[0]
+            if let Step::Kernel(kernel) = steps::forward(&work.forward(), tuning).expect("a call")[0]
                 && self.seen.insert(kernel.module)
             {
                 return work;
@@ -289,8 +289,8 @@ fn captures_beside_loading_and_dropping() {
         // SAFETY: as above; it is used here only.
         let blocking = unsafe { context.wrap_borrowed_stream(blocking) };
         let mut unseen = Unseen::new();
-        let speed = Kernels::new(&context).expect("kernels").speed();
-        let [used, dropped] = [(); 2].map(|()| unseen.work(&stream, &speed));
+        let tuning = Kernels::new(&context).expect("kernels").tuning();
+        let [used, dropped] = [(); 2].map(|()| unseen.work(&stream, &tuning));
         let modes = [
             CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL,
             CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
@@ -306,7 +306,7 @@ fn captures_beside_loading_and_dropping() {
             used.launch(&kernels, captured.cu_stream()).expect("launched");
             dropped.launch(&others, other_stream.cu_stream()).expect("launched");
             context.synchronize().expect("idle");
-            let [beside, inside] = [(); 2].map(|()| unseen.work(&stream, &speed));
+            let [beside, inside] = [(); 2].map(|()| unseen.work(&stream, &tuning));
 
             captured.begin_capture(mode).expect("a capture");
             used.launch(&kernels, captured.cu_stream()).unwrap_or_else(|e| panic!("{what}: prepared: {e}"));

@@ -4,7 +4,7 @@
 use crate::values::{Values, Which, mix};
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::strategy::Strategy;
-use rmsnorm_cuda::plan::{class, column_order, row_order};
+use rmsnorm_cuda::plan::{Direction, class, column_order, row_order};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use std::sync::LazyLock;
 
@@ -272,7 +272,7 @@ impl std::fmt::Display for Case {
 pub fn boundaries() -> &'static [usize] {
     static BOUNDARIES: LazyLock<Vec<usize>> = LazyLock::new(|| {
         let kind = |n: usize| {
-            let classes = Dtype::ALL.map(|dtype| class(n, dtype));
+            let classes = Direction::BOTH.map(|direction| Dtype::ALL.map(|dtype| class(direction, n, dtype)));
             (classes, column_order(usize::MAX, n).groups, row_order(n).chains.next_power_of_two())
         };
         (2..=1 << 17).filter(|n| kind(*n) != kind(n - 1)).collect()

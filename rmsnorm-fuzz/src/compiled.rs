@@ -1,10 +1,11 @@
 //! The compiled kernels: which modules calls launch on each architecture, what may not stand in their PTX, and what the assembler
 //! reported of each kernel. Needs NVRTC to be of use, and no GPU.
 
-use rmsnorm_cuda::cuda::compile::{Module, compile};
-use rmsnorm_cuda::cuda::steps::{self, DeviceMemory, Speed, Step};
-use rmsnorm_cuda::plan::{Arch, Class, class, classes};
-use rmsnorm_cuda::{Backward, Dtype, Error, Rows, WeightGradient, WeightOffset, scratch_len};
+use rmsnorm_cuda::cuda::compile::compile;
+use rmsnorm_cuda::cuda::module::Module;
+use rmsnorm_cuda::cuda::steps::{self, Step};
+use rmsnorm_cuda::plan::{Arch, Calls, Class, Direction, Tuning, class, classes};
+use rmsnorm_cuda::{Dtype, Error, WeightOffset};
 use std::collections::BTreeMap;
 
 /// A module as calls launch it on an architecture.
@@ -14,7 +15,7 @@ pub struct Unit {
     pub capability: (u32, u32),
     /// The module.
     pub module: Module,
-    /// Dynamic shared memory of a block of its backward kernel, at most.
+    /// Dynamic shared memory of a block of its kernels, at most.
     pub dynamic_bytes: u32,
 }
 
@@ -25,28 +26,19 @@ impl std::fmt::Display for Unit {
     }
 }
 
-/// What a call has, beside its shape, that decides its module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
-    /// Element type of the rows.
-    pub dtype: Dtype,
-    /// Element type of the weight, if there is one.
-    pub weight: Option<Dtype>,
-    /// Whether one is added to the weight.
-    pub weight_offset: WeightOffset,
-}
-
-impl Kind {
-    /// Every kind that there is.
-    pub fn all() -> Vec<Kind> {
-        let weights = |dtype| {
-            let all = [(None, WeightOffset::Zero), (Some(dtype), WeightOffset::Zero), (Some(dtype), WeightOffset::One)];
-            let f32s = [(Some(Dtype::F32), WeightOffset::Zero), (Some(Dtype::F32), WeightOffset::One)];
-            all.into_iter().chain(f32s.into_iter().filter(move |_| dtype != Dtype::F32))
-        };
-        let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| Kind { dtype, weight, weight_offset });
-        Dtype::ALL.into_iter().flat_map(kinds).collect()
-    }
+/// Every kind of call that there is: of some rows, with a weight's gradient.
+pub fn kinds() -> Vec<Calls> {
+    let weights = |dtype| {
+        let all = [(None, WeightOffset::Zero), (Some(dtype), WeightOffset::Zero), (Some(dtype), WeightOffset::One)];
+        let f32s = [(Some(Dtype::F32), WeightOffset::Zero), (Some(Dtype::F32), WeightOffset::One)];
+        all.into_iter().chain(f32s.into_iter().filter(move |_| dtype != Dtype::F32))
+    };
+    let kind = |dtype, weight: Option<Dtype>, weight_offset| {
+        let dw = Some(weight.unwrap_or(Dtype::F32));
+        Calls { rows: 1000, hidden: 0, dtype, weight, weight_offset, dw, aligned: true }
+    };
+    let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
+    Dtype::ALL.into_iter().flat_map(kinds).collect()
 }
 
 /// Rows that a class works on, and how they lie.
@@ -61,9 +53,9 @@ pub enum Layout {
 }
 
 /// The widest row of each layout that `wanted` works on. (Streamed rows stand for all that are wider.)
-pub fn widths(wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
-    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(*hidden, dtype) == wanted).collect();
-    let (pack, holds) = (wanted.pack as usize, (wanted.lanes * wanted.pack * wanted.packs) as usize);
+pub fn widths(direction: Direction, wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
+    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(direction, *hidden, dtype) == wanted).collect();
+    let (pack, holds) = (wanted.pack as usize, wanted.holds());
     let find = |layout, fits: &dyn Fn(usize) -> bool| {
         widths.iter().rev().copied().find(|hidden| fits(*hidden)).map(|hidden| (layout, hidden))
     };
@@ -75,39 +67,27 @@ pub fn widths(wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
 
 /// Every module that calls of this kind launch on `arch`: every class in every layout, and the fold. What is launched is what
 /// `steps.rs` says, so a class or a kernel that is added there is here too.
-pub fn units(arch: &Arch, kind: Kind) -> Result<Vec<Unit>, Error> {
-    let mut found: BTreeMap<Module, u32> = BTreeMap::new();
-    for class in classes(kind.dtype) {
-        for (layout, hidden) in widths(class, kind.dtype) {
-            let call = call(kind, 1000, hidden, usize::from(layout == Layout::Unaligned))?;
-            for step in steps::backward(&call, &Speed::of(*arch))? {
-                if let Step::Kernel(kernel) = step {
-                    let dynamic_bytes = found.entry(kernel.module).or_default();
-                    *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
+pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
+    let (mut found, tuning) = (BTreeMap::<Module, u32>::new(), Tuning::of(*arch));
+    for direction in Direction::BOTH {
+        for class in classes(direction, kind.dtype) {
+            for (layout, hidden) in widths(direction, class, kind.dtype) {
+                let calls = Calls { hidden, aligned: layout != Layout::Unaligned, ..*kind };
+                let steps = match direction {
+                    Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,
+                    Direction::Backward => steps::backward(&calls.backward()?, &tuning)?,
+                };
+                for step in steps {
+                    if let Step::Kernel(kernel) = step {
+                        let dynamic_bytes = found.entry(kernel.module).or_default();
+                        *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
+                    }
                 }
             }
         }
     }
     let unit = |(module, dynamic_bytes)| Unit { capability: arch.compute_capability, module, dynamic_bytes };
     Ok(found.into_iter().map(unit).collect())
-}
-
-/// A backward call over memory that need not be there, every row `offset` elements past an address of 256 bytes.
-fn call(kind: Kind, rows: usize, hidden: usize, offset: usize) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
-    let mut end = 1 << 12;
-    let mut memory = |dtype: Dtype, elements: usize| {
-        let memory = DeviceMemory { dtype, address: end, elements: elements + offset };
-        end += ((elements + offset) * dtype.bytes()).next_multiple_of(256) as u64;
-        memory
-    };
-    let matrix = |data| Rows { data, offset, row_stride: hidden };
-    let [x, dy, dx] = [(); 3].map(|()| matrix(memory(kind.dtype, rows * hidden)));
-    let weight = kind.weight.map(|dtype| memory(dtype, hidden).into());
-    let dw = memory(kind.weight.unwrap_or(Dtype::F32), hidden).into();
-    let scratch = memory(Dtype::F32, scratch_len(rows, hidden)?).into();
-    let rstd = memory(Dtype::F32, rows).into();
-    let dw = Some(WeightGradient { dw, scratch });
-    Ok(Backward { rows, hidden, weight_offset: kind.weight_offset, x, weight, rstd, dy, dx, dw })
 }
 
 /// What the assembler reported of one kernel.
@@ -206,19 +186,19 @@ impl Exception {
 pub const EXCEPTIONS: &[Exception] = &[
     Exception {
         kernel: "backward",
-        of: |unit| class_of(unit).is_some_and(|class| class.threads() == 512),
+        of: |unit| unit.module.class().is_some_and(|class| class.threads() == 512),
         bytes_max: 120,
         reason: "128 registers a thread: of the widest rows a few values go to the first cache and back once a row",
     },
     Exception {
         kernel: "backward",
-        of: |unit| class_of(unit).is_some_and(|class| class.packs * class.pack >= 56),
+        of: |unit| unit.module.class().is_some_and(|class| class.packs * class.pack >= 56),
         bytes_max: 100,
         reason: "255 registers a thread, of which the sums of the columns take 56 or 64: as above, where the width is no constant",
     },
     Exception {
         kernel: "forward",
-        of: |unit| newer(unit) && class_of(unit).is_some_and(|class| class.packs == 4 && class.pack == 8),
+        of: |unit| newer(unit) && unit.module.class().is_some_and(|class| class.packs == 4 && class.pack == 8),
         bytes_max: 56,
         reason: "64 registers a thread, so that two blocks of 512 threads fit, are enough on sm_90 and not here; not timed here",
     },
@@ -230,18 +210,11 @@ pub const EXCEPTIONS: &[Exception] = &[
     },
     Exception {
         kernel: "forward",
-        of: |unit| newer(unit) && class_of(unit).is_some_and(|class| class.packs == 0),
+        of: |unit| newer(unit) && unit.module.class().is_some_and(|class| class.is_streamed()),
         bytes_max: 20,
         reason: "as above",
     },
 ];
-
-fn class_of(unit: &Unit) -> Option<Class> {
-    match unit.module {
-        Module::Rows { class, .. } => Some(class),
-        Module::Fold { .. } => None,
-    }
-}
 
 fn newer(unit: &Unit) -> bool {
     unit.capability >= (10, 0)
@@ -285,18 +258,24 @@ mod tests {
     #[test]
     fn every_class_is_a_unit_in_every_layout() {
         for (_, arch) in Arch::ALL {
-            for kind in Kind::all() {
-                let units = units(&arch, kind).unwrap();
-                for wanted in classes(kind.dtype) {
-                    let of = |wants_aligned| {
-                        units.iter().any(|unit| {
-                            matches!(unit.module, Module::Rows { class, aligned, .. } if class == wanted && aligned == wants_aligned)
-                        })
-                    };
-                    assert!(of(true) && of(false), "{arch:?} {kind:?} {wanted}");
+            for kind in kinds() {
+                let units = units(&arch, &kind).unwrap();
+                for direction in Direction::BOTH {
+                    for wanted in classes(direction, kind.dtype) {
+                        let of = |wants_aligned| {
+                            units.iter().any(|unit| match (direction, unit.module) {
+                                (Direction::Forward, Module::Forward { rows, .. })
+                                | (Direction::Backward, Module::Backward { rows, .. }) => {
+                                    rows.class == wanted && rows.aligned == wants_aligned
+                                }
+                                _ => false,
+                            })
+                        };
+                        assert!(of(true) && of(false), "{arch:?} {kind:?} {direction:?} {wanted}");
+                    }
                 }
                 assert!(units.iter().any(|unit| matches!(unit.module, Module::Fold { .. })));
-                let ring = |unit: &Unit| matches!(unit.module, Module::Rows { ring: true, .. });
+                let ring = |unit: &Unit| unit.module.is_ringed();
                 assert_eq!(units.iter().any(ring), arch.compute_capability >= (9, 0));
                 assert!(units.iter().all(|unit| ring(unit) == (unit.dynamic_bytes > 0)));
             }

@@ -4,7 +4,7 @@
 
 use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind, boundaries};
 use crate::values::{Values, mix};
-use rmsnorm_cuda::plan::{class, column_order};
+use rmsnorm_cuda::plan::{Direction, class, column_order};
 use rmsnorm_cuda::{Dtype, HIDDEN_MAX};
 use std::sync::LazyLock;
 
@@ -155,11 +155,9 @@ fn widths(list: &mut List) {
         }
     }
     for dtype in DTYPES {
+        let classes = |hidden: usize| Direction::BOTH.map(|direction| class(direction, hidden, dtype));
         for hidden in boundaries() {
-            let is_new = list
-                .cases
-                .iter()
-                .all(|c| c.case.dtype != dtype || class(c.case.hidden, dtype) != class(*hidden, dtype));
+            let is_new = list.cases.iter().all(|c| c.case.dtype != dtype || classes(c.case.hidden) != classes(*hidden));
             if is_new {
                 list.add(
                     'E',
@@ -297,11 +295,11 @@ mod tests {
 
     #[test]
     fn every_class_of_the_plan_has_a_small_case() {
-        for dtype in Dtype::ALL {
+        for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
             let small = hard_cases().iter().filter(|c| !c.is_large() && c.case.dtype == dtype);
-            let worked: BTreeSet<_> = small.map(|c| class(c.case.hidden, dtype)).collect();
-            for wanted in classes(dtype) {
-                assert!(worked.contains(&wanted), "{dtype} {wanted}");
+            let worked: BTreeSet<_> = small.map(|c| class(direction, c.case.hidden, dtype)).collect();
+            for wanted in classes(direction, dtype) {
+                assert!(worked.contains(&wanted), "{direction:?} {dtype} {wanted}");
             }
         }
     }

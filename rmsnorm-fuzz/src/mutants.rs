@@ -197,13 +197,13 @@ macro_rules! subject {
         use $crate::mutants::{Device, On, Subject};
         $crate::subject!(bridge $theirs);
         fn subject(on: On, device: Device) -> Result<Subject, String> {
-            use $theirs::cuda::{Cuda, Speed, emulator::Emulator};
+            use $theirs::cuda::{Cuda, Tuning, emulator::Emulator};
             use $theirs::plan::Arch;
             let text = |error: $theirs::Error| error.to_string();
             Ok(match (on, device) {
                 (On::Cpu, _) => Subject::cpu(Bridge($theirs::Cpu)),
                 (On::Kernels, Device::Cpu) => {
-                    let emulator = |arch, blocks| Box::new(Bridge(Emulator::new(Speed { blocks, ..Speed::of(arch) }, 1)));
+                    let emulator = |arch, blocks| Box::new(Bridge(Emulator::new(Tuning { blocks, ..Tuning::of(arch) }, 1)));
                     Subject {
                         executor: emulator(Arch::H200, Some(7)),
                         is_emulated: true,
@@ -212,8 +212,8 @@ macro_rules! subject {
                 }
                 (On::Kernels, Device::Cuda) => {
                     let cuda = Cuda::new(0).map_err(text)?;
-                    let forced = |blocks| Box::new(Bridge(cuda.with_speed(Speed { blocks: Some(blocks), ..cuda.speed() })));
-                    let planned = Box::new(Bridge(cuda.with_speed(Speed { arch: Arch::A100, ..cuda.speed() })));
+                    let forced = |blocks| Box::new(Bridge(cuda.with_tuning(Tuning { blocks: Some(blocks), ..cuda.tuning() })));
+                    let planned = Box::new(Bridge(cuda.with_tuning(Tuning { arch: Arch::A100, ..cuda.tuning() })));
                     Subject {
                         launches: vec![forced(1), forced(2), forced(114), forced(132), forced(148), planned],
                         executor: Box::new(Bridge(cuda)),

@@ -7,8 +7,8 @@ use crate::literal::Literal;
 use crate::operands::Operands;
 use crate::property::{Evidence, Finding, Outcome, Stop, demand_equal, judged, property};
 use arbitrary::Unstructured;
-use rmsnorm_cuda::plan::{Arch, classes, column_order, plan, row_order};
-use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, scratch_len};
+use rmsnorm_cuda::plan::{self, Arch, Calls, Direction, Tuning, classes, column_order};
+use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, WeightOffset, scratch_len};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -329,8 +329,9 @@ fn problem(u: &mut Unstructured<'_>) -> arbitrary::Result<(usize, usize, Dtype, 
 
 fn judge_plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Result<(), String> {
     let demand = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
-    let plan = plan(rows, hidden, dtype, arch);
-    demand(plan.row == row_order(hidden), "the order of a row is not that of its width")?;
+    let (weight, weight_offset) = (Some(dtype), WeightOffset::Zero);
+    let calls = Calls { rows, hidden, dtype, weight, weight_offset, dw: weight, aligned: true };
+    let (forward, plan) = (plan::forward(&calls, &Tuning::of(*arch)), plan::backward(&calls, &Tuning::of(*arch)));
     demand(plan.column == column_order(rows, hidden), "the order of rows is not that of the shape")?;
     let groups = plan.column.groups;
     demand(groups <= rows && (groups > 0) == (rows > 0), "a row group without rows, or a row without a group")?;
@@ -338,8 +339,8 @@ fn judge_plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Result<(
         scratch_len(rows, hidden).is_ok_and(|len| len >= groups * hidden),
         "scratch is too small for the row groups",
     )?;
-    for launch in [plan.forward, plan.backward] {
-        demand(classes(dtype).contains(&launch.class), "a class that is not listed")?;
+    for (direction, launch) in [(Direction::Forward, forward.rows), (Direction::Backward, plan.rows)] {
+        demand(classes(direction, dtype).contains(&launch.class), "a class that is not listed")?;
         demand(launch.blocks >= 1, "a grid of no blocks")?;
         demand((1..=1024).contains(&launch.class.threads()), "a block that no GPU can hold")?;
     }

@@ -3,13 +3,13 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use rayon::prelude::*;
-use rmsnorm_cuda::cuda::Speed;
 use rmsnorm_cuda::cuda::emulator::Emulator;
-use rmsnorm_cuda::plan::{Arch, Variant, class, classes, column_order, variants};
+use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
 use rmsnorm_fuzz::products::products;
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, hard_case, property};
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
@@ -17,7 +17,7 @@ use std::process::Command;
 mod machine;
 
 fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
-    Emulator::new(Speed { blocks, ..Speed::of(arch) }, seed)
+    Emulator::new(Tuning { blocks, ..Tuning::of(arch) }, seed)
 }
 
 fn refuted(emulator: &Emulator, case: &Case) -> Option<String> {
@@ -40,13 +40,13 @@ fn demand_identity(emulator: &Emulator, cases: &[Case]) {
 /// The widest row of each class, where a kernel knows it as a constant, and a narrower one; a few more rows than there are
 /// groups, where that is not too many.
 fn cases(dtype: Dtype) -> Vec<Case> {
+    let classes = Direction::BOTH.map(|direction| classes(direction, dtype)).concat();
+    let mut widths: Vec<usize> =
+        classes.iter().map(|class| if class.is_streamed() { 20_000 } else { class.holds() }).collect();
+    widths.sort_unstable();
+    widths.dedup();
     let mut cases = Vec::new();
-    for (i, class) in classes(dtype).into_iter().enumerate() {
-        let widest = match class.packs {
-            0 => 20_000,
-            packs => (class.lanes * class.pack * packs) as usize,
-        };
-        assert_eq!(rmsnorm_cuda::plan::class(widest, dtype), class);
+    for (i, widest) in widths.into_iter().enumerate() {
         for hidden in [widest, widest - widest / 16 / 8 * 8] {
             let groups = column_order(usize::MAX, hidden).groups;
             let rows = if groups * hidden < 1 << 20 { groups + 5 } else { 37 };
@@ -97,7 +97,7 @@ fn unaligned() {
     demand_identity(&emulator(Arch::H200, None, 3), &some);
 }
 
-/// The other ways to hold rows: every number of lanes, packs and sets, one number of teams each.
+/// The other ways to hold rows: every size of a team, packs and sets, one number of teams each.
 #[test]
 fn variants_change_no_bit() {
     if !machine::has_cxx() {
@@ -105,14 +105,14 @@ fn variants_change_no_bit() {
     }
     for (rows, hidden, dtype) in [(530, 4000, Dtype::Bf16), (45, 5000, Dtype::F32), (19, 9000, Dtype::F16)] {
         let mut all = variants(hidden, dtype);
-        all.sort_by_key(|class| (class.lanes, class.pack, std::cmp::Reverse(class.teams)));
-        all.dedup_by_key(|class| (class.lanes, class.pack));
+        all.sort_by_key(|class| (class.team, class.pack, std::cmp::Reverse(class.teams)));
+        all.dedup_by_key(|class| (class.team, class.pack));
         assert!(all.len() >= 2 && all.iter().any(|class| class.sets > 1), "{hidden}: {all:?}");
         let refutations: Vec<String> = all
             .into_par_iter()
             .filter_map(|class| {
-                let variant = Variant { class: Some(class), ..Variant::default() };
-                let emulator = Emulator::new(Speed { variant, ..Speed::of(Arch::H200) }, 6);
+                let tuning = Tuning { forward: Some(class), backward: Some(class), ..Tuning::of(Arch::H200) };
+                let emulator = Emulator::new(tuning, 6);
                 Some(format!("{class}: {}", refuted(&emulator, &Case::new(rows, hidden, dtype))?))
             })
             .collect();
@@ -159,14 +159,9 @@ fn broken_kernels_are_caught() {
     let ring = Case::new(700, 4096, Dtype::Bf16);
     let narrow = Case::new(40_000, 40, Dtype::F32);
     let broken: [(&str, &str, &str, Case); 12] = [
-        (
-            "no barrier between the warps of a team",
-            "        team_barrier();\n        // Each lane",
-            "        // Each lane",
-            ring,
-        ),
+        ("no barrier between the warps of a team", "        team_barrier();\n        // Past", "        // Past", ring),
         ("one buffer instead of two that take turns", "turn ^= 1;", "", ring),
-        ("a stage filled while it is read", "fetch(ring.before(ring.stage));", "fetch(ring.stage);", ring),
+        ("a stage filled while it is read", "fetch(stage == 0 ? stages - 1 : stage - 1);", "fetch(stage);", ring),
         ("a stage read before it has arrived", "arrival_wait(full + stage, phase);", "", ring),
         (
             "no barrier between hands",
@@ -189,8 +184,8 @@ fn broken_kernels_are_caught() {
         ),
         (
             "row-less groups return early",
-            "u64 next_group = (u64)blockIdx.x * ROWS + team",
-            "if (blockIdx.x > 3) return; u64 next_group = (u64)blockIdx.x * ROWS + team",
+            "    Source source(operands, stages, pace);",
+            "    if (blockIdx.x > 3) return;\n    Source source(operands, stages, pace);",
             ring,
         ),
         ("eps forgotten", "__fadd_rn(mean(sum, hidden), eps)", "mean(sum, hidden)", narrow),
@@ -200,7 +195,7 @@ fn broken_kernels_are_caught() {
             "if (column + PACK > hidden) continue;",
             Case::new(50, 39, Dtype::Bf16),
         ),
-        ("groups dealt in blocks", "first < rows; first += groups", "first < rows; first += groups + 1", narrow),
+        ("groups dealt in blocks", "first += of.groups;", "first += of.groups + 1;", narrow),
     ];
     broken.par_iter().for_each(|(what, from, to, case)| {
         assert_eq!(refuted(&emulator(Arch::H200, Some(8), 0), case), None, "{what}: the sound kernel");
@@ -222,9 +217,9 @@ fn rows_far_apart() {
         assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
     }
     for (from, to) in [
-        ("x + next * x_stride", "x + (u32)(next * x_stride)"),
+        ("of.x + wanted * of.x_stride", "of.x + (u32)(wanted * of.x_stride)"),
         ("y + row * y_stride", "y + (u32)(row * y_stride * 2) / 2"),
-        ("dx + row * dx_stride", "dx + (u32)(row * dx_stride * 2) / 2"),
+        ("dx + source.row * dx_stride", "dx + (u32)(source.row * dx_stride * 2) / 2"),
     ] {
         let outcome = products(&emulator(Arch::H200, Some(4), 0).patched(from, to));
         assert!(matches!(outcome, Outcome::Failed { .. }), "not caught: {to}");
@@ -268,8 +263,9 @@ fn nobody_else_can_change_what_is_built() {
 #[test]
 fn every_class_is_reached() {
     for dtype in Dtype::ALL {
-        let reached: std::collections::BTreeSet<_> =
-            cases(dtype).iter().map(|case| class(case.hidden, dtype)).collect();
-        assert_eq!(reached.len(), classes(dtype).len());
+        for direction in Direction::BOTH {
+            let reached: BTreeSet<_> = cases(dtype).iter().map(|case| class(direction, case.hidden, dtype)).collect();
+            assert_eq!(reached, classes(direction, dtype).into_iter().collect());
+        }
     }
 }

@@ -5,11 +5,12 @@
 #![cfg(feature = "cuda")]
 
 use rayon::prelude::*;
-use rmsnorm_cuda::cuda::compile::{Module, compile_source};
+use rmsnorm_cuda::cuda::compile::compile_source;
 use rmsnorm_cuda::cuda::library::nvrtc;
-use rmsnorm_cuda::plan::{Arch, classes};
+use rmsnorm_cuda::cuda::module::Module;
+use rmsnorm_cuda::plan::{Arch, Class, Direction, classes};
 use rmsnorm_cuda::{Dtype, WeightOffset};
-use rmsnorm_fuzz::compiled::{Kind, Unit, complaints, inspect, resources, units};
+use rmsnorm_fuzz::compiled::{Unit, complaints, inspect, kinds, resources, units};
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -29,17 +30,19 @@ fn chosen() -> (Vec<Unit>, usize) {
     for (_, arch) in Arch::ALL {
         for dtype in Dtype::ALL {
             let mut of_dtype = Vec::new();
-            for kind in Kind::all().into_iter().filter(|kind| kind.dtype == dtype) {
-                let units = units(&arch, kind).expect("legal calls");
+            for kind in kinds().into_iter().filter(|kind| kind.dtype == dtype) {
+                let units = units(&arch, &kind).expect("legal calls");
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if arch.compute_capability == (9, 0) && ordinary {
                     chosen.extend(units.iter().copied());
                 }
                 of_dtype.extend(units);
             }
-            for (i, wanted) in classes(dtype).into_iter().enumerate() {
-                let of_class: Vec<&Unit> = of_dtype.iter().filter(|unit| is_of(unit, wanted)).collect();
-                chosen.insert(*of_class[(7 * i + arch.sm_count as usize) % of_class.len()]);
+            for direction in Direction::BOTH {
+                for (i, wanted) in classes(direction, dtype).into_iter().enumerate() {
+                    let of_class: Vec<&Unit> = of_dtype.iter().filter(|unit| is_of(unit, direction, wanted)).collect();
+                    chosen.insert(*of_class[(7 * i + arch.sm_count as usize) % of_class.len()]);
+                }
             }
             all.extend(of_dtype);
         }
@@ -48,8 +51,12 @@ fn chosen() -> (Vec<Unit>, usize) {
     (chosen.into_iter().collect(), left_out)
 }
 
-fn is_of(unit: &Unit, wanted: rmsnorm_cuda::plan::Class) -> bool {
-    matches!(unit.module, Module::Rows { class, .. } if class == wanted)
+fn is_of(unit: &Unit, direction: Direction, wanted: Class) -> bool {
+    match unit.module {
+        Module::Forward { rows, .. } => direction == Direction::Forward && rows.class == wanted,
+        Module::Backward { rows, .. } => direction == Direction::Backward && rows.class == wanted,
+        Module::Fold { .. } => false,
+    }
 }
 
 #[test]
@@ -67,14 +74,19 @@ fn every_class_compiles_to_rounded_operations_without_spills() {
             Ok(inspected) => {
                 found.extend(inspected.complaints.iter().map(|complaint| format!("{unit}: {complaint}")));
                 kernels += inspected.resources.len();
-                if let Module::Rows { class, dtype, .. } = unit.module {
-                    seen.insert((unit.capability, dtype as u8, class));
+                if let Module::Forward { rows, .. } | Module::Backward { rows, .. } = unit.module {
+                    let is_forward = matches!(unit.module, Module::Forward { .. });
+                    seen.insert((unit.capability, is_forward, rows.dtype as u8, rows.class));
                 }
             }
             Err(error) => found.push(format!("{unit}: {error}")),
         }
     }
-    let expected = Arch::ALL.len() * Dtype::ALL.map(|dtype| classes(dtype).len()).iter().sum::<usize>();
+    let expected = Arch::ALL.len()
+        * Dtype::ALL
+            .map(|dtype| Direction::BOTH.map(|d| classes(d, dtype).len()).iter().sum::<usize>())
+            .iter()
+            .sum::<usize>();
     println!(
         "{kernels} kernels of {} modules, {} plan classes of each of {} architectures; left out, for `cargo xtask ptx --check`: \
          {left_out} modules that differ in the weight's type or the layout",

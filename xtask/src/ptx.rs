@@ -6,8 +6,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
 use rmsnorm_cuda::WeightOffset;
 use rmsnorm_cuda::cuda::library::{Nvrtc, nvrtc};
-use rmsnorm_cuda::plan::Arch;
-use rmsnorm_fuzz::compiled::{EXCEPTIONS, Inspected, Kind, Unit, inspect, units};
+use rmsnorm_cuda::plan::{Arch, Calls};
+use rmsnorm_fuzz::compiled::{EXCEPTIONS, Inspected, Unit, inspect, kinds, units};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -97,8 +97,8 @@ fn chosen(options: &Options) -> Result<Vec<Unit>> {
         let Some((_, arch)) = Arch::ALL.iter().find(|(_, arch)| of(arch) == number) else {
             bail!("there is no plan for sm_{number}, expected 80, 90, 100 or 120");
         };
-        let ordinary = |kind: &Kind| kind.weight == Some(kind.dtype) && kind.weight_offset == WeightOffset::Zero;
-        for kind in Kind::all().into_iter().filter(|kind| options.check || ordinary(kind)) {
+        let ordinary = |kind: &Calls| kind.weight == Some(kind.dtype) && kind.weight_offset == WeightOffset::Zero;
+        for kind in kinds().iter().filter(|kind| options.check || ordinary(kind)) {
             chosen.extend(units(arch, kind)?);
         }
     }
@@ -122,9 +122,13 @@ fn table(inspected: &[(&Unit, Inspected)]) -> String {
     }
     for (unit, inspected) in inspected {
         for resources in &inspected.resources {
-            let dynamic = if resources.kernel == "backward" { unit.dynamic_bytes } else { 0 };
-            let numbers =
-                [resources.registers, resources.spill_bytes, resources.stack_bytes, resources.shared_bytes, dynamic];
+            let numbers = [
+                resources.registers,
+                resources.spill_bytes,
+                resources.stack_bytes,
+                resources.shared_bytes,
+                unit.dynamic_bytes,
+            ];
             let cells = [unit.to_string(), resources.kernel.clone()].into_iter();
             table.add_row(cells.chain(numbers.map(|number| number.to_string())));
         }

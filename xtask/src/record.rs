@@ -48,7 +48,7 @@ impl Build {
 #[cfg(feature = "cuda")]
 fn kernel_sources_sha256() -> String {
     use sha2::{Digest, Sha256};
-    let hash = rmsnorm_cuda::cuda::compile::SOURCES.iter().fold(Sha256::new(), |hash, (name, text)| {
+    let hash = rmsnorm_cuda::cuda::module::SOURCES.iter().fold(Sha256::new(), |hash, (name, text)| {
         hash.chain_update(format!("{name} {}\n", text.len())).chain_update(text)
     });
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::compile::{Module, compile_source, options};
+use super::compile::{compile_source, options};
 use super::folder::Folder;
 use super::library::{absolute, environment, is_privileged, nvrtc};
+use super::module::Module;
 use crate::Error;
 
 /// Where compiled kernels are kept, if anywhere.

@@ -187,8 +187,6 @@ static inline u16 f16_from_f32(float v) { _Float16 h = (_Float16)v; u16 u; std::
 static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); return v != v ? 0x7fff : (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16); }
 static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
 static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
-static inline void store_streaming(Words* to, Words v) { *to = v; }
-static inline Words load_streaming(const Words* from) { return *from; }
 static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
 static inline void meeting_init(u64* barrier, u32 threads) {
@@ -201,7 +199,7 @@ static inline void meeting(u64* barrier, u32 parity) {
     emulator::progress++;
     emulator::wait_until([&] { return a.phase != parity; });
 }
-static Words ring_memory[emulator::SHARED_BYTES / 16];
+alignas(128) static Words ring_memory[emulator::SHARED_BYTES / 16];
 static inline void arrival_init(u64* barrier) { emulator::arrival(barrier) = {}; }
 static inline void arrival_init_done() {}
 static inline void arrival_expect(u64* barrier, u32 bytes) { emulator::arrival(barrier).armed = true, emulator::arrive(barrier, (int)bytes); }

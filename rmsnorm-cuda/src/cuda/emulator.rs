@@ -13,15 +13,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use super::compile::Module;
-use super::launch::arg;
-use super::steps::{self, DeviceMemory, Kernel, Speed, Step};
+use super::kernels::arg;
+use super::module::{Module, SOURCES};
+use super::steps::{self, DeviceMemory, Kernel, Step};
 use crate::arith::environment;
+use crate::plan::Tuning;
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// An executor that launches the kernels as [`Cuda`](super::Cuda) does, on a CPU.
 pub struct Emulator {
-    speed: Speed,
+    tuning: Tuning,
     seed: AtomicU64,
     patch: Option<(String, String)>,
     modules: Mutex<HashMap<Module, Built>>,
@@ -33,13 +34,13 @@ const EMULATION: &str = include_str!("emulator.cc");
 type Built = Arc<OnceLock<Result<Mutex<Library>, Error>>>;
 
 impl Emulator {
-    /// An emulator that plans for `speed` and draws the order of threads from `seed`.
-    pub fn new(speed: Speed, seed: u64) -> Self {
-        Emulator { speed, seed: AtomicU64::new(seed), patch: None, modules: Mutex::default() }
+    /// An emulator that plans for `tuning` and draws the order of threads from `seed`.
+    pub fn new(tuning: Tuning, seed: u64) -> Self {
+        Emulator { tuning, seed: AtomicU64::new(seed), patch: None, modules: Mutex::default() }
     }
 
     /// The same with `from` replaced by `to` in the kernel sources, wherever it stands: a broken kernel that a check must catch.
-    /// A module that has no such text is refused.
+    /// A text that stands in none of them is refused.
     pub fn patched(mut self, from: &str, to: &str) -> Self {
         self.patch = Some((from.into(), to.into()));
         self
@@ -94,8 +95,8 @@ impl Emulator {
         let mut source = module.source_with(EMULATION);
         if let Some((from, to)) = &self.patch {
             let (emulation, kernels) = source.split_at(source.find(EMULATION).unwrap_or(0) + EMULATION.len());
-            // The fold has a module of its own: a patch need not reach both.
-            if !kernels.contains(from) && !matches!(module, Module::Fold { .. }) {
+            // Not every module has it.
+            if !SOURCES.iter().any(|(_, text)| text.contains(from.as_str())) {
                 return Err(Error::Compile {
                     kernel: module.to_string(),
                     log: format!("the patch does not apply: {from}"),
@@ -137,21 +138,21 @@ impl Emulator {
 
 impl Executor for Emulator {
     fn name(&self) -> String {
-        format!("emulator ({:?})", self.speed.arch)
+        format!("emulator ({:?})", self.tuning.arch)
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         environment()?;
         let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
-        self.run(&steps::forward(&call, &self.speed)?)
+        self.run(&steps::forward(&call, &self.tuning)?)
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         environment()?;
         let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
-        self.run(&steps::backward(&call, &self.speed)?)
+        self.run(&steps::backward(&call, &self.tuning)?)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUstream};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 
-use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error};
+use super::{DeviceMemory, Kernels, Tuning, bytes, bytes_mut, context, driver_error};
 use crate::plan::Arch;
 use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
 
@@ -23,7 +23,7 @@ use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, 
 pub struct Cuda {
     pub(super) kernels: Arc<Kernels>,
     pub(super) stream: Arc<CudaStream>,
-    pub(super) speed: Speed,
+    pub(super) tuning: Tuning,
     shared: Arc<Mutex<Option<Shared>>>,
 }
 
@@ -33,8 +33,8 @@ impl Cuda {
         let context = context(ordinal)?;
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
         let kernels = Arc::new(Kernels::new(&context)?);
-        let speed = kernels.speed();
-        Ok(Cuda { kernels, stream, speed, shared: Arc::default() })
+        let tuning = kernels.tuning();
+        Ok(Cuda { kernels, stream, tuning, shared: Arc::default() })
     }
 
     /// The same executor with a stream of its own, for another thread.
@@ -44,13 +44,13 @@ impl Cuda {
     }
 
     /// The same executor with another choice of what decides only speed: for checks that it decides nothing else.
-    pub fn with_speed(&self, speed: Speed) -> Self {
-        Cuda { speed, ..self.clone() }
+    pub fn with_tuning(&self, tuning: Tuning) -> Self {
+        Cuda { tuning, ..self.clone() }
     }
 
     /// What decides only speed: by default what fits the GPU found.
-    pub fn speed(&self) -> Speed {
-        self.speed
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
     }
 
     /// The kernels that run here.
@@ -60,7 +60,7 @@ impl Cuda {
 
     /// The GPU.
     pub fn arch(&self) -> Arch {
-        self.kernels.speed().arch
+        self.kernels.tuning().arch
     }
 
     /// A forward call whose operands are on the device; `how` uploads and launches them.
@@ -74,7 +74,7 @@ impl Cuda {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: each operand is live memory of this stream's device, as long as the host buffer that `check` measured, and
             // no two overlap.
-            how(placed, &|stream| unsafe { self.kernels.forward(&call, &self.speed, stream) })
+            how(placed, &|stream| unsafe { self.kernels.forward(&call, &self.tuning, stream) })
         })
     }
 
@@ -88,7 +88,7 @@ impl Cuda {
         self.with_memory(Extents::of_backward(&call), |placed| {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: as in `forward_as`.
-            how(placed, &|stream| unsafe { self.kernels.backward(&call, &self.speed, stream) })
+            how(placed, &|stream| unsafe { self.kernels.backward(&call, &self.tuning, stream) })
         })
     }
 

@@ -8,8 +8,8 @@ use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
 use super::compile::compile_source;
-use super::launch::{Calls, arg};
-use super::{Bytes, DeviceMemory, Kernels, Speed, driver_error, library};
+use super::kernels::arg;
+use super::{Bytes, Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
 use crate::{
     Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
 };
@@ -23,6 +23,15 @@ pub struct Cell {
     pub rows: usize,
     /// Length of a row.
     pub hidden: usize,
+}
+
+impl Cell {
+    /// Its calls, as a plan sees them.
+    pub fn calls(&self) -> Calls {
+        let Cell { dtype, rows, hidden } = *self;
+        let (weight, dw, weight_offset) = (Some(dtype), Some(dtype), WeightOffset::Zero);
+        Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned: (hidden * dtype.bytes()).is_multiple_of(16) }
+    }
 }
 
 /// The `eps` of every call that is timed.
@@ -128,7 +137,7 @@ impl Meter {
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
         let kernels = Kernels::new(&context)?;
         let compiled =
-            compile_source(include_str!("measure.cu"), "measure.cu", kernels.speed().arch.compute_capability)?;
+            compile_source(include_str!("measure.cu"), "measure.cu", kernels.tuning().arch.compute_capability)?;
         let module =
             context.load_module(Ptx::from_binary(compiled.cubin)).map_err(|e| driver_error("cuModuleLoadData", e))?;
         Ok(Meter { context, stream, kernels, module })
@@ -140,12 +149,8 @@ impl Meter {
     }
 
     /// Compiles on all cores what the calls of these cells at these speeds need. Otherwise each does when it is first timed.
-    pub fn prepare(&self, cells: &[(Cell, Speed)]) -> Result<(), Error> {
-        cells.par_iter().try_for_each(|&(Cell { dtype, rows, hidden }, speed)| {
-            let aligned = (hidden * dtype.bytes()).is_multiple_of(16);
-            let (weight, dw, weight_offset) = (Some(dtype), Some(dtype), WeightOffset::Zero);
-            self.kernels.prepare_at(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned }, &speed)
-        })
+    pub fn prepare(&self, cells: &[(Cell, Tuning)]) -> Result<(), Error> {
+        cells.par_iter().try_for_each(|(cell, tuning)| self.kernels.prepare_at(&cell.calls(), tuning))
     }
 
     /// Size of the L2 cache.
@@ -171,20 +176,20 @@ impl Meter {
     }
 
     /// Times forward.
-    pub fn forward(&self, tensors: &Tensors, speed: &Speed, replays: usize) -> Result<Timing, Error> {
+    pub fn forward(&self, tensors: &Tensors, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
         self.time(tensors.sets.len(), replays, |set, stream| {
             let call = tensors.sets[set].forward(tensors.cell);
             // SAFETY: the buffers live in `tensors`, were sized by `set` and are used on this stream only.
-            unsafe { self.kernels.forward(&call, speed, stream) }
+            unsafe { self.kernels.forward(&call, tuning, stream) }
         })
     }
 
     /// Times backward, dx and dw. Run [`Meter::forward`] first: it stores rstd.
-    pub fn backward(&self, tensors: &Tensors, speed: &Speed, replays: usize) -> Result<Timing, Error> {
+    pub fn backward(&self, tensors: &Tensors, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
         self.time(tensors.sets.len(), replays, |set, stream| {
             let call = tensors.sets[set].backward(tensors.cell)?;
             // SAFETY: as in `forward`.
-            unsafe { self.kernels.backward(&call, speed, stream) }
+            unsafe { self.kernels.backward(&call, tuning, stream) }
         })
     }
 
@@ -301,7 +306,7 @@ impl Meter {
                 let depth = u64::from(name.as_bytes()[name.len() - 1] - b'0');
                 let blocks = match per_sm {
                     0 => n.div_ceil(depth * u64::from(threads)).max(1) as u32,
-                    _ => per_sm * self.kernels.speed().arch.sm_count,
+                    _ => per_sm * self.kernels.tuning().arch.sm_count,
                 };
                 let arguments = [arg(&a.memory.address), arg(&b.memory.address), arg(&o.memory.address), arg(&n)];
                 self.launch(name, blocks, threads, &arguments, stream)

@@ -1,7 +1,8 @@
 //! The CUDA executor. Here is all `unsafe` code of the libraries: elsewhere the compiler refuses it.
 //!
-//! [`steps`] says what a call launches, [`library`] finds the driver and NVRTC, [`compile`] turns the kernels of this crate into
-//! modules for the GPU found, [`cache`] keeps them on disk, [`launch`] hands the steps to a stream, [`typed`] does so safely, and [`Cuda`] runs calls on host memory, which is what checks use. [`measure`] times.
+//! [`steps`] says what a call launches, [`module`] what that is compiled from, [`compile`] has NVRTC do so, [`cache`] keeps the result
+//! on disk, [`library`] finds the driver and NVRTC, [`kernels`] hands the steps to a stream, [`typed`] does so safely, and [`Cuda`] runs
+//! calls on host memory, which is what checks use. [`measure`] times.
 
 pub mod cache;
 pub mod compile;
@@ -9,9 +10,10 @@ pub mod compile;
 pub mod emulator;
 mod folder;
 mod host;
-pub mod launch;
+pub mod kernels;
 pub mod library;
 pub mod measure;
+pub mod module;
 pub mod plain;
 pub mod replay;
 pub mod steps;
@@ -21,11 +23,12 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
+pub use crate::plan::{Calls, Tuning};
 use crate::{Error, Slice, SliceMut, bf16, f16};
 pub use cache::Cache;
 pub use host::Cuda;
-pub use launch::{Calls, Kernels};
-pub use steps::{DeviceMemory, Speed};
+pub use kernels::Kernels;
+pub use steps::DeviceMemory;
 pub use typed::{GpuSlice, GpuSliceMut, Layer};
 
 /// The primary context of GPU `ordinal`; an error where `CudaContext::new` panics, without a driver.

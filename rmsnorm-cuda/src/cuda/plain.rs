@@ -12,8 +12,8 @@ use cudarc::nvrtc::Ptx;
 
 use super::compile::compile_source;
 use super::host::{Extent, Extents};
-use super::launch::arg;
-use super::{DeviceMemory, Kernels, Speed, bytes, bytes_mut, context, driver_error, steps};
+use super::kernels::arg;
+use super::{DeviceMemory, Kernels, Tuning, bytes, bytes_mut, context, driver_error, steps};
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// The executor.
@@ -21,7 +21,7 @@ pub struct Plain {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     kernels: Kernels,
-    speed: Speed,
+    tuning: Tuning,
     launches: AtomicUsize,
 }
 
@@ -31,13 +31,13 @@ impl Plain {
         let context = context(ordinal)?;
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
         let kernels = Kernels::new(&context)?;
-        let speed = kernels.speed();
-        Ok(Plain { context, stream, kernels, speed, launches: AtomicUsize::new(0) })
+        let tuning = kernels.tuning();
+        Ok(Plain { context, stream, kernels, tuning, launches: AtomicUsize::new(0) })
     }
 
     /// Another number of blocks for every kernel over rows.
     pub fn with_blocks(self, blocks: u32) -> Self {
-        Plain { speed: Speed { blocks: Some(blocks), ..self.speed }, ..self }
+        Plain { tuning: Tuning { blocks: Some(blocks), ..self.tuning }, ..self }
     }
 
     /// Kernels launched so far.
@@ -47,7 +47,7 @@ impl Plain {
 
     /// Runs the kernel of faults.cu that has a fault for this tool of compute-sanitizer. Without the tool it may do anything.
     pub fn fault(&self, tool: &str) -> Result<(), Error> {
-        let compiled = compile_source(include_str!("faults.cu"), "faults.cu", self.speed.arch.compute_capability)?;
+        let compiled = compile_source(include_str!("faults.cu"), "faults.cu", self.tuning.arch.compute_capability)?;
         let module = self.context.load_module(Ptx::from_binary(compiled.cubin));
         let function = module.and_then(|module| module.load_function(tool));
         let function = function.map_err(|e| driver_error("cuModuleLoadData", e))?;
@@ -77,8 +77,8 @@ impl Executor for Plain {
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
-        unsafe { self.kernels.forward(&call, &self.speed, self.stream.cu_stream())? };
-        self.finish(memory, steps::forward(&call, &self.speed)?.len())
+        unsafe { self.kernels.forward(&call, &self.tuning, self.stream.cu_stream())? };
+        self.finish(memory, steps::forward(&call, &self.tuning)?.len())
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
@@ -87,8 +87,8 @@ impl Executor for Plain {
         let memory = Memory::of(Extents::of_backward(&call));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: as in `forward`.
-        unsafe { self.kernels.backward(&call, &self.speed, self.stream.cu_stream())? };
-        self.finish(memory, steps::backward(&call, &self.speed)?.len())
+        unsafe { self.kernels.backward(&call, &self.tuning, self.stream.cu_stream())? };
+        self.finish(memory, steps::backward(&call, &self.tuning)?.len())
     }
 }
 

@@ -144,7 +144,7 @@ impl Beside {
     fn compete(&self) -> Result<(), Error> {
         for _ in 0..COMPETING_CALLS {
             // SAFETY: the tensors live until `drop` has waited, and calls on one stream run one after the other.
-            unsafe { self.cuda.kernels.backward(&self.call, &self.cuda.speed, self.other.cu_stream())? };
+            unsafe { self.cuda.kernels.backward(&self.call, &self.cuda.tuning, self.other.cu_stream())? };
         }
         Ok(())
     }

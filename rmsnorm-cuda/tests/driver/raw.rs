@@ -82,12 +82,12 @@ fn the_calls_of_a_call() {
         let forward = |rows, hidden| {
             let call = Operands::new(Dtype::Bf16, rows, hidden).forward();
             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-            unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect("a forward call");
+            unsafe { kernels.forward(&call, &kernels.tuning(), stream) }.expect("a forward call");
         };
         let backward = |rows, hidden| {
             let operands = Operands::new(Dtype::Bf16, rows, hidden);
             // SAFETY: as above, but `dw` may be cleared: it is a buffer of its length that lives until the end of this closure.
-            unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) }.expect("a backward call");
+            unsafe { kernels.backward(&operands.backward(), &kernels.tuning(), stream) }.expect("a backward call");
         };
         for (rows, hidden, forward_calls, backward_calls) in GOLDEN {
             forward(rows, hidden); // Compiles, and so does the next.
@@ -141,7 +141,7 @@ fn a_failed_launch_is_the_error_of_its_call() {
         let (kernels, stream) = kernels();
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        let launch = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+        let launch = || unsafe { kernels.forward(&call, &kernels.tuning(), stream) };
         assert_eq!(launch(), Ok(()));
         let code = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES".to_string();
         assert_eq!(launch(), Err(Error::Driver { call: "cuLaunchKernel", code }));
@@ -160,19 +160,19 @@ fn every_ring_is_allowed() {
             for hidden in (1..=512).chain((520..=20_000).step_by(40)) {
                 let operands = Operands::new(dtype, 3, hidden);
                 // The GPU's own plan, and that of one with less shared memory: a shorter ring.
-                let mut small = kernels.speed();
+                let mut small = kernels.tuning();
                 small.arch.block_shared_bytes = 60 << 10;
-                for speed in [kernels.speed(), small] {
+                for tuning in [kernels.tuning(), small] {
                     // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                    let launched = unsafe { kernels.forward(&operands.forward(), &speed, stream) };
+                    let launched = unsafe { kernels.forward(&operands.forward(), &tuning, stream) };
                     assert_eq!(launched, Ok(()), "forward 3×{hidden} {dtype}");
                     let call = operands.backward();
-                    let steps = backward(&call, &speed).expect("a call");
+                    let steps = backward(&call, &tuning).expect("a call");
                     let rings =
                         steps.iter().map(|step| if let Step::Kernel(kernel) = step { kernel.shared_bytes } else { 0 });
                     just_below += rings.filter(|bytes| (44 << 10..=48 << 10).contains(bytes)).count();
                     // SAFETY: as above.
-                    let launched = unsafe { kernels.backward(&call, &speed, stream) };
+                    let launched = unsafe { kernels.backward(&call, &tuning, stream) };
                     assert_eq!(launched, Ok(()), "backward 3×{hidden} {dtype}");
                 }
             }
@@ -212,9 +212,9 @@ fn a_prepared_call_only_launches() {
                         }
                         let calls = calls_of(|| {
                             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                            unsafe { kernels.forward(&forward, &kernels.speed(), stream) }.expect("a forward call");
+                            unsafe { kernels.forward(&forward, &kernels.tuning(), stream) }.expect("a forward call");
                             // SAFETY: as above; with rows there is nothing to clear.
-                            unsafe { kernels.backward(&backward, &kernels.speed(), stream) }.expect("a backward call");
+                            unsafe { kernels.backward(&backward, &kernels.tuning(), stream) }.expect("a backward call");
                         });
                         let launches =
                             calls.iter().filter(|c| c.starts_with("cuLaunchKernel") && c.ends_with("stream 77"));
@@ -243,9 +243,9 @@ fn a_prepared_call_only_launches() {
             let operands = Operands::new(Dtype::Bf16, rows, kind.hidden);
             let calls = calls_of(|| {
                 // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                unsafe { kernels.forward(&operands.forward(), &kernels.speed(), stream) }.expect("a forward call");
+                unsafe { kernels.forward(&operands.forward(), &kernels.tuning(), stream) }.expect("a forward call");
                 // SAFETY: as above; with rows there is nothing to clear.
-                unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) }.expect("a backward call");
+                unsafe { kernels.backward(&operands.backward(), &kernels.tuning(), stream) }.expect("a backward call");
             });
             let expected = ["cuCtxGetCurrent", "cuLaunchKernel", "cuCtxGetCurrent", "cuLaunchKernel", "cuLaunchKernel"];
             assert_eq!(names(&calls), expected);
@@ -272,7 +272,7 @@ fn a_prepared_call_only_launches() {
 fn forward(kernels: &Kernels, hidden: usize, stream: CUstream) -> Result<(), Error> {
     let call = Operands::new(Dtype::Bf16, 64, hidden).forward();
     // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-    unsafe { kernels.forward(&call, &kernels.speed(), stream) }
+    unsafe { kernels.forward(&call, &kernels.tuning(), stream) }
 }
 
 fn count(calls: &[String], name: &str) -> usize {
@@ -418,7 +418,7 @@ pub(super) fn refuse_a_stream_of_another_gpu() {
     assert_eq!(forward(&kernels, 64, other.cu_stream()), expected);
     let operands = Operands::new(Dtype::Bf16, 0, 64);
     // SAFETY: without rows only `dw` is touched, a buffer of its length that lives on.
-    let clear = |stream| unsafe { kernels.backward(&operands.backward(), &kernels.speed(), stream) };
+    let clear = |stream| unsafe { kernels.backward(&operands.backward(), &kernels.tuning(), stream) };
     assert_eq!(clear(other.cu_stream()), expected);
     let calls = calls_of(|| other.context().bind_to_thread().expect("the other context"));
     assert_eq!(names(&calls), ["cuCtxGetCurrent"], "the other context is not current any more");
@@ -467,7 +467,7 @@ fn many_threads_share_the_kernels() {
                 for hidden in [64, 4096, 180, 5000, 4096, 64] {
                     let operands = Operands::new(Dtype::F16, 16, hidden);
                     // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                    unsafe { kernels.forward(&operands.forward(), &kernels.speed(), stream.cu_stream()) }
+                    unsafe { kernels.forward(&operands.forward(), &kernels.tuning(), stream.cu_stream()) }
                         .expect("a forward call");
                 }
             };
@@ -489,7 +489,7 @@ fn a_module_that_did_not_load_is_tried_again() {
         let (kernels, stream) = kernels();
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        let forward = || unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+        let forward = || unsafe { kernels.forward(&call, &kernels.tuning(), stream) };
         let code = "CUDA_ERROR_OUT_OF_MEMORY".to_string();
         let calls = calls_of(|| assert_eq!(forward(), Err(Error::Driver { call: "cuModuleGetFunction", code })));
         assert_eq!(calls[calls.len() - 2..], ["cuModuleUnload", "cuThreadExchangeStreamCaptureMode 0"]);
@@ -507,7 +507,7 @@ fn an_nvrtc_newer_than_the_driver() {
             let (kernels, stream) = kernels();
             let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-            let error = unsafe { kernels.forward(&call, &kernels.speed(), stream) }.expect_err("refused");
+            let error = unsafe { kernels.forward(&call, &kernels.tuning(), stream) }.expect_err("refused");
             println!("{error}");
             if std::env::var("STAND_IN_NVRTC").is_ok_and(|version| version == "12080") {
                 assert_library(
@@ -553,12 +553,12 @@ fn no_size_overflows() {
                     call.x.offset = huge; // And no first.
                 }
                 // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                assert_eq!(unsafe { kernels.forward(&call, &kernels.speed(), stream) }, Ok(()), "{huge} {rows}");
+                assert_eq!(unsafe { kernels.forward(&call, &kernels.tuning(), stream) }, Ok(()), "{huge} {rows}");
             }
             let mut call = Operands::new(Dtype::F32, 2, 64).forward();
             call.x.row_stride = huge;
             // SAFETY: as above.
-            let launched = unsafe { kernels.forward(&call, &kernels.speed(), stream) };
+            let launched = unsafe { kernels.forward(&call, &kernels.tuning(), stream) };
             assert!(matches!(launched, Err(Error::AddressRange { .. } | Error::Length { .. })), "{launched:?}");
         }
     });

@@ -7,7 +7,7 @@ use super::run::Device;
 use anyhow::Result;
 use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::cuda::measure::{self, Meter, Tensors};
-use rmsnorm_cuda::plan::plan;
+use rmsnorm_cuda::plan;
 
 /// The first GPU.
 pub(super) struct OnGpu {
@@ -19,14 +19,14 @@ impl OnGpu {
     /// Compiles all that `cells` need.
     pub(super) fn new(cells: &[Cell], replays: usize) -> Result<OnGpu> {
         let meter = Meter::new(0)?;
-        let speed = meter.kernels().speed();
-        meter.prepare(&cells.iter().map(|cell| (metered(cell), speed)).collect::<Vec<_>>())?;
+        let tuning = meter.kernels().tuning();
+        meter.prepare(&cells.iter().map(|cell| (metered(cell), tuning)).collect::<Vec<_>>())?;
         Ok(OnGpu { meter, replays })
     }
 
     /// What is known of the GPU.
     pub(super) fn describe(&self) -> Result<Gpu> {
-        let nvrtc = nvrtc(self.meter.kernels().speed().arch.compute_capability)?;
+        let nvrtc = nvrtc(self.meter.kernels().tuning().arch.compute_capability)?;
         Ok(Gpu {
             name: self.meter.kernels().gpu_name().into(),
             driver: crate::record::driver_version().unwrap_or_else(|| "unknown".into()),
@@ -43,7 +43,11 @@ impl Device for OnGpu {
     const SHARES_CEILINGS: bool = true;
 
     fn plan(&self, cell: Cell) -> String {
-        plan(cell.rows, cell.hidden, cell.dtype, &self.meter.kernels().speed().arch).to_string()
+        {
+            let (calls, tuning) = (metered(&cell).calls(), self.meter.kernels().tuning());
+            let (forward, backward) = (plan::forward(&calls, &tuning), plan::backward(&calls, &tuning));
+            format!("C{} forward {forward}; backward {backward}", plan::row_order(cell.hidden).chains)
+        }
     }
 
     fn tensors(&self, cell: Cell) -> Result<Self::Tensors> {
@@ -63,10 +67,10 @@ impl Device for OnGpu {
     }
 
     fn call(&self, (_, tensors): &Self::Tensors, direction: Direction) -> Result<Timing> {
-        let speed = self.meter.kernels().speed();
+        let tuning = self.meter.kernels().tuning();
         Ok(timing(match direction {
-            Direction::Forward => self.meter.forward(tensors, &speed, self.replays)?,
-            Direction::Backward => self.meter.backward(tensors, &speed, self.replays)?,
+            Direction::Forward => self.meter.forward(tensors, &tuning, self.replays)?,
+            Direction::Backward => self.meter.backward(tensors, &tuning, self.replays)?,
         }))
     }
 

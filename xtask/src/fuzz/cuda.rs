@@ -7,7 +7,7 @@ use crate::record::{Build, plural, write, write_json};
 use anyhow::Result;
 use rayon::ThreadPoolBuilder;
 use rmsnorm_cuda::cuda::steps::{self, DeviceMemory};
-use rmsnorm_cuda::cuda::{Cuda, Speed};
+use rmsnorm_cuda::cuda::{Cuda, Tuning};
 use rmsnorm_cuda::{Backward, Cpu, Error, Executor, Forward, Operand, Slice, SliceMut};
 use rmsnorm_fuzz::targets::{Execution, Statistics, TARGETS, made_case};
 use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome};
@@ -38,7 +38,7 @@ pub(super) fn run(options: &Options, out: &mut dyn Write) -> Result<ExitCode> {
             let bytes = random.input(&seeds);
             let case = made_case(&bytes);
             let execution = pool.install(|| Execution { case, outcome: compare(&gpu, &case) });
-            launches.fetch_add(launched(&case, &gpu.speed())?, Ordering::Relaxed);
+            launches.fetch_add(launched(&case, &gpu.tuning())?, Ordering::Relaxed);
             statistics.lock().unwrap_or_else(PoisonError::into_inner).add(&execution);
             if let Outcome::Failed { message, .. } = execution.outcome {
                 stop.store(true, Ordering::Relaxed);
@@ -144,14 +144,14 @@ fn compare(gpu: &Cuda, case: &Case) -> Outcome {
 }
 
 /// Kernels that a case launches.
-fn launched(case: &Case, speed: &Speed) -> Result<u64, Error> {
+fn launched(case: &Case, tuning: &Tuning) -> Result<u64, Error> {
     let mut operands = Operands::new(case, Fill::Nan);
     let read = |data: Slice<'_>| Ok::<_, Error>(place(&data));
     let written = |data: SliceMut<'_>| Ok::<_, Error>(place(&data));
     let forward: Forward<DeviceMemory, DeviceMemory> = operands.forward_call(true).try_map(read, written)?;
     let backward: Backward<DeviceMemory, DeviceMemory> = operands.backward_call().try_map(read, written)?;
     let forwards = if case.rstd { 1 } else { 2 };
-    Ok((forwards * steps::forward(&forward, speed)?.len() + steps::backward(&backward, speed)?.len()) as u64)
+    Ok((forwards * steps::forward(&forward, tuning)?.len() + steps::backward(&backward, tuning)?.len()) as u64)
 }
 
 fn place(data: &impl Operand) -> DeviceMemory {

@@ -4,8 +4,8 @@ use super::executors::{Found, Launch};
 use super::report::Gpu;
 use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::cuda::replay::{Beside, Replayed};
-use rmsnorm_cuda::cuda::{Cuda, Speed};
-use rmsnorm_cuda::plan::{Arch, Variant, variants};
+use rmsnorm_cuda::cuda::{Cuda, Tuning};
+use rmsnorm_cuda::plan::{Arch, variants};
 use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, SliceMut};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ pub(super) fn find(quick: bool) -> Result<Found, Error> {
         nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
         nvrtc_path: nvrtc.path.clone(),
     };
-    cuda.keep_freed_memory().ok(); // Only speed depends on it.
+    cuda.keep_freed_memory().ok(); // Only tuning depends on it.
     let streams = Streams::new(&cuda)?;
     let blocks = Some(u32::MAX);
     Ok(Found {
@@ -29,22 +29,22 @@ pub(super) fn find(quick: bool) -> Result<Found, Error> {
         launches: launches(&streams, cuda.arch(), quick),
         replayed: Box::new(Streams { replayed: true, ..streams.clone() }),
         beside: Box::new(Beside::new(&cuda.on_new_stream()?)?),
-        refused: Box::new(Streams { speed: Speed { blocks, ..streams.speed }, ..streams.clone() }),
+        refused: Box::new(Streams { tuning: Tuning { blocks, ..streams.tuning }, ..streams.clone() }),
         executor: Box::new(streams),
     })
 }
 
 /// Numbers of blocks that the plan would not choose, and the plans of other GPUs.
 fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<Launch> {
-    let launch = |what: String, speed: Speed, elements_max, left_out, hard_only| {
-        let executor = Box::new(Streams { speed, ..streams.clone() });
+    let launch = |what: String, tuning: Tuning, elements_max, left_out, hard_only| {
+        let executor = Box::new(Streams { tuning, ..streams.clone() });
         Launch { what, executor, elements_max, left_out, hard_only }
     };
     let forced = FORCED_BLOCKS.map(|(blocks, elements_max)| {
-        let speed = Speed { blocks: Some(blocks), ..streams.speed };
+        let tuning = Tuning { blocks: Some(blocks), ..streams.tuning };
         launch(
             format!("forced to {blocks} blocks: "),
-            speed,
+            tuning,
             elements_max,
             "one or two blocks on more than 2^22 elements",
             false,
@@ -55,10 +55,10 @@ fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<Launch> {
         let fits = arch.block_shared_bytes <= gpu.block_shared_bytes
             && (arch.compute_capability < (9, 0) || gpu.compute_capability >= (9, 0));
         let elements_max = if fits { usize::MAX } else { 0 };
-        let speed = Speed { arch, ..streams.speed };
+        let tuning = Tuning { arch, ..streams.tuning };
         let (left_out, same_kernels) =
             ("a plan that does not fit this GPU", arch.block_shared_bytes == gpu.block_shared_bytes);
-        launch(format!("planned for {name}: "), speed, elements_max, left_out, quick && !same_kernels)
+        launch(format!("planned for {name}: "), tuning, elements_max, left_out, quick && !same_kernels)
     });
     let others = (0..VARIANTS).map(|turn| Launch {
         what: format!("variant {turn}: "),
@@ -80,8 +80,8 @@ impl Varied {
     fn streams(&self, rows: usize, hidden: usize, dtype: Dtype) -> Streams {
         let classes = variants(hidden, dtype);
         let class = Some(classes[(rows * 31 + hidden * 17 + self.turn) % classes.len()]);
-        let speed = Speed { variant: Variant { class, ..Variant::default() }, ..self.streams.speed };
-        Streams { speed, ..self.streams.clone() }
+        let tuning = Tuning { forward: class, backward: class, ..self.streams.tuning };
+        Streams { tuning, ..self.streams.clone() }
     }
 }
 
@@ -102,7 +102,7 @@ impl Executor for Varied {
 #[derive(Clone)]
 struct Streams {
     first: Cuda,
-    speed: Speed,
+    tuning: Tuning,
     replayed: bool,
     idle: Arc<Mutex<VecDeque<Cuda>>>,
 }
@@ -110,13 +110,13 @@ struct Streams {
 impl Streams {
     fn new(cuda: &Cuda) -> Result<Streams, Error> {
         let idle = VecDeque::from([cuda.clone(), cuda.on_new_stream()?]);
-        Ok(Streams { first: cuda.clone(), speed: cuda.speed(), replayed: false, idle: Arc::new(Mutex::new(idle)) })
+        Ok(Streams { first: cuda.clone(), tuning: cuda.tuning(), replayed: false, idle: Arc::new(Mutex::new(idle)) })
     }
 
     fn run(&self, call: impl FnOnce(&dyn Executor) -> Result<(), Error>) -> Result<(), Error> {
         let found = self.idle().pop_front();
         let cuda = found.map_or_else(|| self.first.on_new_stream(), Ok)?;
-        let chosen = cuda.with_speed(self.speed);
+        let chosen = cuda.with_tuning(self.tuning);
         if self.replayed {
             // A stream whose capture failed is not used again.
             Replayed::new(&chosen).and_then(|replayed| call(&replayed))?;

@@ -1,7 +1,7 @@
 //! Which cases a run tries, what they are called on the command line, and what the random ones must cover.
 
 use anyhow::{Result, bail};
-use rmsnorm_cuda::plan::{Class, class, classes, column_order};
+use rmsnorm_cuda::plan::{Class, Direction, class, classes, column_order};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::{DwKind, WeightKind, boundaries};
 use rmsnorm_fuzz::{Case, Gap, Name, Place, hard_cases, random_case};
@@ -25,13 +25,15 @@ pub(super) fn hard(large: bool) -> Vec<Item> {
 /// aligned, and rows that are not aligned. `--case` calls them `class-TYPE-WIDTH-LAYOUT-WEIGHT`.
 pub(super) fn plan_classes() -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
-    for dtype in Dtype::ALL {
-        for class in classes(dtype) {
-            for (layout, hidden, offset) in layouts(class, dtype) {
+    for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
+        for class in classes(direction, dtype) {
+            for (layout, hidden, offset) in layouts(direction, class, dtype) {
                 for (weight, kind) in
                     [("none", WeightKind::Absent), ("same", WeightKind::Same), ("f32", WeightKind::F32)]
                 {
-                    if dtype == Dtype::F32 && kind == WeightKind::F32 {
+                    let name = format!("class-{dtype}-{hidden}-{layout}-{weight}");
+                    // Two classes may have a width in common.
+                    if dtype == Dtype::F32 && kind == WeightKind::F32 || items.iter().any(|item| item.name == name) {
                         continue;
                     }
                     // Several rows for each team, and not the same number for each.
@@ -44,7 +46,7 @@ pub(super) fn plan_classes() -> Vec<Item> {
                     if offset {
                         case = case.with_place(Name::X, Place { offset: 1, gap: Gap::None });
                     }
-                    items.push(Item { name: format!("class-{dtype}-{hidden}-{layout}-{weight}"), case });
+                    items.push(Item { name, case });
                 }
             }
         }
@@ -53,10 +55,10 @@ pub(super) fn plan_classes() -> Vec<Item> {
 }
 
 /// Widths of `class`, each with the name of its layout and whether `x` must be moved to break the alignment.
-fn layouts(wanted: Class, dtype: Dtype) -> Vec<(&'static str, usize, bool)> {
-    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(*hidden, dtype) == wanted).collect();
+fn layouts(direction: Direction, wanted: Class, dtype: Dtype) -> Vec<(&'static str, usize, bool)> {
+    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(direction, *hidden, dtype) == wanted).collect();
     let pack = wanted.pack as usize;
-    let holds = (wanted.lanes * wanted.pack * wanted.packs) as usize;
+    let holds = wanted.holds();
     let find = |fits: &dyn Fn(usize) -> bool| widths.iter().rev().copied().find(|hidden| fits(*hidden));
     let exact = find(&|n| n == holds).map(|n| ("exact", n, false));
     let aligned = find(&|n| n != holds && n.is_multiple_of(pack)).map(|n| ("aligned", n, false));
@@ -286,11 +288,11 @@ mod tests {
         let items = plan_classes();
         let names: BTreeSet<_> = items.iter().map(|item| &item.name).collect();
         assert_eq!(names.len(), items.len());
-        for dtype in Dtype::ALL {
-            for wanted in classes(dtype) {
+        for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
+            for wanted in classes(direction, dtype) {
                 let layouts: BTreeSet<&str> = items
                     .iter()
-                    .filter(|item| item.case.dtype == dtype && class(item.case.hidden, dtype) == wanted)
+                    .filter(|item| item.case.dtype == dtype && class(direction, item.case.hidden, dtype) == wanted)
                     .map(|item| item.name.split('-').nth(3).unwrap())
                     .collect();
                 assert!(layouts.contains("moved"), "{dtype} {wanted}");

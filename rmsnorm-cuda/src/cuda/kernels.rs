@@ -1,7 +1,8 @@
 //! Carries out calls on device memory: hands the steps of a call to a stream.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::{ctx, device, function, module, stream};
@@ -12,11 +13,11 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, DriverError};
 
 use super::cache::Cache;
-use super::compile::Module;
-use super::steps::{DeviceMemory, Kernel, Speed, Step, backward, forward};
+use super::module::Module;
+use super::steps::{DeviceMemory, Kernel, Step, backward, forward};
 use super::{driver_error, library};
-use crate::plan::Arch;
-use crate::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset, scratch_len};
+use crate::plan::{Arch, Calls, Tuning};
+use crate::{Backward, Dtype, Error, Forward, Rows, WeightGradient, scratch_len};
 
 /// The kernels of this crate on one GPU, compiled as they are first needed. One value serves any number of threads and streams
 /// of its context.
@@ -28,40 +29,23 @@ use crate::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset,
 pub struct Kernels {
     context: Arc<CudaContext>,
     gpu_name: String,
-    speed: Speed,
+    tuning: Tuning,
     cache: Cache,
     modules: Arc<Modules>,
 }
 
-/// What decides which kernels calls need; see [`Kernels::prepare`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Calls {
-    /// Number of rows.
-    pub rows: usize,
-    /// Length of a row.
-    pub hidden: usize,
-    /// Element type of x, y, dy and dx.
-    pub dtype: Dtype,
-    /// Element type of the weight, if there is one.
-    pub weight: Option<Dtype>,
-    /// As in the calls.
-    pub weight_offset: WeightOffset,
-    /// Element type of the weight's gradient, if it is computed.
-    pub dw: Option<Dtype>,
-    /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
-    /// with rows of a multiple of 16 bytes.
-    pub aligned: bool,
-}
+/// The modules of one context, only ever added to, so that finding one takes no lock. Each hangs behind those of the same hash that were
+/// asked for before it.
+struct Modules([Link; 64]);
 
-/// The modules of one context.
-#[derive(Default)]
-struct Modules(Mutex<HashMap<Module, Arc<Slot>>>);
+type Link = OnceLock<Box<Slot>>;
 
 /// A module that is there, or that the thread with the lock is loading. An error is not kept: the next call tries again.
-#[derive(Default)]
 struct Slot {
+    module: Module,
     loaded: OnceLock<Loaded>,
     loading: Mutex<()>,
+    next: Link,
 }
 
 /// The modules of each context by its handle, beside the context's id: a later context may get the handle of one that ended,
@@ -73,12 +57,30 @@ impl Modules {
     /// safe; waiting instead would not do for the graph, and would end a capture. The driver frees modules with their context.
     fn of(context: &CudaContext) -> Result<Arc<Self>, Error> {
         let id = library::context_id(context.cu_ctx())?;
+        let none = || Arc::new(Modules([const { Link::new() }; 64]));
         let mut contexts = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = contexts.entry(context.cu_ctx().addr()).or_insert_with(|| (id, Arc::default()));
+        let entry = contexts.entry(context.cu_ctx().addr()).or_insert_with(|| (id, none()));
         if entry.0 != id {
-            *entry = (id, Arc::default());
+            *entry = (id, none());
         }
         Ok(entry.1.clone())
+    }
+
+    /// The place of `module`.
+    fn slot(&self, module: &Module) -> &Slot {
+        let mut hasher = DefaultHasher::new();
+        module.hash(&mut hasher);
+        let mut link = &self.0[hasher.finish() as usize % self.0.len()];
+        loop {
+            // Whoever comes second finds the other's, of this module or not.
+            let slot = link.get_or_init(|| {
+                Box::new(Slot { module: *module, loaded: OnceLock::new(), loading: Mutex::new(()), next: Link::new() })
+            });
+            if slot.module == *module {
+                return slot;
+            }
+            link = &slot.next;
+        }
     }
 }
 
@@ -117,8 +119,8 @@ impl Kernels {
         }
         library::nvrtc(arch.compute_capability)?;
         let gpu_name = device::get_name(context.cu_device()).map_err(|e| driver_error("cuDeviceGetName", e))?;
-        let (speed, modules) = (Speed::of(arch), Modules::of(context)?);
-        Ok(Kernels { context: context.clone(), gpu_name, speed, cache, modules })
+        let (tuning, modules) = (Tuning::of(arch), Modules::of(context)?);
+        Ok(Kernels { context: context.clone(), gpu_name, tuning, cache, modules })
     }
 
     /// The GPU's name.
@@ -127,8 +129,8 @@ impl Kernels {
     }
 
     /// What fits this GPU.
-    pub fn speed(&self) -> Speed {
-        self.speed
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
     }
 
     /// Where compiled kernels are kept, and whether that works.
@@ -140,20 +142,20 @@ impl Kernels {
     /// need, at this and any other number of rows. Afterwards these only launch: they compile, allocate and wait for nothing.
     /// Loading may wait for the GPU; no capture is disturbed by it.
     pub fn prepare(&self, calls: &Calls) -> Result<(), Error> {
-        self.prepare_at(calls, &self.speed)
+        self.prepare_at(calls, &self.tuning)
     }
 
     /// The same for calls at another speed.
-    pub(super) fn prepare_at(&self, calls: &Calls, speed: &Speed) -> Result<(), Error> {
+    pub(super) fn prepare_at(&self, calls: &Calls, tuning: &Tuning) -> Result<(), Error> {
         // Rows decide no module, but without any there is no kernel.
         let calls = Calls { rows: calls.rows.max(1), ..*calls };
-        let steps = [forward(&calls.forward()?, speed)?, backward(&calls.backward()?, speed)?];
+        let steps = [forward(&calls.forward()?, tuning)?, backward(&calls.backward()?, tuning)?];
         let _current = Current::set(&self.context)?;
         for step in steps.iter().flatten() {
             if let Step::Kernel(kernel) = step {
-                let slot = self.slot(&kernel.module);
+                let slot = self.modules.slot(&kernel.module);
                 if slot.loaded.get().is_none() {
-                    self.load(&kernel.module, &slot)?;
+                    self.load(slot)?;
                 }
             }
         }
@@ -169,11 +171,11 @@ impl Kernels {
     pub unsafe fn forward(
         &self,
         call: &Forward<DeviceMemory, DeviceMemory>,
-        speed: &Speed,
+        tuning: &Tuning,
         stream: CUstream,
     ) -> Result<(), Error> {
         // SAFETY: the steps touch nothing but the operands, which `check` measured; the caller vouches for the memory.
-        unsafe { self.run(&forward(call, speed)?, stream) }
+        unsafe { self.run(&forward(call, tuning)?, stream) }
     }
 
     /// Launches a backward call on `stream`.
@@ -183,11 +185,11 @@ impl Kernels {
     pub unsafe fn backward(
         &self,
         call: &Backward<DeviceMemory, DeviceMemory>,
-        speed: &Speed,
+        tuning: &Tuning,
         stream: CUstream,
     ) -> Result<(), Error> {
         // SAFETY: as in `forward`.
-        unsafe { self.run(&backward(call, speed)?, stream) }
+        unsafe { self.run(&backward(call, tuning)?, stream) }
     }
 
     /// # Safety
@@ -218,10 +220,10 @@ impl Kernels {
 
     /// The function of a kernel that is about to be launched.
     fn function(&self, kernel: &Kernel) -> Result<CUfunction, Error> {
-        let slot = self.slot(&kernel.module);
+        let slot = self.modules.slot(&kernel.module);
         let loaded = match slot.loaded.get() {
             Some(loaded) => loaded,
-            None => self.load(&kernel.module, &slot)?,
+            None => self.load(slot)?,
         };
         loaded.function(kernel.name).ok_or_else(|| Error::Compile {
             kernel: kernel.module.to_string(),
@@ -266,19 +268,15 @@ impl Kernels {
         if *context == self.context { Ok(()) } else { Err(Error::Context { expected, got }) }
     }
 
-    fn slot(&self, module: &Module) -> Arc<Slot> {
-        let mut modules = self.modules.0.lock().unwrap_or_else(PoisonError::into_inner);
-        modules.entry(*module).or_default().clone()
-    }
-
-    /// Compiles and loads a module into its slot. The map is free meanwhile; who needs the same module waits for it.
-    fn load<'a>(&self, module: &Module, slot: &'a Slot) -> Result<&'a Loaded, Error> {
+    /// Compiles and loads a module into its slot. Who needs the same module waits for it.
+    fn load<'a>(&self, slot: &'a Slot) -> Result<&'a Loaded, Error> {
         let _alone = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = slot.loaded.get() {
             return Ok(loaded);
         }
-        let cubin = self.cache.cubin(module, self.speed.arch.compute_capability)?;
-        let loaded = Loaded::new(module, &cubin, self.speed.arch.block_shared_bytes)?;
+        let module = &slot.module;
+        let cubin = self.cache.cubin(module, self.tuning.arch.compute_capability)?;
+        let loaded = Loaded::new(module, &cubin, self.tuning.arch.block_shared_bytes)?;
         Ok(slot.loaded.get_or_init(|| loaded))
     }
 
@@ -300,7 +298,8 @@ impl Kernels {
 }
 
 impl Calls {
-    fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
+    /// Such a call over memory that need not be there.
+    pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
         let mut memory = self.memory();
         Ok(Forward {
             rows: self.rows,
@@ -314,7 +313,8 @@ impl Calls {
         })
     }
 
-    fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
+    /// The same.
+    pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
         let mut memory = self.memory();
         let needed = scratch_len(self.rows, self.hidden)?;
         Ok(Backward {
@@ -419,13 +419,12 @@ impl Loaded {
         module: &Module,
         block_shared_bytes: u32,
     ) -> Result<Vec<(&'static str, CUfunction)>, Error> {
-        let uses_ring = matches!(module, Module::Rows { ring: true, .. });
         let function = |name: &&'static str| {
             let text = CString::new(*name).unwrap_or_default();
             // SAFETY: the module is loaded.
             let f = unsafe { module::get_function(handle, text) }
                 .map_err(|e| load_error("cuModuleGetFunction", e, module))?;
-            if uses_ring {
+            if module.is_ringed() {
                 allow_shared_memory(f, block_shared_bytes)?;
             }
             Ok((*name, f))

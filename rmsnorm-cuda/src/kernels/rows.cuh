@@ -1,29 +1,30 @@
-// How a block holds rows: which lane owns which elements, how they are loaded and stored, and how lanes fold what they hold.
+// How a block holds rows: which thread owns which elements, how they are loaded and stored, and how threads fold what they hold.
 // Nothing here rounds; all arithmetic is arith.cuh's.
 //
-// A team of LANES threads shares a row; a block is ROWS teams. A pack is PACK neighbouring elements of a row, 16 or 32 bytes,
-// one for each of PACK neighbouring chains. Pack k of a lane lies k·LANES·PACK elements after its first. A lane owns the chains of
+// A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK neighbouring elements of a row, 16 or 32 bytes, one
+// for each of PACK neighbouring chains. Pack k of a thread lies k·TEAM·PACK elements after its first. A thread owns the chains of
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
-//   LANES, ROWS   as above; ROWS is a power of two
+//   TEAM, TEAMS   as above; TEAMS is a power of two
 //   PACK          4 or 8 elements
-//   PACKS         packs a lane has of a row, at most; 0: any number, the row is streamed
-//   SETS          a power of two; LANES·PACK·SETS is the number of chains, or the next power of two if hidden <= 256
+//   PACKS         packs a thread has of a row, at most; 0: any number, the row is streamed
+//   SETS          a power of two; TEAM·PACK·SETS is the number of chains, or the next power of two if hidden <= 256
 //   ALIGNED       every row of every operand begins on 16 bytes and hidden is a multiple of PACK
-//   EXACT         hidden is LANES·PACK·PACKS: every lane owns every element of every pack
+//   EXACT         hidden is TEAM·PACK·PACKS: every thread owns every element of every pack
+//
+// An example: hidden 4096, so 1024 chains; TEAM 64 (two warps), PACK 8, PACKS 8, SETS 2. Element 1030 lies in pack 1030 / 8 = 128 of the row: pack
+// k = 128 / 64 = 2 of thread 128 mod 64 = 0, at place 1030 mod 8 = 6. As k mod SETS is 0, its chain is place 6 of that thread's first set, chain
+// 1030 mod 1024 = 6, after element 6 (k = 0) and before 2054 (k = 4). In the tree thread 0 folds its chains 0 … 7 (fold_pack), then warp 0 its
+// threads' nodes to that of the chains 0 … 255 (fold_lanes), then come 256 … 511 of warp 1, and last the second set, 512 … 1023 (RowFold).
 
-constexpr u32 THREADS = LANES * ROWS;
-constexpr u32 ROW_LANES = LANES < 32 ? LANES : 32;      // lanes of a row within one warp
-constexpr u32 WARPS = LANES < 32 ? 1 : LANES / 32;      // warps that share a row
-constexpr u32 WARPS_PADDED = WARPS <= 1 ? 1 : WARPS <= 2 ? 2 : WARPS <= 4 ? 4 : WARPS <= 8 ? 8 : WARPS <= 16 ? 16 : 32;
-
-// Without a ring, backward keeps a lane's part of a row in registers between the two passes if that is little; else it reads it
-// twice, the second time from the cache.
-constexpr bool HELD = PACKS * PACK <= 16;
+constexpr u32 THREADS = TEAM * TEAMS;
+constexpr u32 TEAM_LANES = TEAM < 32 ? TEAM : 32;     // lanes of a team within one warp
+constexpr u32 TEAM_WARPS = TEAM < 32 ? 1 : TEAM / 32;  // warps of a team
+constexpr u32 TEAM_WARPS_PADDED = TEAM_WARPS <= 1 ? 1 : TEAM_WARPS <= 2 ? 2 : TEAM_WARPS <= 4 ? 4 : TEAM_WARPS <= 8 ? 8 : TEAM_WARPS <= 16 ? 16 : 32;
 
 // The width: a constant if it is known.
-__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? LANES * PACK * PACKS : given; }
+__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? TEAM * PACK * PACKS : given; }
 
 // PACK neighbouring elements of type E, as they lie in memory.
 template <typename E> struct Pack {
@@ -35,8 +36,8 @@ template <typename E> struct Pack {
     }
 };
 
-// Elements [column, column + PACK) of a row of `hidden`; those past the end are zero. A row of which this lane shall load
-// nothing is passed as one of no elements.
+// Elements [column, column + PACK) of a row of `hidden`; those past the end are zero. A team without a row loads
+// nothing, because it passes a `hidden` of 0.
 template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row, u32 column, u32 hidden) {
     Pack<E> v = {};
     if (ALIGNED) {
@@ -55,18 +56,7 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
     return v;
 }
 
-// The same of a row in global memory that nobody here reads again.
-template <typename E> __device__ __forceinline__ Pack<E> load_pack_once(const E* row, u32 column, u32 hidden) {
-    if (!ALIGNED) return load_pack(row, column, hidden);
-    Pack<E> v = {};
-    if (EXACT ? hidden > 0 : column < hidden) {
-#pragma unroll
-        for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) v.part[h] = load_streaming((const Words*)(row + column) + h);
-    }
-    return v;
-}
-
-// Rounds and writes PACK values, those before the end of the row. The data passes through: nobody here reads it again.
+// Rounds and writes PACK values, those before the end of the row.
 template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 column, u32 hidden, const float (&value)[PACK]) {
     if (ALIGNED) {
         if (EXACT ? hidden == 0 : column >= hidden) return;
@@ -78,7 +68,7 @@ template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 col
                 if constexpr (sizeof(E) == 4) out.word[i] = __float_as_uint(store<E>(value[4 * h + i]));
                 else out.word[i] = store_pair<E>(value[2 * i], value[2 * i + 1]);
             }
-            store_streaming((Words*)(row + column) + h, out);
+            ((Words*)(row + column))[h] = out;
         }
     } else {
 #pragma unroll
@@ -146,7 +136,7 @@ __device__ __forceinline__ float fold_pack(float (&p)[PACK]) {
 // The node of `width` neighbouring lanes, in each of them. All lanes of a row call this together; different rows of one warp
 // may be in different branches.
 __device__ __forceinline__ float fold_lanes(float v, u32 width) {
-    const u32 mask = ROW_LANES == 32 ? ~0u : ((1u << (ROW_LANES % 32)) - 1) << (threadIdx.x % 32 / ROW_LANES * ROW_LANES);
+    const u32 mask = TEAM_LANES == 32 ? ~0u : ((1u << (TEAM_LANES % 32)) - 1) << (threadIdx.x % 32 / TEAM_LANES * TEAM_LANES);
 #pragma unroll
     for (u32 d = 1; d < width; d *= 2) v = fold(v, __shfl_xor_sync(mask, v, d));
     return v;
@@ -154,74 +144,48 @@ __device__ __forceinline__ float fold_lanes(float v, u32 width) {
 
 // Waits for the threads of this row.
 __device__ __forceinline__ void team_barrier() {
-    if (WARPS == 1) __syncwarp();
-    else if (ROWS == 1) __syncthreads();
-    else named_barrier(1 + threadIdx.x / LANES, LANES);
+    if (TEAM_WARPS == 1) __syncwarp();
+    else if (TEAMS == 1) __syncthreads();
+    else named_barrier(1 + threadIdx.x / TEAM, TEAM);
 }
 
-// Folds the nodes of a team's lanes: one of each set of chains. Sets lie a whole team apart, so they are ordered by number. Where a
-// team has several warps, their results pass through shared memory, in two buffers that take turns: a buffer is written again
-// only after the barrier of the next call, which every reader has then reached.
-static_assert(SETS == 1 || WARPS > 1);
+// Folds the nodes of a team's threads: one of each set of chains. Set s holds the chains s·TEAM·PACK …, so in the tree all nodes of set 0 come
+// before all of set 1: node s·TEAM_WARPS + w is warp w's of set s. They pass through shared memory, where each lane takes SETS
+// neighbouring ones. Two buffers take turns: one is written again only after the barrier of the next call, which every reader has then
+// reached.
+static_assert(SETS == 1 || TEAM_WARPS > 1);
 
 struct RowFold {
-    float (*buffer)[SETS * WARPS];
+    float (*buffer)[SETS * TEAM_WARPS];
     u32 turn = 0;
 
     __device__ __forceinline__ float operator()(const float (&node)[SETS]) {
         float v[SETS];
 #pragma unroll
-        for (u32 s = 0; s < SETS; s++) v[s] = fold_lanes(node[s], ROW_LANES);
-        if constexpr (WARPS == 1) return total(v[0]);
+        for (u32 s = 0; s < SETS; s++) v[s] = fold_lanes(node[s], TEAM_LANES);
+        if constexpr (TEAM_WARPS == 1) return total(v[0]);
         float* shared = buffer[turn];
         turn ^= 1;
         const u32 warp_lane = threadIdx.x % 32;
         if (warp_lane == 0) {
 #pragma unroll
-            for (u32 s = 0; s < SETS; s++) shared[s * WARPS + threadIdx.x % LANES / 32] = v[s];
+            for (u32 s = 0; s < SETS; s++) shared[s * TEAM_WARPS + threadIdx.x % TEAM / 32] = v[s];
         }
         team_barrier();
-        // Each lane takes SETS neighbouring nodes; past the end there is +0.0.
-        const u32 first = warp_lane % WARPS_PADDED;
+        // Past the end there is +0.0.
+        const u32 first = warp_lane % TEAM_WARPS_PADDED;
 #pragma unroll
-        for (u32 s = 0; s < SETS; s++) v[s] = first < WARPS ? shared[first * SETS + s] : 0.0f;
+        for (u32 s = 0; s < SETS; s++) v[s] = first < TEAM_WARPS ? shared[first * SETS + s] : 0.0f;
 #pragma unroll
         for (u32 d = 1; d < SETS; d *= 2)
 #pragma unroll
             for (u32 s = 0; s < SETS; s += 2 * d) v[s] = fold(v[s], v[s + d]);
-        return total(fold_lanes(v[0], WARPS_PADDED));
+        return total(fold_lanes(v[0], TEAM_WARPS_PADDED));
     }
 };
 
-#if PACKS == 0
-
-// Streamed rows. SETS is enough for the most chains that there are; a set past the last chain holds nothing, which is the same
-// as pads.
-
-// reduce over a streamed row, where `step` takes a lane's chains through the pack at `column`.
-template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 chains, RowFold& fold_row, F step) {
-    float node[SETS] = {};
-#pragma unroll
-    for (u32 s = 0; s < SETS; s++) {
-        const u32 first = (s * LANES + threadIdx.x) * PACK;
-        if (first >= chains) break;
-        float p[PACK] = {};
-#pragma unroll 2
-        for (u32 column = first; column < hidden; column += chains) step(column, p);
-        node[s] = fold_pack(p);
-    }
-    return fold_row(node);
-}
-
-// reduce((z·s)²) over a streamed row.
-__device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 chains, float s, RowFold& fold_row) {
-    return streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) { scaled_squares_step(load_pack(z, column, hidden), s, p); });
-}
-
-#else
-
 // The first element of pack k of this lane.
-__device__ __forceinline__ u32 column_of(u32 k) { return (k * LANES + threadIdx.x % LANES) * PACK; }
+__device__ __forceinline__ u32 column_of(u32 k) { return (k * TEAM + threadIdx.x % TEAM) * PACK; }
 
 // The sum of all chains of a row, where `step(k, p)` takes the chains p through pack k.
 template <typename F> __device__ __forceinline__ float reduce(RowFold& fold_row, F step) {
@@ -233,48 +197,23 @@ template <typename F> __device__ __forceinline__ float reduce(RowFold& fold_row,
     return fold_row(node);
 }
 
-#if RING
-
-// Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, filled by
-// the team's first lane and waited for by all. A buffer is filled again once the team has met after its last reader.
-
-struct Ring {
-    u64* full;            // one barrier a stage: completes when the stage's bytes have arrived
-    unsigned char* base;  // first stage of this team
-    u32 stage_bytes, stages;
-    u32 stage = 0, phase = 0;
-
-    __device__ __forceinline__ Ring(u64 (*barriers)[STAGES_MAX], u32 stage_bytes, u32 stages) : stage_bytes(stage_bytes), stages(stages) {
-        const u32 team = threadIdx.x / LANES;
-        full = barriers[team];
-        base = (unsigned char*)ring_memory + team * stages * stage_bytes;
-        if (threadIdx.x % LANES == 0) {
-            for (u32 s = 0; s < stages; s++) arrival_init(full + s);
-            arrival_init_done();
-        }
-        __syncthreads();
+// The same of a row of any length, read as it is folded: `step(column, p)` takes the chains p through the pack at `column`. SETS is enough for
+// the most chains that there are; a set past the last chain holds nothing, which is the same as pads.
+template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 chains, RowFold& fold_row, F step) {
+    float node[SETS] = {};
+#pragma unroll
+    for (u32 s = 0; s < SETS; s++) {
+        const u32 first = (s * TEAM + threadIdx.x) * PACK;
+        if (first >= chains) break;
+        float p[PACK] = {};
+#pragma unroll 2
+        for (u32 column = first; column < hidden; column += chains) step(column, p);
+        node[s] = fold_pack(p);
     }
+    return fold_row(node);
+}
 
-    __device__ __forceinline__ u32 before(u32 s) const { return s == 0 ? stages - 1 : s - 1; }
-
-    // Announces that stage s will be filled.
-    __device__ __forceinline__ void expect(u32 s) const { arrival_expect(full + s, stage_bytes); }
-
-    // Begins to fill `bytes` bytes of stage s, `offset` bytes into it.
-    __device__ __forceinline__ void fill(u32 s, u32 offset, const void* from, u32 bytes) const {
-        bulk_copy(base + s * stage_bytes + offset, from, bytes, full + s);
-    }
-
-    // Waits for the current stage.
-    __device__ __forceinline__ const unsigned char* wait() const {
-        arrival_wait(full + stage, phase);
-        return base + stage * stage_bytes;
-    }
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == stages) stage = 0, phase ^= 1;
-    }
-};
-
-#endif
-#endif
+// The sum of (z·s)² over such a row.
+__device__ __forceinline__ float streamed_squares(const T* z, u32 hidden, u32 chains, float s, RowFold& fold_row) {
+    return streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) { scaled_squares_step(load_pack(z, column, hidden), s, p); });
+}

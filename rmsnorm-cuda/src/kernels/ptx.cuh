@@ -16,18 +16,6 @@ __device__ __forceinline__ u16 bf16_from_f32(float v) { u16 r; asm("cvt.rn.bf16.
 __device__ __forceinline__ u32 f16x2_from_f32(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 __device__ __forceinline__ u32 bf16x2_from_f32(float low, float high) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 
-// A store of what nobody here reads again.
-__device__ __forceinline__ void store_streaming(Words* to, Words v) {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
-}
-
-// A load of what nobody here reads again and nobody writes.
-__device__ __forceinline__ Words load_streaming(const Words* from) {
-    Words v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3]) : "l"(from));
-    return v;
-}
-
 // Waits for `threads` threads of the block that name the same barrier, 1 to 15.
 __device__ __forceinline__ void named_barrier(u32 name, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
 
@@ -44,13 +32,11 @@ __device__ __forceinline__ void meeting(u64* barrier, u32 parity) {
 #endif
 }
 
-#if RING
-
 // A clock that all multiprocessors share.
 __device__ __forceinline__ u64 nanoseconds() { u64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }
 
-// The dynamic shared memory of the block.
-extern __shared__ Words ring_memory[];
+// The dynamic shared memory of the block. On 128 bytes, or bulk copies into it take twice as long.
+extern __shared__ __attribute__((aligned(128))) Words ring_memory[];
 
 // A barrier in shared memory whose phase completes when the bytes that one thread expects have arrived.
 __device__ __forceinline__ void arrival_init(u64* barrier) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory"); }
@@ -66,5 +52,3 @@ __device__ __forceinline__ void arrival_wait(u64* barrier, u32 phase) {
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
-
-#endif

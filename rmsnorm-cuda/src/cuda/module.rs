@@ -1,0 +1,240 @@
+//! What a kernel is compiled for, and the source that this makes. Rust alone writes what both languages must know: the constants of a
+//! plan, and the parameters of each kernel in the order of the cells that a launch fills.
+
+use std::fmt;
+
+use crate::Dtype;
+use crate::plan::{Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, STAGE_ROWS, Source};
+
+/// What one module is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Module {
+    /// `forward`.
+    Forward {
+        /// How it works on rows.
+        rows: RowKind,
+        /// Blocks that must fit a multiprocessor.
+        blocks_per_sm: u32,
+    },
+    /// `backward` and, for streamed rows, `columns`.
+    Backward {
+        /// How it works on rows.
+        rows: RowKind,
+        /// Where it has them from: a type of source.cuh.
+        source: &'static str,
+    },
+    /// `fold_partials`.
+    Fold {
+        /// Element type of dw.
+        dw: Dtype,
+    },
+}
+
+/// What kernels over rows are compiled for in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowKind {
+    /// How threads share a row.
+    pub class: Class,
+    /// Element type of x, y, dy and dx.
+    pub dtype: Dtype,
+    /// Element type of the weight, if there is one.
+    pub weight: Option<Dtype>,
+    /// Whether one is added to the weight.
+    pub zero_centred: bool,
+    /// Whether every row of every operand begins on 16 bytes and is a multiple of a pack long.
+    pub aligned: bool,
+    /// Whether `hidden` is all that the class holds, and so a constant.
+    pub exact: bool,
+}
+
+impl fmt::Display for RowKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RowKind { class, dtype, weight, zero_centred, aligned, exact } = self;
+        write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
+        f.write_str(if *zero_centred { "+1" } else { "" })?;
+        f.write_str(if *exact {
+            " exact"
+        } else if *aligned {
+            " aligned"
+        } else {
+            " unaligned"
+        })
+    }
+}
+
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Module::Forward { rows, blocks_per_sm } => write!(f, "forward {rows} {blocks_per_sm}/SM"),
+            Module::Backward { rows, source } => write!(f, "backward {rows} {source}"),
+            Module::Fold { dw } => write!(f, "fold {dw}"),
+        }
+    }
+}
+
+/// The type of source.cuh that is meant. `Ringed` needs aligned rows and compute capability 9.0.
+pub(super) fn source_type(source: Source) -> &'static str {
+    match source {
+        Source::Kept => "InMemory<true>",
+        Source::Reread => "InMemory<false>",
+        Source::Ring { .. } => "Ringed",
+    }
+}
+
+impl Module {
+    /// Whether its kernels use dynamic shared memory.
+    pub fn is_ringed(&self) -> bool {
+        matches!(self, Module::Backward { source: "Ringed", .. })
+    }
+
+    /// Names of the kernels in it.
+    pub fn kernels(&self) -> &'static [&'static str] {
+        match self {
+            Module::Forward { .. } => &["forward"],
+            Module::Backward { rows, .. } if rows.class.is_streamed() => &["backward", "columns"],
+            Module::Backward { .. } => &["backward"],
+            Module::Fold { .. } => &["fold_partials"],
+        }
+    }
+
+    /// The class of its kernels over rows.
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Module::Forward { rows, .. } | Module::Backward { rows, .. } => Some(rows.class),
+            Module::Fold { .. } => None,
+        }
+    }
+
+    /// The complete source: the constants of this module and the files of this crate.
+    pub fn source(&self) -> String {
+        self.source_with(PTX)
+    }
+
+    /// The same with another text in place of `ptx.cuh`.
+    pub(super) fn source_with(&self, instructions: &str) -> String {
+        let (constants, kernels) = match *self {
+            Module::Fold { dw } => {
+                let constants = format!(
+                    "typedef {} DW;\nconstexpr unsigned FOLD_WARPS = {FOLD_WARPS}, FOLD_LEVEL_MAX = {FOLD_LEVEL_MAX};\n\
+                     #define FOLD_PARAMETERS {}\n",
+                    c(dw),
+                    FoldArguments::PARAMETERS
+                );
+                (constants, FOLD.to_string())
+            }
+            Module::Forward { rows, blocks_per_sm } => {
+                let constants = format!(
+                    "constexpr u32 BLOCKS_PER_SM = {blocks_per_sm};\n#define FORWARD_PARAMETERS {}\n",
+                    ForwardArguments::PARAMETERS
+                );
+                let kernel = if rows.class.is_streamed() { FORWARD_STREAMED } else { FORWARD };
+                (rows.constants() + &constants, format!("{ROWS}\n{kernel}"))
+            }
+            Module::Backward { rows, source } => {
+                let constants = format!(
+                    "constexpr u32 STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {STAGE_ROWS};\n#define BACKWARD_PARAMETERS {}\n",
+                    BackwardArguments::PARAMETERS
+                );
+                let kernels = match rows.class.is_streamed() {
+                    true => format!("{ROWS}\n{BACKWARD_STREAMED}"),
+                    false => format!("{ROWS}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
+                };
+                (rows.constants() + &constants, kernels)
+            }
+        };
+        format!("{instructions}\n{ARITH}\n{constants}{kernels}")
+    }
+}
+
+impl RowKind {
+    fn constants(&self) -> String {
+        let RowKind { class, dtype, weight, zero_centred, aligned, exact } = *self;
+        let Class { team, teams, pack, packs, sets } = class;
+        let (t, w, has_weight) = (c(dtype), c(weight.unwrap_or(dtype)), weight.is_some());
+        format!(
+            "typedef {t} T;\ntypedef {w} W;\n\
+             constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, ALIGNED = {aligned}, EXACT = {exact};\n\
+             constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets};\n"
+        )
+    }
+}
+
+/// The C++ name of an element type.
+fn c(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+/// The arguments of a launch, in order; one of four bytes lies in the low half of its cell. Cells past the last are 0.
+pub type Cells = [u64; ARGUMENTS_MAX];
+
+/// As many cells as the longest list of parameters.
+pub const ARGUMENTS_MAX: usize = 15;
+
+/// A kernel's parameters, and a struct with a cell for each.
+macro_rules! arguments {
+    ($(#[$doc:meta])* $name:ident: $type0:literal $field0:ident $(, $type:literal $field:ident)+) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default)]
+        pub(super) struct $name {
+            pub(super) $field0: u64,
+            $(pub(super) $field: u64,)+
+        }
+
+        impl $name {
+            const PARAMETERS: &str = concat!($type0, " ", stringify!($field0) $(, ", ", $type, " ", stringify!($field))+);
+
+            pub(super) fn cells(&self) -> Cells {
+                let mut cells = [0; ARGUMENTS_MAX];
+                let all = [self.$field0 $(, self.$field)+];
+                cells[..all.len()].copy_from_slice(&all);
+                cells
+            }
+        }
+    };
+}
+
+arguments! {
+    /// Of `forward`. Streamed rows alone need `chains`.
+    ForwardArguments:
+    "const T*" x, "u64" x_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
+    "u32" chains, "float" eps
+}
+
+arguments! {
+    /// Of `backward` and `columns`. Streamed rows alone need `chains`, a ring alone `stages` and `pace`.
+    BackwardArguments:
+    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride,
+    "float*" partial, "u64" rows, "u64" groups, "u32" hidden_given, "u32" chains, "u32" stages, "u32" pace
+}
+
+arguments! {
+    /// Of `fold_partials`.
+    FoldArguments: "const float*" partial, "DW*" dw, "u32" nodes, "u32" level, "u32" hidden
+}
+
+/// The kernel sources of this crate, in the order in which they are read.
+pub const SOURCES: [(&str, &str); 9] = [
+    ("ptx.cuh", PTX),
+    ("arith.cuh", ARITH),
+    ("rows.cuh", ROWS),
+    ("forward.cu", FORWARD),
+    ("forward_streamed.cu", FORWARD_STREAMED),
+    ("source.cuh", SOURCE),
+    ("backward.cu", BACKWARD),
+    ("backward_streamed.cu", BACKWARD_STREAMED),
+    ("fold.cu", FOLD),
+];
+
+const PTX: &str = include_str!("../kernels/ptx.cuh");
+const ARITH: &str = include_str!("../arith.cuh");
+const ROWS: &str = include_str!("../kernels/rows.cuh");
+const SOURCE: &str = include_str!("../kernels/source.cuh");
+const FORWARD: &str = include_str!("../kernels/forward.cu");
+const FORWARD_STREAMED: &str = include_str!("../kernels/forward_streamed.cu");
+const BACKWARD: &str = include_str!("../kernels/backward.cu");
+const BACKWARD_STREAMED: &str = include_str!("../kernels/backward_streamed.cu");
+const FOLD: &str = include_str!("../kernels/fold.cu");

@@ -1,0 +1,102 @@
+// dx of every row, and the partial column sums of every row group.
+//
+// A team works on one group at a time: group g is the rows g, g + groups, g + 2·groups, … Its sums stay in registers; then the
+// block folds its TEAMS neighbouring groups (they are a node of the tree) and writes one partial row. A block without a group
+// touches nothing, and each partial row below ceil(groups / TEAMS) is written in full by exactly one block: nobody reads a slot
+// that nobody wrote.
+
+// Those who fold the sums of a block's row groups: its teams, or its warps where these have several.
+constexpr u32 PARTNERS = TEAM < 32 ? THREADS / 32 : TEAMS;
+
+// All threads of a block, who meet again and again. This is no barrier of the hardware: racecheck tells the order of two accesses by how many
+// of those each thread has passed, whichever they were, and teams pass different numbers: one for each row, one more for a row that must
+// be scaled, none without a row.
+struct Meeting {
+    u64* barrier;
+    u32 parity = 0;
+
+    __device__ __forceinline__ explicit Meeting(u64* barrier) : barrier(barrier) {
+        if (PARTNERS == 1) return;
+        if (threadIdx.x == 0) meeting_init(barrier, THREADS);
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ void operator()() { meeting(barrier, parity), parity ^= 1; }
+};
+
+// Writes the sums of a block's row groups, folded into one node, as one partial row.
+__device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS][PACK], u32 hidden, Meeting& all) {
+    const u32 member = threadIdx.x % TEAM, team = threadIdx.x / TEAM;
+    // The groups of one warp lie TEAM lanes apart.
+#pragma unroll
+    for (u32 k = 0; k < PACKS; k++)
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++)
+#pragma unroll
+            for (u32 d = TEAM; d < 32; d *= 2) sum[k][i] = fold(sum[k][i], __shfl_xor_sync(~0u, sum[k][i], d));
+    // Those of different partners meet in shared memory, pack by pack: at distance d, partner t + d hands its sums to partner t. Two buffers take
+    // turns: who writes one again has met its readers since, at the meeting for the other.
+    const u32 rank = TEAM < 32 ? threadIdx.x / 32 : team;
+    const bool speaks = threadIdx.x % 32 < TEAM;
+    __shared__ float buffers[2][PARTNERS > 1 ? PARTNERS / 2 : 1][PACK][TEAM];
+#pragma unroll
+    for (u32 d = 1; d < PARTNERS; d *= 2)
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) {
+            auto& handed = buffers[all.parity][rank / (2 * d)];
+            if (rank % (2 * d) == d && speaks) {
+#pragma unroll
+                for (u32 i = 0; i < PACK; i++) handed[i][member] = sum[k][i];
+            }
+            all();
+            if (rank % (2 * d) == 0 && speaks) {
+#pragma unroll
+                for (u32 i = 0; i < PACK; i++) sum[k][i] = fold(sum[k][i], handed[i][member]);
+            }
+        }
+    if (rank == 0 && speaks) {
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) store_pack(partial, column_of(k), hidden, sum[k]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given);
+    __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
+    RowFold fold_row{nodes[threadIdx.x / TEAM]};
+    __shared__ u64 met;
+    Meeting all(&met);
+    const Operands operands{x, x_stride, dy, dy_stride, rstd, rows, groups, hidden};
+    Source source(operands, stages, pace);
+
+    // The weight stays in registers for all rows of a team.
+    Pack<W> w[PACKS];
+#pragma unroll
+    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), hidden);
+
+    for (u64 base = (u64)blockIdx.x * TEAMS; base < groups; base += (u64)gridDim.x * TEAMS) {
+        float sum[PACKS][PACK] = {};
+        source.begin(base);
+        while (source.next()) {
+            auto work = [&](auto scale) {
+                const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                    const Pack<T> zk = source.z(k), dk = source.d(k);
+                    dot_step(zk, dk, w[k], scale, p);
+                    column_step(zk, dk, scale, sum[k]);
+                });
+                const float c = mean(dot, (float)hidden);
+                source.met();
+#pragma unroll
+                for (u32 k = 0; k < PACKS; k++)
+                    store_dx(dx + source.row * dx_stride, column_of(k), source.end, source.z(k), source.d(k), w[k], scale, c);
+            };
+            if (source.rstd == INFINITY_F32)
+                work(row_scale(source.rstd, [&] {
+                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z(k), SCALE_UP, p); });
+                    return scaled_root(squares, (float)hidden);
+                }));
+            else work(OrdinaryRow{source.rstd});
+        }
+        if (partial) write_partial(partial + base / TEAMS * hidden, sum, hidden, all);
+    }
+}

@@ -1,0 +1,41 @@
+// Rows too long for a block to hold: each is read twice, the second time from the cache if it fits.
+
+extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given);
+    __shared__ float nodes[2][SETS * TEAM_WARPS];
+    RowFold fold_row{nodes};
+    for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T *z = x + row * x_stride, *d = dy + row * dy_stride;
+        const RowScale scale = row_scale(rstd[row], [&] {
+            return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
+        });
+        const float dot = streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) {
+            dot_step(load_pack(z, column, hidden), load_pack(d, column, hidden), load_weight(weight, column, hidden), scale, p);
+        });
+        const float c = mean(dot, (float)hidden);
+        for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
+            store_dx(dx + row * dx_stride, column, hidden, load_pack(z, column, hidden), load_pack(d, column, hidden),
+                     load_weight(weight, column, hidden), scale, c);
+    }
+}
+
+// The partial rows: dw does not need the dot product, so a block takes one tile of columns of one group.
+extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given);
+    __shared__ float nodes[2][SETS * TEAM_WARPS];
+    RowFold fold_row{nodes};
+    const u32 tiles = (hidden + THREADS * PACK - 1) / (THREADS * PACK);
+    for (u64 item = blockIdx.x; item < groups * tiles; item += gridDim.x) {
+        const u64 group = item / tiles;
+        const u32 column = ((u32)(item % tiles) * THREADS + threadIdx.x) * PACK;
+        float sum[PACK] = {};
+        for (u64 row = group; row < rows; row += groups) {
+            const T* z = x + row * x_stride;
+            const RowScale scale = row_scale(rstd[row], [&] {
+                return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
+            });
+            column_step(load_pack(z, column, hidden), load_pack(dy + row * dy_stride, column, hidden), scale, sum);
+        }
+        store_pack(partial + group * hidden, column, hidden, sum);
+    }
+}

@@ -1,0 +1,33 @@
+// dw from the partial rows: in each column the tree over the nodes 0 … nodes−1, padded with +0.0 to FOLD_WARPS·2^level, then the one
+// rounding to the type of dw.
+
+// The node of 2^LEVEL neighbouring nodes of one column.
+template <u32 LEVEL> __device__ __forceinline__ float fold_column(const float* column, u32 first, u32 nodes, u32 hidden) {
+    if constexpr (LEVEL == 0) return first < nodes ? column[(u64)first * hidden] : 0.0f;
+    else
+        return fold(fold_column<LEVEL - 1>(column, first, nodes, hidden),
+                    fold_column<LEVEL - 1>(column, first + (1 << (LEVEL - 1)), nodes, hidden));
+}
+
+// The same of a level that is known when the kernel runs.
+template <u32 LEVEL> __device__ __forceinline__ float fold_levels(u32 level, const float* column, u32 first, u32 nodes, u32 hidden) {
+    if constexpr (LEVEL < FOLD_LEVEL_MAX)
+        if (level > LEVEL) return fold_levels<LEVEL + 1>(level, column, first, nodes, hidden);
+    return fold_column<LEVEL>(column, first, nodes, hidden);
+}
+
+// FOLD_WARPS columns a block, and as many warps. Warp w folds the nodes [w·2^level, (w+1)·2^level) of each; then warp w folds the results of
+// column w.
+static_assert(FOLD_WARPS == 32);
+extern "C" __global__ void __launch_bounds__(32 * FOLD_WARPS) fold_partials(FOLD_PARAMETERS) {
+    __shared__ float node[FOLD_WARPS][FOLD_WARPS + 1];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 column = blockIdx.x * FOLD_WARPS + lane, first = warp << level;
+    node[warp][lane] = column < hidden ? fold_levels<0>(level, partial + column, first, nodes, hidden) : 0.0f;
+    __syncthreads();
+    float v = node[lane][warp];
+#pragma unroll
+    for (u32 d = 1; d < 32; d *= 2) v = fold(v, __shfl_xor_sync(~0u, v, d));
+    const u32 mine = blockIdx.x * FOLD_WARPS + warp;
+    if (lane == 0 && mine < hidden) dw[mine] = store<DW>(total(v));
+}

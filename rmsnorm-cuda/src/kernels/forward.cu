@@ -1,0 +1,32 @@
+// y and rstd of every row. Blocks take rows in any order: no row knows another.
+//
+// A row stays in registers between the statistic and y. Many blocks of few rows, rather than few of many: the hardware hands the
+// next block to whichever multiprocessor is done first.
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given);
+    const u32 team = threadIdx.x / TEAM;
+    __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
+    RowFold fold_row{nodes[team]};
+    for (u64 first = (u64)blockIdx.x * TEAMS; first < rows; first += (u64)gridDim.x * TEAMS) {
+        const u64 row = first + team;
+        const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
+        Pack<T> z[PACKS];
+        Pack<W> w[PACKS];
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(x + row * x_stride, column_of(k), end);
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), end);
+        const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[k], p); });
+        const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
+            return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[k], s, p); });
+        });
+        if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
+        auto emit = [&](auto scale) {
+#pragma unroll
+            for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), end, z[k], w[k], scale);
+        };
+        if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
+        else emit(stat.scale);
+    }
+}

@@ -1,0 +1,15 @@
+// Rows too long for a block to hold: each is read twice, the second time from the cache if it fits.
+
+extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS) {
+    const u32 hidden = exact_hidden(hidden_given);
+    __shared__ float nodes[2][SETS * TEAM_WARPS];
+    RowFold fold_row{nodes};
+    for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const T* z = x + row * x_stride;
+        auto squares = [&](float s) { return streamed_squares(z, hidden, chains, s, fold_row); };
+        const Statistic stat = statistic(squares(1.0f), (float)hidden, eps, squares);
+        if (rstd && threadIdx.x == 0) rstd[row] = stat.rstd;
+        for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
+            store_y(y + row * y_stride, column, hidden, load_pack(z, column, hidden), load_weight(weight, column, hidden), stat.scale);
+    }
+}

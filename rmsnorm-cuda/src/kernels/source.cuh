@@ -1,0 +1,168 @@
+// Where backward has its rows from. A Source goes through the rows of one group after another, for the threads of one team:
+//   begin(base)   the block's first group is `base`; this team's is base + team
+//   next()        the next row, if there is one: its number `row`, its `rstd`, and `end`, how many of its elements are to be worked on
+//   z(k), d(k)    pack k of this thread, of x and of dy, as often as asked
+//   met()         all threads of the team have been here since they asked for a pack of the row before
+// Every team of a block calls them alike; one without a row works on no element.
+
+struct Operands {
+    const T* x;
+    u64 x_stride;
+    const T* dy;
+    u64 dy_stride;
+    const float* rstd;
+    u64 rows, groups;
+    u32 hidden;
+};
+
+// Rows in global memory. A thread's part of a row stays in registers between the two passes (KEPT), or is read twice, the second time from
+// the cache.
+template <bool KEPT> struct InMemory {
+    const Operands& of;
+    u64 base, first, row;
+    u32 end;
+    float rstd;
+    Pack<T> z_kept[PACKS], d_kept[PACKS];
+
+    __device__ __forceinline__ InMemory(const Operands& of, u32, u32) : of(of) {}
+
+    __device__ __forceinline__ void begin(u64 group) { base = first = group; }
+
+    __device__ __forceinline__ bool next() {
+        if (first >= of.rows) return false;
+        const u32 team = threadIdx.x / TEAM;
+        row = first + team, first += of.groups;
+        const bool active = base + team < of.groups && row < of.rows;
+        end = active ? of.hidden : 0;
+        rstd = active ? of.rstd[row] : 0.0f;
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) if (KEPT) z_kept[k] = load(of.x, of.x_stride, k), d_kept[k] = load(of.dy, of.dy_stride, k);
+        return true;
+    }
+
+    __device__ __forceinline__ Pack<T> load(const T* tensor, u64 stride, u32 k) const { return load_pack(tensor + row * stride, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? z_kept[k] : load(of.x, of.x_stride, k); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? d_kept[k] : load(of.dy, of.dy_stride, k); }
+    __device__ __forceinline__ void met() {}
+};
+
+// With a ring, a multiprocessor could ask for more than its share of the memory's rate. Those near the memory then get it, finish
+// early, and leave the memory idle while the others finish. So no team runs ahead of time: it begins a row `period` (in 1/256 ns)
+// after the one before, counted from the start, or when it can. The teams begin at different fractions of a period, by a step that
+// has no factor in common with 128.
+struct Pace {
+    u64 due;
+    u32 period;
+
+    __device__ __forceinline__ explicit Pace(u32 period) : period(period) {
+        const u32 fraction = (blockIdx.x * 61 + threadIdx.x / TEAM * 37) % 128;
+        due = (nanoseconds() << 8) + (u64)period * fraction / 128;
+    }
+
+    __device__ __forceinline__ void wait() {
+        if (period == 0) return;
+        if (threadIdx.x % TEAM < 32)
+            while ((long long)((nanoseconds() << 8) - due) < 0) {}
+        due += period;
+    }
+};
+
+// rstd of a team's rows in order. The memory answers slowly while it is busy: a warp fetches 32 rows at once, 32 to 64 rows ahead.
+struct Scales {
+    const float* rstd;
+    u64 rows, groups;
+    u32 count;
+    float here, ahead;
+
+    __device__ __forceinline__ void begin(u64 group) {
+        count = 0;
+        here = load(group);
+        ahead = load(group + 32 * groups);
+    }
+
+    __device__ __forceinline__ float load(u64 first) const {
+        const u64 row = first + threadIdx.x % 32 * groups;
+        return row < rows ? rstd[row] : 0.0f;
+    }
+
+    // That of `row`, the next in order.
+    __device__ __forceinline__ float at(u64 row) {
+        const float v = __shfl_sync(~0u, here, count % 32);
+        if (++count % 32 == 0) here = ahead, ahead = load(row + 33 * groups);
+        return v;
+    }
+};
+
+// Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x
+// and one of dy, filled by the team's first thread and waited for by all. A stage is filled again once the team has met after its
+// last reader.
+struct Ringed {
+    const Operands& of;
+    u64* full;             // one barrier a stage: completes when the stage's bytes have arrived
+    unsigned char* stage0;
+    u32 row_bytes, pitch;  // of a row, and from the row of x to that of dy: bulk copies are fast to multiples of 128 bytes
+    u32 stages, stage = 0, phase = 0;
+    u64 wanted_group, wanted;  // the next row to fetch, and its group
+    u64 group, following;
+    Scales scales;
+    Pace pace;
+    u64 row;
+    u32 end;
+    float rstd;
+    const T *z_row, *d_row;
+
+    __device__ __forceinline__ Ringed(const Operands& of, u32 stages, u32 period)
+        : of(of), stages(stages), scales{of.rstd, of.rows, of.groups}, pace(period), end(of.hidden) {
+        __shared__ u64 barriers[TEAMS][STAGES_MAX];
+        const u32 team = threadIdx.x / TEAM;
+        row_bytes = of.hidden * sizeof(T), pitch = (row_bytes + 127) / 128 * 128;
+        full = barriers[team];
+        stage0 = (unsigned char*)ring_memory + team * stages * STAGE_ROWS * pitch;
+        if (threadIdx.x % TEAM == 0) {
+            for (u32 s = 0; s < stages; s++) arrival_init(full + s);
+            arrival_init_done();
+        }
+        __syncthreads();
+        wanted_group = wanted = (u64)blockIdx.x * TEAMS + team;
+        for (u32 s = 0; s + 1 < stages; s++) fetch(s);
+    }
+
+    __device__ __forceinline__ unsigned char* at(u32 s) const { return stage0 + s * STAGE_ROWS * pitch; }
+
+    // Begins to fill stage s with the next row of this team, of whichever group.
+    __device__ __forceinline__ void fetch(u32 s) {
+        if (wanted_group >= of.groups) return;
+        if (threadIdx.x % TEAM == 0) {
+            arrival_expect(full + s, STAGE_ROWS * row_bytes);
+            bulk_copy(at(s), of.x + wanted * of.x_stride, row_bytes, full + s);
+            bulk_copy(at(s) + pitch, of.dy + wanted * of.dy_stride, row_bytes, full + s);
+        }
+        wanted += of.groups;
+        if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
+    }
+
+    __device__ __forceinline__ void begin(u64 base) {
+        group = following = base + threadIdx.x / TEAM;
+        if (group >= of.groups) following = of.rows;
+        scales.begin(following);
+    }
+
+    __device__ __forceinline__ bool next() {
+        if (following >= of.rows) return false;
+        row = following, following += of.groups;
+        pace.wait();
+        rstd = scales.at(row);
+        arrival_wait(full + stage, phase);
+        z_row = (const T*)at(stage), d_row = (const T*)(at(stage) + pitch);
+        return true;
+    }
+
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return load_pack(z_row, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return load_pack(d_row, column_of(k), end); }
+
+    __device__ __forceinline__ void met() {
+        if (TEAM_WARPS == 1) team_barrier();
+        fetch(stage == 0 ? stages - 1 : stage - 1);  // nobody reads the row before this one any more
+        if (++stage == stages) stage = 0, phase ^= 1;
+    }
+};
