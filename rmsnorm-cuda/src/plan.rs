@@ -175,20 +175,20 @@ impl Class {
 
 /// The class that works on rows of `hidden` elements of type `dtype`.
 pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
-    let pack = 16 / dtype.bytes() as u32;
     if hidden <= NARROW {
+        let pack = 16 / dtype.bytes() as u32;
         let teams = 2048 / hidden.next_power_of_two().max(8) as u32;
         let team = (row_order(hidden).chains as u32 / pack).next_power_of_two();
         return Class { team, teams, pack, packs: 1, sets: 1 };
     }
-    let table: &[(usize, u32, u32)] = match (direction, dtype) {
+    let table: &[Line] = match (direction, dtype) {
         (Direction::Forward, Dtype::F32) => &FORWARD_F32,
         (Direction::Forward, _) => &FORWARD_16,
         (Direction::Backward, Dtype::F32) => &BACKWARD_F32,
         (Direction::Backward, _) => &BACKWARD_16,
     };
     let line = table.iter().find(|(hidden_max, ..)| hidden <= *hidden_max);
-    line.map_or(STREAMED, |&(_, team, teams)| Class::held(hidden, team, teams, pack))
+    line.map_or(STREAMED, |&(_, team, teams, pack)| Class::held(hidden, team, teams, pack))
 }
 
 /// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] gives
@@ -283,6 +283,8 @@ pub struct BackwardPlan {
     pub rows: Launch,
     /// Where it has them from.
     pub source: Source,
+    /// So many blocks must fit a multiprocessor.
+    pub blocks_per_sm: u32,
     /// Blocks of the kernel `columns`, which streamed rows need for dw.
     pub columns: Option<u32>,
     /// From partial rows to dw.
@@ -315,7 +317,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
         let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
         let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
-        return BackwardPlan { column, rows, source: Source::Reread, columns, fold };
+        return BackwardPlan { column, rows, source: Source::Reread, blocks_per_sm: 1, columns, fold };
     }
     let ring = ring(class, calls, tuning);
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
@@ -327,7 +329,9 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         None if class.packs * class.pack <= 16 => Source::Kept,
         None => Source::Reread,
     };
-    BackwardPlan { column, rows: launch(class, calls, blocks), source, columns: None, fold }
+    // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
+    let blocks_per_sm = if hidden <= NARROW { 1024 / class.threads() } else { 1 };
+    BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold }
 }
 
 /// Stages, and their shared memory, where there is to be a ring.
@@ -338,8 +342,8 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     }
     let pitch = (calls.hidden * calls.dtype.bytes()).next_multiple_of(128);
     let stage_bytes = class.teams as usize * STAGE_ROWS as usize * pitch;
-    // 96 KiB ahead hide the memory's latency; three stages let a lone team compute with one, while the others fill.
-    let wanted = if class.teams == 1 { 3 } else { (96usize << 10).div_ceil(stage_bytes) };
+    // 96 KiB ahead hide the memory's latency; a lone team computes with one of four stages, while the others fill.
+    let wanted = if class.teams == 1 { 4 } else { (96usize << 10).div_ceil(stage_bytes) };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
     (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
@@ -409,13 +413,16 @@ impl fmt::Display for ForwardPlan {
 
 impl fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BackwardPlan { column, rows, source, columns, fold } = self;
+        let BackwardPlan { column, rows, source, blocks_per_sm, columns, fold } = self;
         write!(f, "G{} {rows}", column.groups)?;
         match source {
             Source::Kept => f.write_str(" kept")?,
             Source::Reread => f.write_str(" reread")?,
             Source::Ring { stages, pace: 0, .. } => write!(f, " ring {stages}")?,
             Source::Ring { stages, pace, .. } => write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?,
+        }
+        if *blocks_per_sm > 1 {
+            write!(f, " {blocks_per_sm}/SM")?;
         }
         if let Some(blocks) = columns {
             write!(f, " columns ×{blocks}")?;
@@ -424,34 +431,50 @@ impl fmt::Display for BackwardPlan {
     }
 }
 
-/// (Widest row, threads of a team, teams of a block) of forward. Fractions of the fastest copy on an H200, and of the best other
-/// class; bf16 stands for f16 too.
-const FORWARD_16: [(usize, u32, u32); 6] = [
-    (512, 32, 2),       // 262144 rows: 0.96; 8 teams 0.90
-    (1024, 32, 2),      // 131072 rows: 0.97; 8 teams 0.95
-    (2048, 64, 1),      // 65536 rows: 0.97; 4 teams 0.88, 2 teams 0.72
-    (4096, 64, 2),      // 32768 rows: 0.98; 128 threads 0.95
-    (8192, 128, 2),     // 16384 rows: 0.98; 256 threads 0.91. 26214 rows of 5120: 0.99; 0.90
-    (HELD_MAX, 256, 1), // 8192 rows: 0.99; 512 threads 0.79
+/// A line of a table: the widest row, threads of a team, teams of a block, elements of a pack.
+type Line = (usize, u32, u32, u32);
+
+/// Forward. Fractions of the fastest copy on an H200, of bf16 (f16 alike) or f32 in as many rows as make 256 MiB; and of other classes.
+#[rustfmt::skip]
+const FORWARD_16: [Line; 9] = [
+    (512, 32, 2, 8),       // 0.96; 8 teams 0.90
+    (1024, 32, 2, 8),      // 0.97; 8 teams 0.95
+    (2048, 64, 1, 8),      // 0.97; 4 teams 0.88, 2 teams 0.72
+    (3072, 64, 1, 8),      // 0.99; 2 teams 0.98
+    (4096, 64, 2, 8),      // 0.98; 1 team 0.91, 128 threads 0.95
+    (5120, 128, 2, 8),     // 0.99; 256 threads 0.91
+    (6144, 256, 1, 8),     // 0.98; 128 threads 0.95
+    (8192, 128, 2, 8),     // 0.98; 256 threads 0.91. 7168: 0.98
+    (HELD_MAX, 256, 1, 8), // 16384: 0.99; 512 threads 0.79
 ];
-const FORWARD_F32: [(usize, u32, u32); 5] = [
-    (1024, 64, 2),
-    (2048, 128, 2),
-    (4096, 256, 2), // 16384 rows: 0.97; others as fast
-    (8192, 256, 1), // 8192 rows: 0.99; 2 teams 0.93
-    (HELD_MAX, 512, 1),
+#[rustfmt::skip]
+const FORWARD_F32: [Line; 5] = [
+    (1024, 64, 1, 4),      // 0.98; 2 teams 0.92. 512: 0.98; 2 teams 0.70
+    (2048, 128, 8, 4),     // 0.98; 2 teams 0.97
+    (4096, 256, 2, 4),     // 0.98; others as fast
+    (8192, 256, 1, 4),     // 0.99; 2 teams 0.93
+    (HELD_MAX, 512, 1, 4), // 16384: 0.93; others as fast or slower
 ];
 
-/// The same of backward, and of the fastest two reads and one write. All rows of a team add to sums in its registers: a block of 8 to 16
-/// warps reaches the memory's rate where each team is 1, 2, 4 or 8 of them; 10 or 14 warps fall to 0.8 of it.
-const BACKWARD_16: [(usize, u32, u32); 4] = [
-    (1024, 32, 8),      // 131072 rows: 0.96
-    (2048, 64, 4),      // 65536 rows: 0.94
-    (4096, 128, 4),     // 32768 rows: 0.95
-    (HELD_MAX, 256, 1), // 16384 rows of 8192: 0.95; 128 threads as fast
+/// Backward: fractions of the fastest two reads and one write. All rows of a team add to sums in its registers: a block of 8 to 16 warps
+/// reaches the memory's rate where each team is 1, 2, 4 or 8 of them; 10 or 14 warps fall to 0.8 of it.
+#[rustfmt::skip]
+const BACKWARD_16: [Line; 5] = [
+    (1024, 32, 8, 8),      // 0.96
+    (2048, 64, 4, 8),      // 0.93
+    (4096, 128, 4, 8),     // 0.95. 3072: 0.94
+    (6144, 128, 1, 8),     // 0.96; 256 threads 0.91. 5120: 0.96; 0.83
+    (HELD_MAX, 256, 1, 8), // 8192: 0.95. 7168: 0.94. 16384: 0.88
 ];
-const BACKWARD_F32: [(usize, u32, u32); 5] =
-    [(1024, 64, 8), (2048, 128, 4), (4096, 256, 2), (8192, 256, 1), (HELD_MAX, 512, 1)];
+#[rustfmt::skip]
+const BACKWARD_F32: [Line; 6] = [
+    (1024, 64, 8, 4),      // 0.97. 512: 0.97
+    (2048, 64, 4, 4),      // 0.96; 128 threads 0.95
+    (4096, 256, 2, 4),     // 0.93; 128 threads as fast
+    (6144, 128, 1, 4),     // 0.95; 256 threads 0.93
+    (8192, 256, 1, 4),     // 0.91; 512 threads 0.93 at another pace
+    (HELD_MAX, 256, 1, 8), // 16384: 0.80; 512 threads 0.66
+];
 
 /// That of rows of more than [`HELD_MAX`] elements: four sets are the chains of the widest.
 const STREAMED: Class = Class { team: 1024, teams: 1, pack: 8, packs: 0, sets: 4 };

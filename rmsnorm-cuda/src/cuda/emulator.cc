@@ -187,6 +187,7 @@ static inline u16 f16_from_f32(float v) { _Float16 h = (_Float16)v; u16 u; std::
 static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); return v != v ? 0x7fff : (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16); }
 static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
 static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
+static inline void store_words(Words* to, Words v) { *to = v; }
 static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
 static inline void meeting_init(u64* barrier, u32 threads) {

@@ -22,6 +22,8 @@ pub enum Module {
         rows: RowKind,
         /// Where it has them from: a type of source.cuh.
         source: &'static str,
+        /// Blocks that must fit a multiprocessor.
+        blocks_per_sm: u32,
     },
     /// `fold_partials`.
     Fold {
@@ -66,7 +68,9 @@ impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Module::Forward { rows, blocks_per_sm } => write!(f, "forward {rows} {blocks_per_sm}/SM"),
-            Module::Backward { rows, source } => write!(f, "backward {rows} {source}"),
+            Module::Backward { rows, source, blocks_per_sm } => {
+                write!(f, "backward {rows} {source} {blocks_per_sm}/SM")
+            }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
     }
@@ -130,9 +134,9 @@ impl Module {
                 let kernel = if rows.class.is_streamed() { FORWARD_STREAMED } else { FORWARD };
                 (rows.constants() + &constants, format!("{ROWS}\n{kernel}"))
             }
-            Module::Backward { rows, source } => {
+            Module::Backward { rows, source, blocks_per_sm } => {
                 let constants = format!(
-                    "constexpr u32 STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {STAGE_ROWS};\n#define BACKWARD_PARAMETERS {}\n",
+                    "constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {STAGE_ROWS};\n#define BACKWARD_PARAMETERS {}\n",
                     BackwardArguments::PARAMETERS
                 );
                 let kernels = match rows.class.is_streamed() {

@@ -199,7 +199,11 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         pace: pace.into(),
     };
     Kernel {
-        module: Module::Backward { rows: row_kind(launch, calls), source: source_type(plan.source) },
+        module: Module::Backward {
+            rows: row_kind(launch, calls),
+            source: source_type(plan.source),
+            blocks_per_sm: plan.blocks_per_sm,
+        },
         name: "backward",
         blocks: launch.blocks,
         threads: launch.class.threads(),

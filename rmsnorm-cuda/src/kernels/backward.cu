@@ -60,7 +60,7 @@ __device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes[threadIdx.x / TEAM]};

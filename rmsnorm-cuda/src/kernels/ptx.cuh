@@ -16,6 +16,11 @@ __device__ __forceinline__ u16 bf16_from_f32(float v) { u16 r; asm("cvt.rn.bf16.
 __device__ __forceinline__ u32 f16x2_from_f32(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 __device__ __forceinline__ u32 bf16x2_from_f32(float low, float high) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 
+// 16 bytes in one access. (Of an assignment the compiler may make four.)
+__device__ __forceinline__ void store_words(Words* to, Words v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
+}
+
 // Waits for `threads` threads of the block that name the same barrier, 1 to 15.
 __device__ __forceinline__ void named_barrier(u32 name, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
 

@@ -68,7 +68,7 @@ template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 col
                 if constexpr (sizeof(E) == 4) out.word[i] = __float_as_uint(store<E>(value[4 * h + i]));
                 else out.word[i] = store_pair<E>(value[2 * i], value[2 * i + 1]);
             }
-            ((Words*)(row + column))[h] = out;
+            store_words((Words*)(row + column) + h, out);
         }
     } else {
 #pragma unroll

@@ -103,7 +103,7 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
     (
         4096,
         4096,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1024x1x1 block 512x1x1 shared 0 stream 77"],
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 2048x1x1 block 128x1x1 shared 0 stream 77"],
         &[
             "cuCtxGetCurrent",
             "cuLaunchKernel backward grid 128x1x1 block 512x1x1 shared 131072 stream 77",
@@ -484,7 +484,7 @@ fn many_threads_share_the_kernels() {
 /// An error is not remembered: what failed to load is loaded by the next call.
 #[test]
 fn a_module_that_did_not_load_is_tried_again() {
-    let fail = [("STAND_IN_FAIL", "cuModuleGetFunction 2 2")];
+    let fail = [("STAND_IN_FAIL", "cuModuleGetFunction 1 1")];
     alone("raw::a_module_that_did_not_load_is_tried_again", Library::Complete, &fail, || {
         let (kernels, stream) = kernels();
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
