@@ -1,6 +1,6 @@
 //! THE SPECIFICATION, Rust half. Its twin is `arith.cuh`, printed below: the same sections, names and order.
 //!
-//! Every output bit is decided here and in [`plan`](crate::plan)'s two orders; everything else in this crate moves data. All
+//! Every output bit is decided here and in the two orders of [`order`](crate::order); everything else in this crate moves data. All
 //! arithmetic is f32, rounded to nearest even, subnormals kept, fused only where `mul_add` is written. A thread whose control
 //! register says otherwise computes something else: [`environment`] tells.
 //!

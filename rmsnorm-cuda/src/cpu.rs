@@ -1,4 +1,4 @@
-//! The CPU executor: walks the orders of [`plan`](crate::plan) with the functions of [`arith`].
+//! The CPU executor: walks the orders of [`order`](crate::order) with the functions of [`arith`].
 //!
 //! Chains are neighbouring accumulators, so every loop below runs along neighbouring elements and the compiler vectorises it.
 //! [`pulp`] compiles each loop for the instruction sets it knows and picks one at run time; without that, `mul_add` would be a
@@ -11,7 +11,7 @@ use crate::arith::{
     self, Element, RowScale, SCALE_UP, centred, chain, effective_weight, environment, fold, gradient, mean, row_scale,
     scaled_root, statistic, total, weighted,
 };
-use crate::plan::{column_order, row_order};
+use crate::order::{column_order, row_order};
 use crate::process::Process;
 use crate::{Backward, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset};
 use half::{bf16, f16};
@@ -719,7 +719,7 @@ fn specialised(row: RowScale, numbers: bool, tile: impl FnOnce(RowScale, bool)) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, plan::scratch_len};
+    use crate::{Dtype, scratch_len};
 
     #[test]
     fn conversions_are_those_of_element() {
@@ -889,7 +889,7 @@ mod tests {
 
     /// The specification once more, as plain loops.
     mod plain {
-        use crate::plan::row_order;
+        use crate::order::row_order;
 
         pub(super) const UP: f32 = 1.2676506e30; // 2^100
 

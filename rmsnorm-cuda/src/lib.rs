@@ -54,7 +54,7 @@
 //! Scratch, where a call needs some, is lent by the caller and may hold anything; [`scratch_len`] says how much. A call that
 //! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
 //!
-//! Read in this order: [`problem`] (what a call is), [`plan`] (which order, which launch), [`arith`] (the specification),
+//! Read in this order: [`problem`] (what a call is), [`order`] and [`arith`] (the specification: all bits), [`plan`] (which launch),
 //! `forward.cu` and `backward.cu` (how rows move through it), [`cpu`], [`cuda`].
 
 #![deny(unsafe_code)]
@@ -69,6 +69,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod cuda;
+pub mod order;
 pub mod plan;
 pub mod problem;
 mod process;
@@ -77,10 +78,10 @@ pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use half::{bf16, f16};
-pub use plan::{BITS_VERSION, scratch_len};
+pub use order::BITS_VERSION;
 pub use problem::{
     Backward, Dtype, Error, FloatingPoint, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient,
-    WeightOffset,
+    WeightOffset, scratch_len,
 };
 
 /// Carries out a call on host memory. This is how checks see an executor; a GPU's users have their data there already and use

@@ -1,65 +1,10 @@
-//! Which order a problem is reduced in, and how it is launched.
+//! How a problem is launched: all that decides speed, and no bit.
 //!
-//! [`row_order`] and [`column_order`] decide bits. They know neither the GPU nor the element type nor the alignment, and
-//! `row_order` does not know the number of rows: that is why none of these can change a bit, and why a row does not depend on
-//! its neighbours. [`plan`] adds what decides only speed. Everything here is pure: no GPU is asked, no CUDA type appears.
+//! The orders are those of [`order`](crate::order) whatever is chosen here. Everything is pure: no GPU is asked, no CUDA type
+//! appears.
 
-use crate::problem::{Dtype, Error, HIDDEN_MAX, check_hidden};
-
-/// Version of every output bit. It rises with any change of [`row_order`], [`column_order`] or the specification
-/// ([`arith`](crate::arith)), and with nothing else. 0: not frozen yet.
-pub const BITS_VERSION: u32 = 0;
-
-/// How a row is reduced (§2): decides the bits of `rstd`, `y` and `dx`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RowOrder {
-    /// Number of chains, C. Chain c folds the elements c, c + C, c + 2C, …
-    pub chains: usize,
-}
-
-/// How the rows are reduced (§7): decides the bits of `dw`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ColumnOrder {
-    /// Number of row groups, G ≤ M. Group g folds the rows g, g + G, g + 2G, … No group is empty.
-    pub groups: usize,
-}
-
-/// The order of a row of `hidden` elements.
-///
-/// Up to 256 elements each has a chain of its own. Beyond, there are a quarter as many chains as the next power of two has
-/// elements, so that a chain has three or four elements and every team of lanes is a power of two; the widest rows have longer
-/// chains.
-pub fn row_order(hidden: usize) -> RowOrder {
-    let chains = match hidden {
-        0..=256 => hidden.next_multiple_of(8),
-        _ => (hidden.next_power_of_two() / 4).clamp(256, 32768),
-    };
-    RowOrder { chains }
-}
-
-/// The order of `rows` rows of `hidden` elements in the weight's gradient.
-///
-/// 128 times a power of two while the sums of a group fit a block: most of the multiprocessors of a large GPU, and no remainder
-/// where the number of rows is a power of two.
-pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
-    let groups = match hidden {
-        0..=256 => 128 * previous_power_of_two(8192 / hidden.max(8)),
-        257..=1024 => 1024,
-        1025..=4096 => 512,
-        4097..=16384 => 128,
-        16385..=32768 => 60,
-        32769..=65536 => 30,
-        _ => 15,
-    };
-    ColumnOrder { groups: groups.min(rows) }
-}
-
-/// Elements of f32 scratch that a backward call with `dw` needs: one partial row for each row group.
-pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
-    check_hidden(hidden)?;
-    // At most 15 groups of 2^24 columns, below 2^28: no overflow.
-    Ok(column_order(rows, hidden).groups * hidden)
-}
+pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
+use crate::problem::{Dtype, HIDDEN_MAX};
 
 /// What a plan needs to know of a GPU. Never reaches a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,10 +261,6 @@ pub const RING_STAGES_MAX: u32 = 8;
 /// Most blocks of a grid.
 const GRID_MAX: usize = i32::MAX as usize;
 
-fn previous_power_of_two(n: usize) -> usize {
-    if n == 0 { 1 } else { 1 << n.ilog2() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,26 +305,6 @@ mod tests {
             for hidden in widths() {
                 let plan = plan(usize::MAX, hidden, dtype, &Arch::H200);
                 assert!(plan.column.groups.div_ceil(plan.backward.class.teams as usize) <= 1024, "{hidden} {plan}");
-            }
-        }
-    }
-
-    /// What docs/numerics.md §9 presumes of the orders.
-    #[test]
-    fn an_f64_reference_is_exact_enough_for_the_bound() {
-        for hidden in widths() {
-            let (chains, groups) = (row_order(hidden).chains, column_order(usize::MAX, hidden).groups);
-            assert!(chains <= 1 << 16 && groups <= 1 << 17, "{hidden}: {chains} chains, {groups} row groups");
-        }
-    }
-
-    #[test]
-    fn no_group_is_empty() {
-        for hidden in widths() {
-            assert!(scratch_len(usize::MAX, hidden).is_ok_and(|len| len < 1 << 28), "{hidden}");
-            for rows in [0, 1, 2, 131, 132, 133, 100_000] {
-                let groups = column_order(rows, hidden).groups;
-                assert!(groups <= rows && (groups > 0) == (rows > 0));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! nothing is launched or written before it has passed. All sizes, offsets and strides are in elements unless a name ends in
 //! `_bytes`.
 
+use crate::order::column_order;
 use half::{bf16, f16};
 
 /// Widest row: beyond it `hidden` is not exact in f32, and the mean of squares would be divided by another number.
@@ -151,8 +152,15 @@ pub struct Backward<In, Out> {
 pub struct WeightGradient<Out> {
     /// N, f32 or of the type of the weight.
     pub dw: Vector<Out>,
-    /// f32, at least [`scratch_len`](crate::plan::scratch_len) elements. Its content before the call is irrelevant, and after the call unspecified.
+    /// f32, at least [`scratch_len`] elements. Its content before the call is irrelevant, and after the call unspecified.
     pub scratch: Vector<Out>,
+}
+
+/// Elements of f32 scratch that a backward call with `dw` needs: one partial row for each row group.
+pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
+    check_hidden(hidden)?;
+    // At most 15 groups of 2^24 columns, below 2^28: no overflow.
+    Ok(column_order(rows, hidden).groups * hidden)
 }
 
 /// A buffer that can be an operand of a call.
@@ -428,7 +436,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
             check_type_or_f32("dw", &dw.data, weight)?;
             operands.push(vector_extent("dw", dw, Role::Written, self.hidden)?);
             check_type("scratch", &scratch.data, Dtype::F32)?;
-            let needed = crate::plan::scratch_len(self.rows, self.hidden)?;
+            let needed = scratch_len(self.rows, self.hidden)?;
             operands.push(vector_extent("scratch", scratch, Role::Written, needed)?);
         }
         check_overlap(&operands)
@@ -459,7 +467,7 @@ impl<In, Out> Backward<In, Out> {
     }
 }
 
-pub(crate) fn check_hidden(hidden: usize) -> Result<(), Error> {
+fn check_hidden(hidden: usize) -> Result<(), Error> {
     if hidden == 0 || hidden > HIDDEN_MAX { Err(Error::Hidden { got: hidden }) } else { Ok(()) }
 }
 
