@@ -4,7 +4,7 @@
 //! appears.
 
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
-use crate::problem::{Dtype, HIDDEN_MAX};
+use crate::{Dtype, HIDDEN_MAX};
 
 /// What a plan needs to know of a GPU. Never reaches a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
