@@ -47,6 +47,8 @@ __device__ __forceinline__ float scale_for(float v) {
     return v == INFINITY_F32 ? SCALE_DOWN : v < MIN_POSITIVE ? SCALE_UP : 1.0f;
 }
 
+__device__ __forceinline__ float scaled(float z, float s) { return __fmul_rn(z, s); }
+
 struct RowScale { float pre, post; };
 
 struct Statistic { float rstd; RowScale scale; };
@@ -91,7 +93,6 @@ __device__ __forceinline__ float centred(float x_hat, float c, float wdy) { retu
 __device__ __forceinline__ float gradient(float t, RowScale row) { return __fmul_rn(__fmul_rn(t, row.post), row.pre); }
 
 __device__ __forceinline__ float gradient(float t, OrdinaryRow row) { return __fmul_rn(t, row.rstd); }
-
 
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
 // dw = reduce(G, dy·x_hat) over the rows: chain(dy, x_hat, acc), then fold over the row groups, then total.

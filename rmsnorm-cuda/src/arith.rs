@@ -139,6 +139,12 @@ pub fn scale_for(v: f32) -> f32 {
     }
 }
 
+/// §4 An element of a scaled row. Exact unless scaling down makes it subnormal.
+#[inline(always)]
+pub fn scaled(z: f32, s: f32) -> f32 {
+    z * s
+}
+
 /// §4 How x_hat is made from z and dx from t: `x_hat = (z·pre)·post`. For every row but those whose rstd overflowed, `pre` is
 /// 1 and the first product is exact: `x_hat = z·rstd`.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +163,7 @@ pub fn row_scale(rstd: f32, root: impl FnOnce() -> f32) -> RowScale {
 }
 
 /// §4 The statistic of a row from `sum = reduce(z²)`: (rstd, scale) for an ordinary row. `rescale(s)` must give
-/// `reduce((z·s)²)`; it is called for scaled rows only.
+/// `reduce(scaled(z, s)²)`; it is called for scaled rows only.
 #[inline(always)]
 pub fn statistic(sum: f32, hidden: f32, eps: f32, rescale: impl FnOnce(f32) -> f32) -> (f32, RowScale) {
     let v = mean(sum, hidden) + eps;
@@ -171,7 +177,7 @@ pub fn statistic(sum: f32, hidden: f32, eps: f32, rescale: impl FnOnce(f32) -> f
     (rstd, row_scale(rstd, || root))
 }
 
-/// §4 The reciprocal root of a row scaled up, eps being 0, from `sum = reduce((z·SCALE_UP)²)`.
+/// §4 The reciprocal root of a row scaled up, eps being 0, from `sum = reduce(scaled(z, SCALE_UP)²)`.
 #[inline(always)]
 pub fn scaled_root(sum: f32, hidden: f32) -> f32 {
     reciprocal_root(mean(sum, hidden))

@@ -69,6 +69,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod cuda;
+pub mod dtype;
 pub mod order;
 pub mod plan;
 pub mod problem;
@@ -77,11 +78,11 @@ mod process;
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cudarc;
+pub use dtype::{Dtype, Operand, Slice, SliceMut};
 pub use half::{bf16, f16};
 pub use order::BITS_VERSION;
 pub use problem::{
-    Backward, Dtype, Error, FloatingPoint, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient,
-    WeightOffset, scratch_len,
+    Backward, Error, FloatingPoint, Forward, HIDDEN_MAX, Rows, Vector, WeightGradient, WeightOffset, scratch_len,
 };
 
 /// Carries out a call on host memory. This is how checks see an executor; a GPU's users have their data there already and use

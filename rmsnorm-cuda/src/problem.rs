@@ -4,45 +4,11 @@
 //! nothing is launched or written before it has passed. All sizes, offsets and strides are in elements unless a name ends in
 //! `_bytes`.
 
+use crate::dtype::{Dtype, Operand};
 use crate::order::column_order;
-use half::{bf16, f16};
 
 /// Widest row: beyond it `hidden` is not exact in f32, and the mean of squares would be divided by another number.
 pub const HIDDEN_MAX: usize = 1 << 24;
-
-/// The element types of `x`, `y`, `dy`, `dx`, the weight and its gradient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Dtype {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of a binary32.
-    Bf16,
-}
-
-impl Dtype {
-    /// Every element type.
-    pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-
-    /// Size of one element in bytes.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::Bf16 => 2,
-        }
-    }
-}
-
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::Bf16 => "bf16",
-        })
-    }
-}
 
 /// What is added to the weight before it multiplies: nothing, or one ("zero-centred" weights).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -161,16 +127,6 @@ pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
     check_hidden(hidden)?;
     // At most 15 groups of 2^24 columns, below 2^28: no overflow.
     Ok(column_order(rows, hidden).groups * hidden)
-}
-
-/// A buffer that can be an operand of a call.
-pub trait Operand {
-    /// Element type.
-    fn dtype(&self) -> Dtype;
-    /// Number of elements.
-    fn elements(&self) -> usize;
-    /// Address of the first element, in bytes.
-    fn address(&self) -> u64;
 }
 
 /// Why a call was refused, or could not be carried out.
@@ -586,59 +542,3 @@ fn check_overlap(operands: &[Extent]) -> Result<(), Error> {
     }
     Ok(())
 }
-
-macro_rules! host_operands {
-    ($($variant:ident: $element:ty),*) => {
-        /// Host memory that is read.
-        #[derive(Clone, Copy, Debug)]
-        pub enum Slice<'a> {
-            $(#[doc = concat!("Elements of type ", stringify!($element), ".")] $variant(&'a [$element])),*
-        }
-
-        /// Host memory that is written.
-        #[derive(Debug)]
-        pub enum SliceMut<'a> {
-            $(#[doc = concat!("Elements of type ", stringify!($element), ".")] $variant(&'a mut [$element])),*
-        }
-
-        $(
-            impl<'a> From<&'a [$element]> for Slice<'a> {
-                fn from(data: &'a [$element]) -> Self {
-                    Slice::$variant(data)
-                }
-            }
-
-            impl<'a> From<&'a mut [$element]> for SliceMut<'a> {
-                fn from(data: &'a mut [$element]) -> Self {
-                    SliceMut::$variant(data)
-                }
-            }
-        )*
-
-        impl Operand for Slice<'_> {
-            fn dtype(&self) -> Dtype {
-                match self { $(Slice::$variant(_) => Dtype::$variant),* }
-            }
-            fn elements(&self) -> usize {
-                match self { $(Slice::$variant(data) => data.len()),* }
-            }
-            fn address(&self) -> u64 {
-                match self { $(Slice::$variant(data) => data.as_ptr() as u64),* }
-            }
-        }
-
-        impl Operand for SliceMut<'_> {
-            fn dtype(&self) -> Dtype {
-                match self { $(SliceMut::$variant(_) => Dtype::$variant),* }
-            }
-            fn elements(&self) -> usize {
-                match self { $(SliceMut::$variant(data) => data.len()),* }
-            }
-            fn address(&self) -> u64 {
-                match self { $(SliceMut::$variant(data) => data.as_ptr() as u64),* }
-            }
-        }
-    };
-}
-
-host_operands!(F32: f32, F16: f16, Bf16: bf16);

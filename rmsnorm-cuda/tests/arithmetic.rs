@@ -42,7 +42,7 @@ fn f(value: f32) -> u32 {
 }
 
 /// What a recomputed sum is depends on the scale that is asked for: a wrong scale shows.
-const FUNCTIONS: [Function; 23] = [
+const FUNCTIONS: [Function; 24] = [
     function!("widen float", "r[0] = f(widen(a));", |a| [f(a.widen()), 0, 0]),
     Function {
         name: "widen f16",
@@ -69,6 +69,7 @@ const FUNCTIONS: [Function; 23] = [
     function!("mean", "r[0] = f(mean(a, b));", |a, b| [f(arith::mean(a, b)), 0, 0]),
     function!("reciprocal_root", "r[0] = f(reciprocal_root(a));", |a| [f(arith::reciprocal_root(a)), 0, 0]),
     function!("scale_for", "r[0] = f(scale_for(a));", |a| [f(arith::scale_for(a)), 0, 0]),
+    function!("scaled", "r[0] = f(scaled(a, b));", |a, b| [f(arith::scaled(a, b)), 0, 0]),
     function!(
         "row_scale",
         "RowScale s = row_scale(a, [=] { return b; }); r[0] = f(s.pre), r[1] = f(s.post);",
@@ -76,10 +77,10 @@ const FUNCTIONS: [Function; 23] = [
     ),
     function!(
         "statistic",
-        "Statistic s = statistic(a, b, c, [=](float s) { return __fmul_rn(d, s); }); r[0] = f(s.rstd), r[1] = f(s.scale.pre), \
+        "Statistic s = statistic(a, b, c, [=](float s) { return scaled(d, s); }); r[0] = f(s.rstd), r[1] = f(s.scale.pre), \
          r[2] = f(s.scale.post);",
         |a, b, c, d| {
-            let (rstd, scale) = arith::statistic(a, b, c, |s| d * s);
+            let (rstd, scale) = arith::statistic(a, b, c, |s| arith::scaled(d, s));
             [f(rstd), f(scale.pre), f(scale.post)]
         }
     ),
@@ -156,6 +157,7 @@ fn a_changed_function_is_seen() {
         ("total", "__fadd_rn(root, 0.0f)", "root"),
         ("reciprocal_root", "__fdiv_rn(1.0f, __fsqrt_rn(v))", "__fsqrt_rn(__fdiv_rn(1.0f, v))"),
         ("scale_for", "v < MIN_POSITIVE", "v <= MIN_POSITIVE"),
+        ("scaled", "__fmul_rn(z, s)", "z"),
         ("row_scale", "if (rstd == INFINITY_F32)", "if (rstd >= SCALE_UP)"),
         ("statistic", "__fmul_rn(__fmul_rn(eps, s), s)", "eps"),
         ("effective_weight", "zero_centred ? __fadd_rn(weight, 1.0f) : weight", "__fadd_rn(weight, zero_centred)"),

@@ -1,10 +1,10 @@
 //! One operand inside its buffer, with redzones before and after it and in the gaps between its rows.
 
 use crate::case::{Gap, Name, Place};
-use crate::elements::{Elements, PIECE, get, with_elements};
+use crate::elements::{Elements, PIECE, get};
 use crate::values::{HostElement, Source, bell, mix};
 use rayon::prelude::*;
-use rmsnorm_cuda::{Dtype, Rows, Slice, SliceMut, Vector};
+use rmsnorm_cuda::{Dtype, Rows, Slice, SliceMut, Vector, with_dtype};
 
 /// What fills memory that is not an input: outputs and scratch before a call, redzones and gaps all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Buffer {
         let span = if stored_rows == 0 { 0 } else { (stored_rows - 1) * stride + hidden };
         let len = offset + span + REDZONE_BYTES / dtype.bytes();
         let mut elements = Elements::zeros(dtype, len + ALIGNMENT_BYTES / dtype.bytes());
-        let start = with_elements!(&mut elements, v => {
+        let start = with_dtype!(Elements(v) = &mut elements => {
             let start = v.as_ptr().align_offset(ALIGNMENT_BYTES);
             if matches!(name, Name::X | Name::Weight | Name::Dy) && stride == hidden {
                 // All between the redzones will be written.
@@ -82,11 +82,11 @@ impl Buffer {
     }
 
     pub(crate) fn slice(&self) -> Slice<'_> {
-        with_elements!(&self.elements, v => v[self.start..self.start + self.len].into())
+        with_dtype!(Elements(v) = &self.elements => v[self.start..self.start + self.len].into())
     }
 
     pub(crate) fn slice_mut(&mut self) -> SliceMut<'_> {
-        with_elements!(&mut self.elements, v => (&mut v[self.start..self.start + self.len]).into())
+        with_dtype!(Elements(v) = &mut self.elements => (&mut v[self.start..self.start + self.len]).into())
     }
 
     /// Element (`row`, `column`) of the operand, widened.
@@ -97,14 +97,14 @@ impl Buffer {
 
     /// Sums up every bit of the buffer, so that a change shows.
     pub(crate) fn fingerprint(&self) -> u64 {
-        with_elements!(&self.elements, v => fingerprint(&v[self.start..self.start + self.len]))
+        with_dtype!(Elements(v) = &self.elements => fingerprint(&v[self.start..self.start + self.len]))
     }
 
     /// Fills the operand anew with what it held before any call.
     pub(crate) fn refill(&mut self) {
         // Not the redzones: what happened to them must stay visible.
         let Buffer { start, offset, fill, stored_rows, hidden, stride, .. } = *self;
-        with_elements!(&mut self.elements, v => {
+        with_dtype!(Elements(v) = &mut self.elements => {
             for at in (0..stored_rows).map(|row| offset + row * stride) {
                 fill_with(&mut v[start + at..][..hidden], at, fill);
             }
@@ -114,7 +114,7 @@ impl Buffer {
     /// Writes the operand: row `i` is row `source(i)` of `data`, times `factor`.
     pub(crate) fn write(&mut self, data: &Source, source: impl Fn(usize) -> usize + Sync, factor: f32) {
         let Buffer { start, offset, stride, hidden, stored_rows, .. } = *self;
-        with_elements!(&mut self.elements, v => {
+        with_dtype!(Elements(v) = &mut self.elements => {
             let rows = v[start + offset..].par_chunks_mut(stride).take(stored_rows).enumerate();
             rows.with_min_len((PIECE / 16 / hidden).max(1)).for_each(|(i, row)| {
                 let row = &mut row[..hidden];
@@ -144,7 +144,7 @@ impl Buffer {
 
     /// The first place outside of the operand whose content changed.
     pub(crate) fn damaged_redzone(&self) -> Option<String> {
-        with_elements!(&self.elements, v => {
+        with_dtype!(Elements(v) = &self.elements => {
             let data = &v[self.start..self.start + self.len];
             let at = |row: usize| self.offset + row * self.stride;
             let end = |row: usize| at(row) + self.hidden;

@@ -3,7 +3,7 @@
 use crate::values::HostElement;
 use half::{bf16, f16};
 use rayon::prelude::*;
-use rmsnorm_cuda::{Dtype, Slice, SliceMut};
+use rmsnorm_cuda::{Dtype, Slice, SliceMut, with_dtype};
 
 /// Numbers of one of the element types.
 #[derive(Clone, Debug)]
@@ -12,17 +12,6 @@ pub enum Elements {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
-}
-
-/// Runs `$body` with `$v` bound to the vector inside, whatever its type.
-macro_rules! with_elements {
-    ($elements:expr, $v:ident => $body:expr) => {
-        match $elements {
-            Elements::F32($v) => $body,
-            Elements::F16($v) => $body,
-            Elements::Bf16($v) => $body,
-        }
-    };
 }
 
 impl Elements {
@@ -46,7 +35,7 @@ impl Elements {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        with_elements!(self, v => v.len())
+        with_dtype!(Elements(v) = self => v.len())
     }
 
     /// Whether there are none.
@@ -56,45 +45,38 @@ impl Elements {
 
     /// Element `i`, widened.
     pub fn get(&self, i: usize) -> f32 {
-        with_elements!(self, v => v[i].widen())
+        with_dtype!(Elements(v) = self => v[i].widen())
     }
 
     /// The bits of element `i`, every NaN being the canonical one (§0).
     pub fn bits(&self, i: usize) -> u32 {
-        with_elements!(self, v => canonical(v[i]))
+        with_dtype!(Elements(v) = self => canonical(v[i]))
     }
 
     /// For a call that reads.
     pub fn slice(&self) -> Slice<'_> {
-        with_elements!(self, v => v[..].into())
+        with_dtype!(Elements(v) = self => v[..].into())
     }
 
     /// For a call that writes.
     pub fn slice_mut(&mut self) -> SliceMut<'_> {
-        with_elements!(self, v => (&mut v[..]).into())
+        with_dtype!(Elements(v) = self => (&mut v[..]).into())
     }
 
     /// In pieces of `len` elements.
     pub(crate) fn pieces_mut(&mut self, len: usize) -> Vec<SliceMut<'_>> {
-        with_elements!(self, v => v.chunks_mut(len).map(SliceMut::from).collect())
+        with_dtype!(Elements(v) = self => v.chunks_mut(len).map(SliceMut::from).collect())
     }
 
     /// Copies `len` elements of `other`, which is of the same type, from `from` to `at`.
     pub(crate) fn copy_from(&mut self, at: usize, other: &Elements, from: usize, len: usize) {
-        match (self, other) {
-            (Elements::F32(a), Elements::F32(b)) => a[at..at + len].copy_from_slice(&b[from..from + len]),
-            (Elements::F16(a), Elements::F16(b)) => a[at..at + len].copy_from_slice(&b[from..from + len]),
-            (Elements::Bf16(a), Elements::Bf16(b)) => a[at..at + len].copy_from_slice(&b[from..from + len]),
-            _ => panic!("elements of different types cannot be copied"),
-        }
+        with_dtype!(Elements(to) = self, Elements(other) = other => {
+            to[at..at + len].copy_from_slice(&other[from..from + len]);
+        });
     }
 
     fn value_of(dtype: Dtype, bits: u32) -> f32 {
-        match dtype {
-            Dtype::F32 => f32::from_bits(bits),
-            Dtype::F16 => f16::from_bits(bits as u16).to_f32(),
-            Dtype::Bf16 => bf16::from_bits(bits as u16).to_f32(),
-        }
+        with_dtype!(dtype, T => <T as HostElement>::from_bits(bits).widen())
     }
 
     pub(crate) fn mapped_difference(
@@ -103,31 +85,21 @@ impl Elements {
         width: usize,
         source: impl Fn(usize) -> usize + Sync,
     ) -> Option<Difference> {
-        match (self, got) {
-            (Elements::F32(a), Elements::F32(b)) => difference(a, b, width, source),
-            (Elements::F16(a), Elements::F16(b)) => difference(a, b, width, source),
-            (Elements::Bf16(a), Elements::Bf16(b)) => difference(a, b, width, source),
-            _ => panic!("outputs of different types cannot be compared"),
-        }
+        with_dtype!(Elements(want) = self, Elements(got) = got => difference(want, got, width, source))
     }
 }
 
 /// §1 of one element of host memory.
 pub fn get(data: Slice<'_>, i: usize) -> f32 {
-    match data {
-        Slice::F32(d) => d[i],
-        Slice::F16(d) => d[i].to_f32(),
-        Slice::Bf16(d) => d[i].to_f32(),
-    }
+    with_dtype!(Slice(data) = data => data[i].widen())
 }
 
 /// §1 of one element of host memory: one rounding, NaN to the canonical one.
 pub fn put(data: &mut SliceMut<'_>, i: usize, value: f32) {
-    match data {
-        SliceMut::F32(d) => d[i] = if value.is_nan() { f32::from_bits(0x7fff_ffff) } else { value },
-        SliceMut::F16(d) => d[i] = if value.is_nan() { f16::from_bits(0x7fff) } else { f16::from_f32(value) },
-        SliceMut::Bf16(d) => d[i] = if value.is_nan() { bf16::from_bits(0x7fff) } else { bf16::from_f32(value) },
+    fn store<T: HostElement>(value: f32) -> T {
+        if value.is_nan() { T::from_bits(T::NAN) } else { T::round(value) }
     }
+    with_dtype!(SliceMut(data) = data => data[i] = store(value));
 }
 
 /// Where two outputs first differ.
@@ -172,5 +144,3 @@ fn difference<T: HostElement>(
 
 /// Elements that one task handles.
 pub(crate) const PIECE: usize = 1 << 16;
-
-pub(crate) use with_elements;

@@ -18,7 +18,7 @@ use super::module::{Module, SOURCES};
 use super::steps::{self, DeviceMemory, Kernel, Step};
 use crate::arith::environment;
 use crate::plan::Tuning;
-use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
+use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, with_dtype};
 
 /// An executor that launches the kernels as [`Cuda`](super::Cuda) does, on a CPU.
 pub struct Emulator {
@@ -162,11 +162,7 @@ fn memory(data: &Slice<'_>) -> DeviceMemory {
 
 fn memory_mut(data: SliceMut<'_>) -> DeviceMemory {
     let (dtype, elements) = (data.dtype(), data.elements());
-    let address = match data {
-        SliceMut::F32(d) => d.as_mut_ptr() as u64,
-        SliceMut::F16(d) => d.as_mut_ptr() as u64,
-        SliceMut::Bf16(d) => d.as_mut_ptr() as u64,
-    };
+    let address = with_dtype!(SliceMut(data) = data => data.as_mut_ptr() as u64);
     DeviceMemory { dtype, address, elements }
 }
 

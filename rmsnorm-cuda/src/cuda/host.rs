@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUstream};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 
-use super::{DeviceMemory, Kernels, Tuning, bytes, bytes_mut, context, driver_error};
+use super::{DeviceMemory, Kernels, Tuning, context, driver_error};
 use crate::plan::Arch;
 use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
 
@@ -191,28 +191,23 @@ impl Place {
 impl<'a> Placed<'_, 'a> {
     fn read(&self, data: Slice<'a>) -> Result<DeviceMemory, Error> {
         let extent = self.extents.borrow_mut().read.pop_front();
-        let place = self.place(&data, extent)?;
+        let place = self.place(data, extent)?;
         let memory = place.memory;
         self.inputs.borrow_mut().push((place, data));
         Ok(memory)
     }
 
     fn written(&self, data: SliceMut<'a>) -> Result<DeviceMemory, Error> {
-        let shared = match &data {
-            SliceMut::F32(d) => Slice::F32(d),
-            SliceMut::F16(d) => Slice::F16(d),
-            SliceMut::Bf16(d) => Slice::Bf16(d),
-        };
         let extent = self.extents.borrow_mut().written.pop_front();
-        let place = self.place(&shared, extent)?;
+        let place = self.place(data.as_slice(), extent)?;
         let memory = place.memory;
         self.outputs.borrow_mut().push((place, data));
         Ok(memory)
     }
 
     /// A place for a copy; the copy itself, if it is a large one.
-    fn place(&self, data: &Slice<'_>, operand: Option<Extent>) -> Result<Place, Error> {
-        let host = bytes(data);
+    fn place(&self, data: Slice<'_>, operand: Option<Extent>) -> Result<Place, Error> {
+        let host = data.bytes();
         let lead = host.as_ptr() as usize % ALIGNMENT;
         let memory = |address| DeviceMemory { dtype: data.dtype(), address, elements: data.elements() };
         let whole = Extent { offset: 0, stride: 0, count: 1, len: data.elements() };
@@ -238,9 +233,9 @@ impl<'a> Placed<'_, 'a> {
     }
 
     /// Gives an operand in an allocation of its own what its host buffer holds.
-    fn upload_own(&self, place: &Place, data: &Slice<'_>) -> Result<(), Error> {
+    fn upload_own(&self, place: &Place, data: Slice<'_>) -> Result<(), Error> {
         let mut pieces = place.extent.pieces(place.memory.dtype.bytes());
-        pieces.try_for_each(|piece| self.copy_to(place.memory.address + piece.start as u64, &bytes(data)[piece]))
+        pieces.try_for_each(|piece| self.copy_to(place.memory.address + piece.start as u64, &data.bytes()[piece]))
     }
 
     fn fill(&self, place: &Place, byte: u8) -> Result<(), Error> {
@@ -272,7 +267,7 @@ impl<'a> Placed<'_, 'a> {
     pub(super) fn upload_inputs(&self) -> Result<(), Error> {
         let inputs = self.inputs.borrow();
         for (place, data) in inputs.iter().filter(|(place, _)| place.offset.is_none()) {
-            self.upload_own(place, data)?;
+            self.upload_own(place, *data)?;
         }
         // `try_map` visits inputs first.
         let end = |(place, _): &(Place, Slice<'_>)| Some(place.offset? + place.bytes());
@@ -291,7 +286,7 @@ impl<'a> Placed<'_, 'a> {
                 let mut there = vec![0; piece.len()];
                 self.copy_from(place.memory.address + piece.start as u64, &mut there)?;
                 self.wait()?;
-                let here = &bytes(data)[piece.clone()];
+                let here = &data.bytes()[piece.clone()];
                 if let Some(byte) = there.iter().zip(here).position(|(there, here)| there != here) {
                     return Ok(Some((piece.start + byte) / place.memory.dtype.bytes()));
                 }
@@ -313,13 +308,13 @@ impl<'a> Placed<'_, 'a> {
             self.copy_from(address + first as u64, there)?;
         }
         for (place, data) in outputs.iter_mut().filter(|(place, _)| place.offset.is_none()) {
-            let (host, address) = (bytes_mut(data), place.memory.address);
+            let (host, address) = (data.bytes_mut(), place.memory.address);
             let mut pieces = place.extent.pieces(place.memory.dtype.bytes());
             pieces.try_for_each(|piece| self.copy_from(address + piece.start as u64, &mut host[piece]))?;
         }
         self.wait()?;
         for (place, data) in &mut outputs {
-            let host = bytes_mut(data);
+            let host = data.bytes_mut();
             if let Some(offset) = place.offset {
                 // SAFETY: both have this many bytes there; the GPU is done.
                 unsafe { std::ptr::copy_nonoverlapping(shared.add(offset), host.as_mut_ptr(), host.len()) };

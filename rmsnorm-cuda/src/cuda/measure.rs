@@ -9,9 +9,10 @@ use rayon::prelude::*;
 
 use super::compile::compile_source;
 use super::kernels::arg;
-use super::{Bytes, Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
+use super::{Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
 use crate::{
     Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
+    with_dtype,
 };
 
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
@@ -235,11 +236,8 @@ impl Meter {
 
     fn to_host(&self, buffer: &Buffer) -> Result<Host, Error> {
         let mut host = Host::zeros(buffer.memory.dtype, buffer.memory.elements);
-        let bytes = match &mut host {
-            Host::F32(data) => f32::bytes_mut(data),
-            Host::F16(data) => f16::bytes_mut(data),
-            Host::Bf16(data) => bf16::bytes_mut(data),
-        };
+        let mut data = host.slice_mut();
+        let bytes = data.bytes_mut();
         if !bytes.is_empty() {
             let copied = self.stream.memcpy_dtoh(&buffer.bytes.slice(..bytes.len()), bytes);
             copied.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
@@ -430,20 +428,12 @@ impl Host {
 
     /// As an operand that is read.
     pub fn slice(&self) -> Slice<'_> {
-        match self {
-            Host::F32(data) => Slice::F32(data),
-            Host::F16(data) => Slice::F16(data),
-            Host::Bf16(data) => Slice::Bf16(data),
-        }
+        with_dtype!(Host(data) = self => data[..].into())
     }
 
     /// As an operand that is written.
     pub fn slice_mut(&mut self) -> SliceMut<'_> {
-        match self {
-            Host::F32(data) => SliceMut::F32(data),
-            Host::F16(data) => SliceMut::F16(data),
-            Host::Bf16(data) => SliceMut::Bf16(data),
-        }
+        with_dtype!(Host(data) = self => (&mut data[..]).into())
     }
 }
 

@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
+use crate::Error;
 pub use crate::plan::{Calls, Tuning};
-use crate::{Error, Slice, SliceMut, bf16, f16};
 pub use cache::Cache;
 pub use host::Cuda;
 pub use kernels::Kernels;
@@ -35,46 +35,6 @@ pub use typed::{GpuSlice, GpuSliceMut, Layer};
 pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
     library::driver()?;
     CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))
-}
-
-/// Element types seen as bytes.
-trait Bytes: Sized {
-    fn bytes(data: &[Self]) -> &[u8];
-    fn bytes_mut(data: &mut [Self]) -> &mut [u8];
-}
-
-macro_rules! bytes {
-    ($($element:ty),*) => {$(
-        impl Bytes for $element {
-            fn bytes(data: &[Self]) -> &[u8] {
-                // SAFETY: the element has no padding, and u8 no alignment.
-                unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), std::mem::size_of_val(data)) }
-            }
-            fn bytes_mut(data: &mut [Self]) -> &mut [u8] {
-                // SAFETY: as above, and every bit pattern is an element.
-                unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), std::mem::size_of_val(data)) }
-            }
-        }
-    )*};
-}
-
-bytes!(f32, f16, bf16);
-
-/// The memory of an operand.
-fn bytes<'a>(data: &Slice<'a>) -> &'a [u8] {
-    match *data {
-        Slice::F32(data) => f32::bytes(data),
-        Slice::F16(data) => f16::bytes(data),
-        Slice::Bf16(data) => bf16::bytes(data),
-    }
-}
-
-fn bytes_mut<'a>(data: &'a mut SliceMut<'_>) -> &'a mut [u8] {
-    match data {
-        SliceMut::F32(data) => f32::bytes_mut(data),
-        SliceMut::F16(data) => f16::bytes_mut(data),
-        SliceMut::Bf16(data) => bf16::bytes_mut(data),
-    }
 }
 
 /// The driver's error by its name. (Its `Display` asks the driver for a text, which panics where there is none.)

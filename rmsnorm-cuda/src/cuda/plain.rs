@@ -13,7 +13,7 @@ use cudarc::nvrtc::Ptx;
 use super::compile::compile_source;
 use super::host::{Extent, Extents};
 use super::kernels::arg;
-use super::{DeviceMemory, Kernels, Tuning, bytes, bytes_mut, context, driver_error, steps};
+use super::{DeviceMemory, Kernels, Tuning, context, driver_error, steps};
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// The executor.
@@ -106,7 +106,7 @@ impl<'a> Memory<'a> {
     }
 
     fn read(&self, data: Slice<'_>) -> Result<DeviceMemory, Error> {
-        let host = bytes(&data);
+        let host = data.bytes();
         let allocation = Allocation::new(host.len())?;
         if !host.is_empty() {
             // SAFETY: the allocation has this many bytes.
@@ -130,7 +130,7 @@ impl<'a> Memory<'a> {
     fn download(self) -> Result<(), Error> {
         for (allocation, mut data, extent) in self.outputs.into_inner() {
             let size = data.dtype().bytes();
-            let host = bytes_mut(&mut data);
+            let host = data.bytes_mut();
             for piece in extent.into_iter().flat_map(|extent| extent.pieces(size)) {
                 let address = allocation.0 + piece.start as u64;
                 // SAFETY: `check` found the operand within the buffer, and the allocation is as long.

@@ -94,7 +94,7 @@ __device__ __forceinline__ void squares_step(const Pack<T>& z, float (&p)[PACK])
 
 __device__ __forceinline__ void scaled_squares_step(const Pack<T>& z, float s, float (&p)[PACK]) {
 #pragma unroll
-    for (int i = 0; i < (int)PACK; i++) p[i] = chain(__fmul_rn(z[i], s), __fmul_rn(z[i], s), p[i]);
+    for (int i = 0; i < (int)PACK; i++) p[i] = chain(scaled(z[i], s), scaled(z[i], s), p[i]);
 }
 
 template <typename S> __device__ __forceinline__ void dot_step(const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, S scale, float (&p)[PACK]) {

@@ -10,8 +10,8 @@ use anyhow::Result;
 use rayon::prelude::*;
 use rmsnorm_cuda::plan::{column_order, row_order};
 use rmsnorm_cuda::{
-    Backward, Cpu, Dtype, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16,
-    scratch_len,
+    Backward, Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, arith, bf16, f16,
+    scratch_len, with_dtype,
 };
 use std::hint::black_box;
 use std::time::Instant;
@@ -39,11 +39,7 @@ impl Device for OnCpu {
     }
 
     fn tensors(&self, cell: Cell) -> Result<Times> {
-        match cell.dtype {
-            Dtype::F32 => self.times(cell, noise),
-            Dtype::F16 => self.times(cell, |i| f16::from_f32(noise(i))),
-            Dtype::Bf16 => self.times(cell, |i| bf16::from_f32(noise(i))),
-        }
+        with_dtype!(cell.dtype, T => self.times(cell, |i| <T as arith::Element>::store(noise(i))))
     }
 
     fn sets(&self, _: &Times) -> usize {
