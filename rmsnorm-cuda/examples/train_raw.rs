@@ -1,9 +1,9 @@
 //! Trains the weight of one layer on a GPU through the raw layer: addresses and a raw stream, as another library may have them.
 //! A step is one CUDA graph, captured once and replayed; cudarc's event tracking may stay on.
-use rmsnorm_cuda::cuda::{self, Calls, DeviceMemory, Kernels, compile::compile_source};
+use rmsnorm_cuda::cuda::{self, Calls, DeviceMemory, Kernels};
 use rmsnorm_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use rmsnorm_cuda::cudarc::driver::{CudaSlice, DevicePtr, DriverError, result::launch_kernel};
-use rmsnorm_cuda::cudarc::nvrtc::Ptx;
+use rmsnorm_cuda::cudarc::nvrtc::compile_ptx;
 use rmsnorm_cuda::{Backward, Dtype, Forward, Rows, Vector, WeightGradient, WeightOffset, scratch_len};
 
 const ADD: &str = r#"extern "C" __global__ void add(float* to, float scale, const float* what, unsigned n) {
@@ -15,8 +15,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     let context = cuda::context(0)?;
     let stream = context.new_stream()?;
     let (kernels, raw) = (Kernels::new(&context)?, stream.cu_stream());
-    let cubin = compile_source(ADD, "add", kernels.tuning().arch.compute_capability)?.cubin;
-    let add = context.load_module(Ptx::from_binary(cubin))?.load_function("add")?;
+    let add = context.load_module(compile_ptx(ADD)?)?.load_function("add")?;
     let add = |to: DeviceMemory, scale: f32, what: DeviceMemory| -> Result<(), DriverError> {
         let n = what.elements as u32;
         let args = [&raw const to.address as _, &raw const scale as _, &raw const what.address as _, &raw const n as _];
@@ -38,7 +37,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     let forward = |weight, y| {
         let call = Forward { rows, hidden, eps, weight_offset, x, weight: Some(weight), y, rstd: Some(rstd) };
         // SAFETY: `data` holds all operands, and they are used on this stream only.
-        unsafe { kernels.forward(&call, &kernels.tuning(), raw) }
+        unsafe { kernels.forward(&call, raw) }
     };
     let (w, dw_to) = (Some(weight), Some(WeightGradient { dw, scratch }));
     let backward = Backward { rows, hidden, weight_offset, x, weight: w, rstd, dy: y, dx, dw: dw_to };
@@ -50,7 +49,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     forward(weight, y)?;
     add(y.data, -1.0, target.data)?; // The gradient of half the squared distance.
     // SAFETY: as in `forward`.
-    unsafe { kernels.backward(&backward, &kernels.tuning(), raw)? };
+    unsafe { kernels.backward(&backward, raw)? };
     add(weight.data, -0.01, dw.data)?;
     let step = stream.end_capture(CUgraphInstantiate_flags(0))?.ok_or("nothing was captured")?;
 

@@ -1,10 +1,10 @@
 //! Trains the weight of one layer on a GPU through the typed layer. A step is one CUDA graph, captured once and replayed.
 use std::sync::Arc;
 
-use rmsnorm_cuda::cuda::{self, Kernels, Layer, compile::compile_source};
+use rmsnorm_cuda::cuda::{self, Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use rmsnorm_cuda::cudarc::driver::{CudaSlice, DriverError, LaunchConfig, PushKernelArg};
-use rmsnorm_cuda::cudarc::nvrtc::Ptx;
+use rmsnorm_cuda::cudarc::nvrtc::compile_ptx;
 use rmsnorm_cuda::{Dtype, WeightOffset};
 
 const ADD: &str = r#"extern "C" __global__ void add(float* to, float scale, const float* what, unsigned n) {
@@ -18,8 +18,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream()?;
     let kernels = Arc::new(Kernels::new(&context)?);
-    let cubin = compile_source(ADD, "add", kernels.tuning().arch.compute_capability)?.cubin;
-    let add = context.load_module(Ptx::from_binary(cubin))?.load_function("add")?;
+    let add = context.load_module(compile_ptx(ADD)?)?.load_function("add")?;
     let add = |to: &mut CudaSlice<f32>, scale: f32, what: &CudaSlice<f32>| -> Result<(), DriverError> {
         let n = what.len() as u32;
         // SAFETY: the arguments are those of `add`, and both buffers have n elements.

@@ -71,6 +71,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod dtype;
 pub mod order;
+#[doc(hidden)]
 pub mod plan;
 pub mod problem;
 mod process;

@@ -68,7 +68,7 @@ impl<D> From<D> for Vector<D> {
 
 /// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset)`.
 ///
-/// `In` and `Out` are what an executor reads and writes: [`Slice`] and [`SliceMut`] on the host.
+/// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the host.
 #[derive(Debug)]
 pub struct Forward<In, Out> {
     /// Number of rows, M; 0 is allowed and writes nothing.

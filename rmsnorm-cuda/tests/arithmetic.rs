@@ -115,7 +115,7 @@ fn row(scale: RowScale) -> Bits {
 }
 
 const ARITH: &str = include_str!("../src/arith.cuh");
-const EMULATION: &str = include_str!("../src/cuda/emulator.cc");
+const EMULATION: &str = include_str!("../src/cuda/checks/emulator.cc");
 
 #[test]
 fn both_halves_give_the_same_bits() {

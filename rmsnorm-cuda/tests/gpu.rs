@@ -208,8 +208,8 @@ impl Work {
     fn launch(&self, kernels: &Kernels, stream: CUstream) -> Result<(), Error> {
         // SAFETY: the memory is this value's, untracked, of the lengths said, and every test waits before it reads or drops it.
         unsafe {
-            kernels.forward(&self.forward(), &kernels.tuning(), stream)?;
-            kernels.backward(&self.backward(), &kernels.tuning(), stream)
+            kernels.forward(&self.forward(), stream)?;
+            kernels.backward(&self.backward(), stream)
         }
     }
 

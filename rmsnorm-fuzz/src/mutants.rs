@@ -197,7 +197,7 @@ macro_rules! subject {
         use $crate::mutants::{Device, On, Subject};
         $crate::subject!(bridge $theirs);
         fn subject(on: On, device: Device) -> Result<Subject, String> {
-            use $theirs::cuda::{Cuda, Tuning, emulator::Emulator};
+            use $theirs::cuda::{Cuda, Tuning, checks::emulator::Emulator};
             use $theirs::plan::Arch;
             let text = |error: $theirs::Error| error.to_string();
             Ok(match (on, device) {

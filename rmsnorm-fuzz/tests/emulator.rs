@@ -3,7 +3,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use rayon::prelude::*;
-use rmsnorm_cuda::cuda::emulator::Emulator;
+use rmsnorm_cuda::cuda::checks::emulator::Emulator;
 use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;

@@ -44,11 +44,13 @@ impl Cuda {
     }
 
     /// The same executor with another choice of what decides only speed: for checks that it decides nothing else.
+    #[doc(hidden)]
     pub fn with_tuning(&self, tuning: Tuning) -> Self {
         Cuda { tuning, ..self.clone() }
     }
 
     /// What decides only speed: by default what fits the GPU found.
+    #[doc(hidden)]
     pub fn tuning(&self) -> Tuning {
         self.tuning
     }
@@ -59,6 +61,7 @@ impl Cuda {
     }
 
     /// The GPU.
+    #[doc(hidden)]
     pub fn arch(&self) -> Arch {
         self.kernels.tuning().arch
     }
@@ -74,7 +77,7 @@ impl Cuda {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: each operand is live memory of this stream's device, as long as the host buffer that `check` measured, and
             // no two overlap.
-            how(placed, &|stream| unsafe { self.kernels.forward(&call, &self.tuning, stream) })
+            how(placed, &|stream| unsafe { self.kernels.forward_tuned(&call, &self.tuning, stream) })
         })
     }
 
@@ -88,7 +91,7 @@ impl Cuda {
         self.with_memory(Extents::of_backward(&call), |placed| {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: as in `forward_as`.
-            how(placed, &|stream| unsafe { self.kernels.backward(&call, &self.tuning, stream) })
+            how(placed, &|stream| unsafe { self.kernels.backward_tuned(&call, &self.tuning, stream) })
         })
     }
 
@@ -264,6 +267,7 @@ impl<'a> Placed<'_, 'a> {
     }
 
     /// Gives every input what its host buffer holds, again.
+    #[cfg(feature = "checks")]
     pub(super) fn upload_inputs(&self) -> Result<(), Error> {
         let inputs = self.inputs.borrow();
         for (place, data) in inputs.iter().filter(|(place, _)| place.offset.is_none()) {
@@ -275,11 +279,13 @@ impl<'a> Placed<'_, 'a> {
     }
 
     /// Gives every input other numbers: 0.0115 or 1.06.
+    #[cfg(feature = "checks")]
     pub(super) fn disturb_inputs(&self) -> Result<(), Error> {
         self.inputs.borrow().iter().try_for_each(|(place, _)| self.fill(place, 0x3c))
     }
 
     /// An element of an input's buffer that is no longer what its host buffer holds.
+    #[cfg(feature = "checks")]
     pub(super) fn changed_input(&self) -> Result<Option<usize>, Error> {
         for (place, data) in &*self.inputs.borrow() {
             for piece in place.extent.pieces(place.memory.dtype.bytes()) {

@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
     self, CUcontext, CUdevice_attribute_enum as Attribute, CUfunction, CUfunction_attribute_enum as FunctionAttribute,
     CUmodule, CUresult, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
-use cudarc::driver::{CudaContext, CudaFunction, DriverError};
+use cudarc::driver::{CudaContext, DriverError};
 
 use super::cache::Cache;
 use super::module::Module;
@@ -129,6 +129,7 @@ impl Kernels {
     }
 
     /// What fits this GPU.
+    #[doc(hidden)]
     pub fn tuning(&self) -> Tuning {
         self.tuning
     }
@@ -171,6 +172,20 @@ impl Kernels {
     pub unsafe fn forward(
         &self,
         call: &Forward<DeviceMemory, DeviceMemory>,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        // SAFETY: as below.
+        unsafe { self.forward_tuned(call, &self.tuning, stream) }
+    }
+
+    /// The same, with what decides only speed chosen by `tuning`.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward`].
+    #[doc(hidden)]
+    pub unsafe fn forward_tuned(
+        &self,
+        call: &Forward<DeviceMemory, DeviceMemory>,
         tuning: &Tuning,
         stream: CUstream,
     ) -> Result<(), Error> {
@@ -185,10 +200,24 @@ impl Kernels {
     pub unsafe fn backward(
         &self,
         call: &Backward<DeviceMemory, DeviceMemory>,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        // SAFETY: as below.
+        unsafe { self.backward_tuned(call, &self.tuning, stream) }
+    }
+
+    /// The same, with what decides only speed chosen by `tuning`.
+    ///
+    /// # Safety
+    /// As for [`Kernels::forward`].
+    #[doc(hidden)]
+    pub unsafe fn backward_tuned(
+        &self,
+        call: &Backward<DeviceMemory, DeviceMemory>,
         tuning: &Tuning,
         stream: CUstream,
     ) -> Result<(), Error> {
-        // SAFETY: as in `forward`.
+        // SAFETY: as in `forward_tuned`.
         unsafe { self.run(&backward(call, tuning)?, stream) }
     }
 
@@ -279,26 +308,11 @@ impl Kernels {
         let loaded = Loaded::new(module, &cubin, self.tuning.arch.block_shared_bytes)?;
         Ok(slot.loaded.get_or_init(|| loaded))
     }
-
-    /// Launches `blocks` of `threads` with `shared_bytes` of dynamic shared memory each.
-    ///
-    /// # Safety
-    /// `arguments` point to values of the types that `function` takes, in order; the context is current.
-    pub(super) unsafe fn launch(
-        &self,
-        function: &CudaFunction,
-        shape: (u32, u32, u32),
-        arguments: &[*mut c_void],
-        stream: CUstream,
-    ) -> Result<(), Error> {
-        // SAFETY: the caller's promise.
-        unsafe { launch(function.cu_function(), shape, arguments, stream) }
-            .map_err(|e| driver_error("cuLaunchKernel", e))
-    }
 }
 
 impl Calls {
     /// Such a call over memory that need not be there.
+    #[doc(hidden)]
     pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
         let mut memory = self.memory();
         Ok(Forward {
@@ -314,6 +328,7 @@ impl Calls {
     }
 
     /// The same.
+    #[doc(hidden)]
     pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
         let mut memory = self.memory();
         let needed = scratch_len(self.rows, self.hidden)?;
@@ -361,16 +376,19 @@ impl Calls {
     }
 }
 
+/// Launches blocks of so many threads with so many bytes of dynamic shared memory each.
+///
 /// # Safety
-/// As for [`Kernels::launch`].
-unsafe fn launch(
+/// `function` belongs to the current context, and `arguments` point to values of the types that it takes, in order; what they point to
+/// is memory that the function may use so.
+pub(super) unsafe fn launch(
     function: CUfunction,
     (blocks, threads, shared_bytes): (u32, u32, u32),
     arguments: &[*mut c_void],
     stream: CUstream,
 ) -> Result<(), DriverError> {
     let (arguments, extra) = (arguments.as_ptr().cast_mut(), std::ptr::null_mut());
-    // SAFETY: the caller's promise; the function belongs to the current context.
+    // SAFETY: as this function's own `# Safety` demands.
     unsafe { sys::cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, arguments, extra) }
         .result()
 }

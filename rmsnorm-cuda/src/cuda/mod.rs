@@ -1,30 +1,44 @@
 //! The CUDA executor. Here is all `unsafe` code of the libraries: elsewhere the compiler refuses it.
 //!
-//! [`steps`] says what a call launches, [`module`] what that is compiled from, [`compile`] has NVRTC do so, [`cache`] keeps the result
-//! on disk, [`library`] finds the driver and NVRTC, [`kernels`] hands the steps to a stream, [`typed`] does so safely, and [`Cuda`] runs
-//! calls on host memory, which is what checks use. [`measure`] times.
+//! | you have | you call |
+//! | --- | --- |
+//! | rows without gaps in cudarc's slices, and a stream | [`Layer`] |
+//! | any rows in cudarc's slices, and a stream | [`Kernels::forward_on`], [`Kernels::backward_on`] |
+//! | device pointers and a raw stream | [`Kernels::forward`], [`Kernels::backward`], which are unsafe |
+//! | operands in host memory, and a GPU to compare with the CPU | [`Cuda`] |
+//!
+//! The way down a call goes: `kernels` asks `steps` what it launches, on a plan; `module` says what that is compiled from, `cache` whether it was
+//! compiled before, and `compile` has NVRTC do it; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
 
-pub mod cache;
-pub mod compile;
-#[cfg(all(feature = "emulator", target_arch = "x86_64", target_os = "linux"))]
-pub mod emulator;
+mod cache;
+#[cfg(feature = "checks")]
+#[doc(hidden)]
+pub mod checks;
 mod folder;
 mod host;
-pub mod kernels;
-pub mod library;
-pub mod measure;
-pub mod module;
-pub mod plain;
-pub mod replay;
-pub mod steps;
 pub mod typed;
+
+/// Modules that only checks look into.
+macro_rules! internal {
+    ($($module:ident)*) => {$(
+        #[cfg(feature = "checks")]
+        #[doc(hidden)]
+        pub mod $module;
+        #[cfg(not(feature = "checks"))]
+        #[allow(dead_code, unreachable_pub)] // Some of it is for checks alone.
+        mod $module;
+    )*};
+}
+internal! { compile kernels library module steps }
 
 use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
 use crate::Error;
-pub use crate::plan::{Calls, Tuning};
+pub use crate::plan::Calls;
+#[doc(hidden)]
+pub use crate::plan::Tuning;
 pub use cache::Cache;
 pub use host::Cuda;
 pub use kernels::Kernels;

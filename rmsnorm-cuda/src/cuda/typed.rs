@@ -51,7 +51,7 @@ impl Kernels {
         let call = call.try_map(|data| loan.read(data), |data| loan.write(data));
         // SAFETY: every operand is a live allocation of this context, lent until `end` is done: cudarc has the stream wait for
         // the uses before, and later uses, the release of the memory among them, wait for the stream.
-        loan.end(|| unsafe { self.forward(&call?, &self.tuning(), stream.cu_stream()) })
+        loan.end(|| unsafe { self.forward(&call?, stream.cu_stream()) })
     }
 
     /// Launches a backward call on `stream`. As [`Kernels::forward_on`].
@@ -63,7 +63,7 @@ impl Kernels {
         let loan = Loan::on(self, stream)?;
         let call = call.try_map(|data| loan.read(data), |data| loan.write(data));
         // SAFETY: as in `forward_on`.
-        loan.end(|| unsafe { self.backward(&call?, &self.tuning(), stream.cu_stream()) })
+        loan.end(|| unsafe { self.backward(&call?, stream.cu_stream()) })
     }
 }
 

@@ -82,12 +82,12 @@ fn the_calls_of_a_call() {
         let forward = |rows, hidden| {
             let call = Operands::new(Dtype::Bf16, rows, hidden).forward();
             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-            unsafe { kernels.forward(&call, &kernels.tuning(), stream) }.expect("a forward call");
+            unsafe { kernels.forward(&call, stream) }.expect("a forward call");
         };
         let backward = |rows, hidden| {
             let operands = Operands::new(Dtype::Bf16, rows, hidden);
             // SAFETY: as above, but `dw` may be cleared: it is a buffer of its length that lives until the end of this closure.
-            unsafe { kernels.backward(&operands.backward(), &kernels.tuning(), stream) }.expect("a backward call");
+            unsafe { kernels.backward(&operands.backward(), stream) }.expect("a backward call");
         };
         for (rows, hidden, forward_calls, backward_calls) in GOLDEN {
             forward(rows, hidden); // Compiles, and so does the next.
@@ -141,7 +141,7 @@ fn a_failed_launch_is_the_error_of_its_call() {
         let (kernels, stream) = kernels();
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        let launch = || unsafe { kernels.forward(&call, &kernels.tuning(), stream) };
+        let launch = || unsafe { kernels.forward(&call, stream) };
         assert_eq!(launch(), Ok(()));
         let code = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES".to_string();
         assert_eq!(launch(), Err(Error::Driver { call: "cuLaunchKernel", code }));
@@ -164,7 +164,7 @@ fn every_ring_is_allowed() {
                 small.arch.block_shared_bytes = 60 << 10;
                 for tuning in [kernels.tuning(), small] {
                     // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                    let launched = unsafe { kernels.forward(&operands.forward(), &tuning, stream) };
+                    let launched = unsafe { kernels.forward_tuned(&operands.forward(), &tuning, stream) };
                     assert_eq!(launched, Ok(()), "forward 3×{hidden} {dtype}");
                     let call = operands.backward();
                     let steps = backward(&call, &tuning).expect("a call");
@@ -172,7 +172,7 @@ fn every_ring_is_allowed() {
                         steps.iter().map(|step| if let Step::Kernel(kernel) = step { kernel.shared_bytes } else { 0 });
                     just_below += rings.filter(|bytes| (44 << 10..=48 << 10).contains(bytes)).count();
                     // SAFETY: as above.
-                    let launched = unsafe { kernels.backward(&call, &tuning, stream) };
+                    let launched = unsafe { kernels.backward_tuned(&call, &tuning, stream) };
                     assert_eq!(launched, Ok(()), "backward 3×{hidden} {dtype}");
                 }
             }
@@ -212,9 +212,9 @@ fn a_prepared_call_only_launches() {
                         }
                         let calls = calls_of(|| {
                             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                            unsafe { kernels.forward(&forward, &kernels.tuning(), stream) }.expect("a forward call");
+                            unsafe { kernels.forward(&forward, stream) }.expect("a forward call");
                             // SAFETY: as above; with rows there is nothing to clear.
-                            unsafe { kernels.backward(&backward, &kernels.tuning(), stream) }.expect("a backward call");
+                            unsafe { kernels.backward(&backward, stream) }.expect("a backward call");
                         });
                         let launches =
                             calls.iter().filter(|c| c.starts_with("cuLaunchKernel") && c.ends_with("stream 77"));
@@ -243,9 +243,9 @@ fn a_prepared_call_only_launches() {
             let operands = Operands::new(Dtype::Bf16, rows, kind.hidden);
             let calls = calls_of(|| {
                 // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                unsafe { kernels.forward(&operands.forward(), &kernels.tuning(), stream) }.expect("a forward call");
+                unsafe { kernels.forward(&operands.forward(), stream) }.expect("a forward call");
                 // SAFETY: as above; with rows there is nothing to clear.
-                unsafe { kernels.backward(&operands.backward(), &kernels.tuning(), stream) }.expect("a backward call");
+                unsafe { kernels.backward(&operands.backward(), stream) }.expect("a backward call");
             });
             let expected = ["cuCtxGetCurrent", "cuLaunchKernel", "cuCtxGetCurrent", "cuLaunchKernel", "cuLaunchKernel"];
             assert_eq!(names(&calls), expected);
@@ -272,7 +272,7 @@ fn a_prepared_call_only_launches() {
 fn forward(kernels: &Kernels, hidden: usize, stream: CUstream) -> Result<(), Error> {
     let call = Operands::new(Dtype::Bf16, 64, hidden).forward();
     // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-    unsafe { kernels.forward(&call, &kernels.tuning(), stream) }
+    unsafe { kernels.forward(&call, stream) }
 }
 
 fn count(calls: &[String], name: &str) -> usize {
@@ -418,7 +418,7 @@ pub(super) fn refuse_a_stream_of_another_gpu() {
     assert_eq!(forward(&kernels, 64, other.cu_stream()), expected);
     let operands = Operands::new(Dtype::Bf16, 0, 64);
     // SAFETY: without rows only `dw` is touched, a buffer of its length that lives on.
-    let clear = |stream| unsafe { kernels.backward(&operands.backward(), &kernels.tuning(), stream) };
+    let clear = |stream| unsafe { kernels.backward(&operands.backward(), stream) };
     assert_eq!(clear(other.cu_stream()), expected);
     let calls = calls_of(|| other.context().bind_to_thread().expect("the other context"));
     assert_eq!(names(&calls), ["cuCtxGetCurrent"], "the other context is not current any more");
@@ -467,8 +467,7 @@ fn many_threads_share_the_kernels() {
                 for hidden in [64, 4096, 180, 5000, 4096, 64] {
                     let operands = Operands::new(Dtype::F16, 16, hidden);
                     // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                    unsafe { kernels.forward(&operands.forward(), &kernels.tuning(), stream.cu_stream()) }
-                        .expect("a forward call");
+                    unsafe { kernels.forward(&operands.forward(), stream.cu_stream()) }.expect("a forward call");
                 }
             };
             std::thread::scope(|scope| {
@@ -489,7 +488,7 @@ fn a_module_that_did_not_load_is_tried_again() {
         let (kernels, stream) = kernels();
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        let forward = || unsafe { kernels.forward(&call, &kernels.tuning(), stream) };
+        let forward = || unsafe { kernels.forward(&call, stream) };
         let code = "CUDA_ERROR_OUT_OF_MEMORY".to_string();
         let calls = calls_of(|| assert_eq!(forward(), Err(Error::Driver { call: "cuModuleGetFunction", code })));
         assert_eq!(calls[calls.len() - 2..], ["cuModuleUnload", "cuThreadExchangeStreamCaptureMode 0"]);
@@ -507,7 +506,7 @@ fn an_nvrtc_newer_than_the_driver() {
             let (kernels, stream) = kernels();
             let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
             // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-            let error = unsafe { kernels.forward(&call, &kernels.tuning(), stream) }.expect_err("refused");
+            let error = unsafe { kernels.forward(&call, stream) }.expect_err("refused");
             println!("{error}");
             if std::env::var("STAND_IN_NVRTC").is_ok_and(|version| version == "12080") {
                 assert_library(
@@ -553,12 +552,12 @@ fn no_size_overflows() {
                     call.x.offset = huge; // And no first.
                 }
                 // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                assert_eq!(unsafe { kernels.forward(&call, &kernels.tuning(), stream) }, Ok(()), "{huge} {rows}");
+                assert_eq!(unsafe { kernels.forward(&call, stream) }, Ok(()), "{huge} {rows}");
             }
             let mut call = Operands::new(Dtype::F32, 2, 64).forward();
             call.x.row_stride = huge;
             // SAFETY: as above.
-            let launched = unsafe { kernels.forward(&call, &kernels.tuning(), stream) };
+            let launched = unsafe { kernels.forward(&call, stream) };
             assert!(matches!(launched, Err(Error::AddressRange { .. } | Error::Length { .. })), "{launched:?}");
         }
     });

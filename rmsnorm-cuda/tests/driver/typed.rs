@@ -149,7 +149,7 @@ fn an_error_of_others_is_left_to_them() {
         let kernels = Kernels::new(&context).expect("a stand-in");
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        unsafe { kernels.forward(&call, &kernels.tuning(), stream.cu_stream()) }.expect("a forward call");
+        unsafe { kernels.forward(&call, stream.cu_stream()) }.expect("a forward call");
         let (x, weight) = {
             assert_eq!(context.check_err(), theirs());
             let memory = |n| stream.alloc_zeros::<bf16>(n).expect("memory");
@@ -177,7 +177,7 @@ fn two_gpus() {
         let other_stream = other.new_stream().expect("a stand-in");
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();
         // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-        unsafe { kernels.forward(&call, &kernels.tuning(), stream.cu_stream()) }.expect("a forward call");
+        unsafe { kernels.forward(&call, stream.cu_stream()) }.expect("a forward call");
         drop(kernels);
         let other_is_current = || {
             let calls = calls_of(|| other.bind_to_thread().expect("the other context"));

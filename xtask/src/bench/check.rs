@@ -2,7 +2,7 @@
 
 use super::report::Differ;
 use rayon::prelude::*;
-use rmsnorm_cuda::cuda::measure::{Downloaded, EPS, Host};
+use rmsnorm_cuda::cuda::checks::meter::{Downloaded, EPS, Host};
 use rmsnorm_cuda::{
     Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Rows, Slice, WeightGradient, WeightOffset, scratch_len,
 };

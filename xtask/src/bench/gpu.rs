@@ -5,13 +5,14 @@ use super::check;
 use super::report::{Ceiling, Differ, Gpu, Timing};
 use super::run::Device;
 use anyhow::Result;
+use rmsnorm_cuda::cuda::checks::meter::{self, Meter, Tensors};
 use rmsnorm_cuda::cuda::library::nvrtc;
-use rmsnorm_cuda::cuda::measure::{self, Meter, Tensors};
 use rmsnorm_cuda::plan;
+use std::sync::Arc;
 
 /// The first GPU.
 pub(super) struct OnGpu {
-    meter: Meter,
+    meter: Arc<Meter>,
     replays: usize,
 }
 
@@ -43,11 +44,9 @@ impl Device for OnGpu {
     const SHARES_CEILINGS: bool = true;
 
     fn plan(&self, cell: Cell) -> String {
-        {
-            let (calls, tuning) = (metered(&cell).calls(), self.meter.kernels().tuning());
-            let (forward, backward) = (plan::forward(&calls, &tuning), plan::backward(&calls, &tuning));
-            format!("C{} forward {forward}; backward {backward}", plan::row_order(cell.hidden).chains)
-        }
+        let (calls, tuning) = (metered(&cell).calls(), self.meter.kernels().tuning());
+        let (forward, backward) = (plan::forward(&calls, &tuning), plan::backward(&calls, &tuning));
+        format!("C{} forward {forward}; backward {backward}", plan::row_order(cell.hidden).chains)
     }
 
     fn tensors(&self, cell: Cell) -> Result<Self::Tensors> {
@@ -60,8 +59,8 @@ impl Device for OnGpu {
 
     fn ceiling(&self, (_, tensors): &Self::Tensors, direction: Direction) -> Result<Ceiling> {
         let (best, how) = match direction {
-            Direction::Forward => self.meter.ceiling_forward(tensors, self.replays)?,
-            Direction::Backward => self.meter.ceiling_backward(tensors, self.replays)?,
+            Direction::Forward => tensors.ceiling_forward(self.replays)?,
+            Direction::Backward => tensors.ceiling_backward(self.replays)?,
         };
         Ok(Ceiling { timing: timing(best), how })
     }
@@ -69,20 +68,20 @@ impl Device for OnGpu {
     fn call(&self, (_, tensors): &Self::Tensors, direction: Direction) -> Result<Timing> {
         let tuning = self.meter.kernels().tuning();
         Ok(timing(match direction {
-            Direction::Forward => self.meter.forward(tensors, &tuning, self.replays)?,
-            Direction::Backward => self.meter.backward(tensors, &tuning, self.replays)?,
+            Direction::Forward => tensors.forward(&tuning, self.replays)?,
+            Direction::Backward => tensors.backward(&tuning, self.replays)?,
         }))
     }
 
     fn differ(&self, (cell, tensors): &Self::Tensors) -> Result<Option<Differ>> {
-        Ok(Some(check::differ(&self.meter.download(tensors)?, cell.hidden)?))
+        Ok(Some(check::differ(&tensors.download()?, cell.hidden)?))
     }
 }
 
-pub(super) fn metered(&Cell { dtype, rows, hidden }: &Cell) -> measure::Cell {
-    measure::Cell { dtype, rows, hidden }
+pub(super) fn metered(&Cell { dtype, rows, hidden }: &Cell) -> meter::Cell {
+    meter::Cell { dtype, rows, hidden }
 }
 
-fn timing(measure::Timing { us_median, us_p10, us_p90, replays }: measure::Timing) -> Timing {
+fn timing(meter::Timing { us_median, us_p10, us_p90, replays }: meter::Timing) -> Timing {
     Timing { us_median, us_p10, us_p90, replays }
 }

@@ -5,7 +5,7 @@ use super::cells::Cell;
 use super::gpu::metered;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
-use rmsnorm_cuda::cuda::measure::Meter;
+use rmsnorm_cuda::cuda::checks::meter::Meter;
 use rmsnorm_cuda::plan::{self, Source, Tuning, variants};
 use rmsnorm_cuda::{Cpu, Executor};
 use std::collections::BTreeMap;
@@ -29,12 +29,12 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
         let (compiled, refused): (Vec<Tuning>, Vec<Tuning>) =
             tunings.into_par_iter().partition(|tuning| meter.prepare(&[(metered(cell), *tuning)]).is_ok());
         let tensors = meter.tensors(metered(cell))?;
-        let copy = meter.ceiling_forward(&tensors, replays)?.0.us_median;
-        let add = meter.ceiling_backward(&tensors, replays)?.0.us_median;
+        let copy = tensors.ceiling_forward(replays)?.0.us_median;
+        let add = tensors.ceiling_backward(replays)?.0.us_median;
         let calls = metered(cell).calls();
         let (mut forward, mut backward) = (BTreeMap::new(), BTreeMap::new());
         for tuning in &compiled {
-            let us = meter.forward(&tensors, tuning, replays)?.us_median;
+            let us = tensors.forward(tuning, replays)?.us_median;
             forward.insert(plan::forward(&calls, tuning).to_string(), us);
             for stages in STAGES {
                 for rate_percent in RATES {
@@ -45,12 +45,12 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
                     if fits != stages || (stages == 0 && rate_percent != RATES[0]) {
                         continue;
                     }
-                    let us = meter.backward(&tensors, &tuning, replays)?.us_median;
+                    let us = tensors.backward(&tuning, replays)?.us_median;
                     backward.insert(format!("{plan} at {rate_percent} %"), us);
                 }
             }
         }
-        let own = [meter.forward(&tensors, &planned, replays)?, meter.backward(&tensors, &planned, replays)?];
+        let own = [tensors.forward(&planned, replays)?, tensors.backward(&planned, replays)?];
         ensure!(!forward.is_empty(), "{cell}: no variant compiles for this GPU");
         writeln!(out, "\n{cell}: {} classes, {} of them refused", classes.len(), refused.len())?;
         for (which, launch, ceiling, own, all) in [

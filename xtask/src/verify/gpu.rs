@@ -2,8 +2,8 @@
 
 use super::executors::{Found, Launch};
 use super::report::Gpu;
+use rmsnorm_cuda::cuda::checks::replay::{Beside, Replayed};
 use rmsnorm_cuda::cuda::library::nvrtc;
-use rmsnorm_cuda::cuda::replay::{Beside, Replayed};
 use rmsnorm_cuda::cuda::{Cuda, Tuning};
 use rmsnorm_cuda::plan::{Arch, variants};
 use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, SliceMut};

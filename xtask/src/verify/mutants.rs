@@ -131,7 +131,7 @@ fn build() -> Result<PathBuf> {
         let crate_name = mutant.map_or("mutant_clean".into(), Mutant::crate_name);
         let kernels = mutant.is_none_or(|m| m.on == On::Kernels);
         copies.add(&crate_name, mutant, !kernels || mutant.is_none())?;
-        let features = if kernels { ", features = [\"emulator\"]" } else { "" };
+        let features = if kernels { ", features = [\"checks\"]" } else { "" };
         dependencies +=
             &format!("{crate_name} = {{ path = \"../{crate_name}\", default-features = false{features} }}\n");
         arms += &match kernels {

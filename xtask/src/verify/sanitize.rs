@@ -6,8 +6,8 @@
 
 use crate::children::output;
 use anyhow::{Context, Result, bail, ensure};
-use rmsnorm_cuda::cuda::measure::Host;
-use rmsnorm_cuda::cuda::plain::Plain;
+use rmsnorm_cuda::cuda::checks::meter::Host;
+use rmsnorm_cuda::cuda::checks::plain::Plain;
 use rmsnorm_cuda::{
     Backward, Cpu, Dtype, Error, Executor, Forward, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len,
 };

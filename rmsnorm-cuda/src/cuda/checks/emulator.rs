@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use super::kernels::arg;
-use super::module::{Module, SOURCES};
-use super::steps::{self, DeviceMemory, Kernel, Step};
 use crate::arith::environment;
+use crate::cuda::kernels::arg;
+use crate::cuda::module::{Module, SOURCES};
+use crate::cuda::steps::{self, DeviceMemory, Kernel, Step};
 use crate::plan::Tuning;
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, with_dtype};
 
-/// An executor that launches the kernels as [`Cuda`](super::Cuda) does, on a CPU.
+/// An executor that launches the kernels as [`Cuda`](crate::cuda::Cuda) does, on a CPU.
 pub struct Emulator {
     tuning: Tuning,
     seed: AtomicU64,

@@ -10,10 +10,10 @@ use cudarc::driver::result::{free_sync, malloc_sync, memcpy_dtoh_sync, memcpy_ht
 use cudarc::driver::{CudaContext, CudaStream};
 use cudarc::nvrtc::Ptx;
 
-use super::compile::compile_source;
-use super::host::{Extent, Extents};
-use super::kernels::arg;
-use super::{DeviceMemory, Kernels, Tuning, context, driver_error, steps};
+use crate::cuda::compile::compile_source;
+use crate::cuda::host::{Extent, Extents};
+use crate::cuda::kernels::{arg, launch};
+use crate::cuda::{DeviceMemory, Kernels, Tuning, context, driver_error, steps};
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// The executor.
@@ -54,7 +54,8 @@ impl Plain {
         let (memory, elements) = (Allocation::new(64 * size_of::<f32>())?, 64_u32);
         let arguments = [arg(&memory.0), arg(&elements)];
         // SAFETY: the kernel takes an address and a number. What it does is a fault, in a process that has no other purpose.
-        unsafe { self.kernels.launch(&function, (1, 64, 0), &arguments, self.stream.cu_stream())? };
+        unsafe { launch(function.cu_function(), (1, 64, 0), &arguments, self.stream.cu_stream()) }
+            .map_err(|e| driver_error("cuLaunchKernel", e))?;
         self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
     }
 
@@ -77,7 +78,7 @@ impl Executor for Plain {
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
-        unsafe { self.kernels.forward(&call, &self.tuning, self.stream.cu_stream())? };
+        unsafe { self.kernels.forward_tuned(&call, &self.tuning, self.stream.cu_stream())? };
         self.finish(memory, steps::forward(&call, &self.tuning)?.len())
     }
 
@@ -87,7 +88,7 @@ impl Executor for Plain {
         let memory = Memory::of(Extents::of_backward(&call));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: as in `forward`.
-        unsafe { self.kernels.backward(&call, &self.tuning, self.stream.cu_stream())? };
+        unsafe { self.kernels.backward_tuned(&call, &self.tuning, self.stream.cu_stream())? };
         self.finish(memory, steps::backward(&call, &self.tuning)?.len())
     }
 }

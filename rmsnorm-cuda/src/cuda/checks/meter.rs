@@ -7,9 +7,9 @@ use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
-use super::compile::compile_source;
-use super::kernels::arg;
-use super::{Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
+use crate::cuda::compile::compile_source;
+use crate::cuda::kernels::{Current, arg, launch};
+use crate::cuda::{Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
 use crate::{
     Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
     with_dtype,
@@ -61,6 +61,7 @@ pub struct Meter {
 
 /// The tensors of a cell, several times over.
 pub struct Tensors {
+    meter: Arc<Meter>,
     cell: Cell,
     sets: Vec<Set>,
 }
@@ -69,6 +70,59 @@ impl Tensors {
     /// How many times over.
     pub fn sets(&self) -> usize {
         self.sets.len()
+    }
+
+    /// Times forward.
+    pub fn forward(&self, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
+        self.meter.time(self.sets.len(), replays, |set, stream| {
+            let call = self.sets[set].forward(self.cell);
+            // SAFETY: the buffers live as long as `self`, were sized by `Meter::set` on the stream of the same meter, and are used on no other.
+            unsafe { self.meter.kernels.forward_tuned(&call, tuning, stream) }
+        })
+    }
+
+    /// Times backward, dx and dw. Run [`Tensors::forward`] first: it stores rstd.
+    pub fn backward(&self, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
+        self.meter.time(self.sets.len(), replays, |set, stream| {
+            let call = self.sets[set].backward(self.cell)?;
+            // SAFETY: as in `forward`.
+            unsafe { self.meter.kernels.backward_tuned(&call, tuning, stream) }
+        })
+    }
+
+    /// The fastest of the ways to read one tensor of the cell and write another, with its name.
+    pub fn ceiling_forward(&self, replays: usize) -> Result<(Timing, String), Error> {
+        let mut best = self.meter.ceiling(self, replays, &COPIES, |set| [&set.x, &set.x, &set.y])?;
+        let copied = self.meter.time(self.sets.len(), replays, |set, stream| {
+            let (x, y) = (&self.sets[set].x, &self.sets[set].y);
+            // SAFETY: both buffers have this length.
+            unsafe { sys::cuMemcpyDtoDAsync_v2(y.memory.address, x.memory.address, x.bytes.len(), stream) }
+                .result()
+                .map_err(|e| driver_error("cuMemcpyDtoDAsync", e))
+        })?;
+        if copied.us_median < best.0.us_median {
+            best = (copied, "cuMemcpyDtoD".into());
+        }
+        Ok(best)
+    }
+
+    /// The fastest of the ways to read two tensors of the cell and write one, with its name.
+    pub fn ceiling_backward(&self, replays: usize) -> Result<(Timing, String), Error> {
+        self.meter.ceiling(self, replays, &ADDS, |set| [&set.x, &set.dy, &set.dx])
+    }
+
+    /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
+    pub fn download(&self) -> Result<Downloaded, Error> {
+        let set = &self.sets[0];
+        Ok(Downloaded {
+            x: self.meter.to_host(&set.x)?,
+            dy: self.meter.to_host(&set.dy)?,
+            weight: self.meter.to_host(&set.weight)?,
+            y: self.meter.to_host(&set.y)?,
+            rstd: self.meter.to_host(&set.rstd)?,
+            dx: self.meter.to_host(&set.dx)?,
+            dw: self.meter.to_host(&set.dw)?,
+        })
     }
 }
 
@@ -125,7 +179,7 @@ const REPLAYS_OF_LONG_GRAPHS: usize = 9;
 
 impl Meter {
     /// GPU `ordinal`.
-    pub fn new(ordinal: usize) -> Result<Self, Error> {
+    pub fn new(ordinal: usize) -> Result<Arc<Self>, Error> {
         library::driver_with(&[
             "cuEventElapsedTime_v2",
             "cuMemcpyDtoDAsync_v2",
@@ -137,11 +191,10 @@ impl Meter {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
         let kernels = Kernels::new(&context)?;
-        let compiled =
-            compile_source(include_str!("measure.cu"), "measure.cu", kernels.tuning().arch.compute_capability)?;
+        let compiled = compile_source(include_str!("meter.cu"), "meter.cu", kernels.tuning().arch.compute_capability)?;
         let module =
             context.load_module(Ptx::from_binary(compiled.cubin)).map_err(|e| driver_error("cuModuleLoadData", e))?;
-        Ok(Meter { context, stream, kernels, module })
+        Ok(Arc::new(Meter { context, stream, kernels, module }))
     }
 
     /// The kernels that are timed.
@@ -168,69 +221,19 @@ impl Meter {
 
     /// Fills x, dy and weight of `cell` with normal numbers and the outputs with NaN, in so many sets that x and y alone are four
     /// times as large as the L2 cache, but no more than 2^14.
-    pub fn tensors(&self, cell: Cell) -> Result<Tensors, Error> {
+    pub fn tensors(self: &Arc<Self>, cell: Cell) -> Result<Tensors, Error> {
         let bytes = cell.rows * cell.hidden * cell.dtype.bytes();
         let sets = (4 * self.l2_bytes()?).div_ceil(2 * bytes.max(1)).clamp(2, SETS_MAX);
         let sets = (0..sets as u32).map(|i| self.set(cell, i)).collect::<Result<_, _>>()?;
         self.wait()?;
-        Ok(Tensors { cell, sets })
-    }
-
-    /// Times forward.
-    pub fn forward(&self, tensors: &Tensors, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
-        self.time(tensors.sets.len(), replays, |set, stream| {
-            let call = tensors.sets[set].forward(tensors.cell);
-            // SAFETY: the buffers live in `tensors`, were sized by `set` and are used on this stream only.
-            unsafe { self.kernels.forward(&call, tuning, stream) }
-        })
-    }
-
-    /// Times backward, dx and dw. Run [`Meter::forward`] first: it stores rstd.
-    pub fn backward(&self, tensors: &Tensors, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
-        self.time(tensors.sets.len(), replays, |set, stream| {
-            let call = tensors.sets[set].backward(tensors.cell)?;
-            // SAFETY: as in `forward`.
-            unsafe { self.kernels.backward(&call, tuning, stream) }
-        })
-    }
-
-    /// The fastest of the ways to read one tensor of the cell and write another, with its name.
-    pub fn ceiling_forward(&self, tensors: &Tensors, replays: usize) -> Result<(Timing, String), Error> {
-        let mut best = self.ceiling(tensors, replays, &COPIES, |set| [&set.x, &set.x, &set.y])?;
-        let copied = self.time(tensors.sets.len(), replays, |set, stream| {
-            let (x, y) = (&tensors.sets[set].x, &tensors.sets[set].y);
-            // SAFETY: both buffers have this length.
-            unsafe { sys::cuMemcpyDtoDAsync_v2(y.memory.address, x.memory.address, x.bytes.len(), stream) }
-                .result()
-                .map_err(|e| driver_error("cuMemcpyDtoDAsync", e))
-        })?;
-        if copied.us_median < best.0.us_median {
-            best = (copied, "cuMemcpyDtoD".into());
-        }
-        Ok(best)
-    }
-
-    /// The fastest of the ways to read two tensors of the cell and write one, with its name.
-    pub fn ceiling_backward(&self, tensors: &Tensors, replays: usize) -> Result<(Timing, String), Error> {
-        self.ceiling(tensors, replays, &ADDS, |set| [&set.x, &set.dy, &set.dx])
+        Ok(Tensors { meter: self.clone(), cell, sets })
     }
 
     /// A launch that does nothing, as one of many in a graph.
     pub fn bare_launch(&self, replays: usize) -> Result<Timing, Error> {
-        self.time(64, replays, |_, stream| self.launch("nothing", 1, 32, &[], stream))
-    }
-
-    /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
-    pub fn download(&self, tensors: &Tensors) -> Result<Downloaded, Error> {
-        let set = &tensors.sets[0];
-        Ok(Downloaded {
-            x: self.to_host(&set.x)?,
-            dy: self.to_host(&set.dy)?,
-            weight: self.to_host(&set.weight)?,
-            y: self.to_host(&set.y)?,
-            rstd: self.to_host(&set.rstd)?,
-            dx: self.to_host(&set.dx)?,
-            dw: self.to_host(&set.dw)?,
+        self.time(64, replays, |_, stream| {
+            // SAFETY: `nothing` takes nothing.
+            unsafe { self.launch("nothing", 1, 32, &[], stream) }
         })
     }
 
@@ -263,13 +266,9 @@ impl Meter {
             let (address, n) = (buffer.memory.address, buffer.memory.elements as u64);
             let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 3 * seed + i as u32);
             let arguments = [arg(&address), arg(&n), arg(&bytes), arg(&half), arg(&seed)];
-            self.launch(
-                "fill_normal",
-                n.div_ceil(256).clamp(1, 4096) as u32,
-                256,
-                &arguments,
-                self.stream.cu_stream(),
-            )?;
+            let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
+            // SAFETY: `fill_normal` writes n elements of so many bytes, which the buffer has.
+            unsafe { self.launch("fill_normal", blocks, 256, &arguments, self.stream.cu_stream())? };
         }
         // All ones are a NaN of every type: an element that no launch writes is found.
         for output in [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch] {
@@ -307,7 +306,8 @@ impl Meter {
                     _ => per_sm * self.kernels.tuning().arch.sm_count,
                 };
                 let arguments = [arg(&a.memory.address), arg(&b.memory.address), arg(&o.memory.address), arg(&n)];
-                self.launch(name, blocks, threads, &arguments, stream)
+                // SAFETY: both kinds of kernel take three buffers of n times 16 bytes.
+                unsafe { self.launch(name, blocks, threads, &arguments, stream) }
             })?;
             if best.as_ref().is_none_or(|(b, _)| timing.us_median < b.us_median) {
                 best = Some((timing, format!("{name} {per_sm}×{threads}")));
@@ -354,7 +354,9 @@ impl Meter {
         Ok(Timing { us_median: at(0.5), us_p10: at(0.1), us_p90: at(0.9), replays })
     }
 
-    fn launch(
+    /// # Safety
+    /// `arguments` are those of the kernel of this name in meter.cu, over memory that it may use.
+    unsafe fn launch(
         &self,
         name: &str,
         blocks: u32,
@@ -363,8 +365,10 @@ impl Meter {
         stream: CUstream,
     ) -> Result<(), Error> {
         let function = self.module.load_function(name).map_err(|e| driver_error("cuModuleGetFunction", e))?;
-        // SAFETY: each caller above passes what the kernel of that name in measure.cu takes, over buffers it sized.
-        unsafe { self.kernels.launch(&function, (blocks, threads, 0), arguments, stream) }
+        let _current = Current::set(&self.context)?;
+        // SAFETY: a function of this context's module; the rest is this function's own `# Safety`.
+        unsafe { launch(function.cu_function(), (blocks, threads, 0), arguments, stream) }
+            .map_err(|e| driver_error("cuLaunchKernel", e))
     }
 
     fn attribute(&self, attribute: Attribute) -> Result<usize, Error> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUmemPool_attribute, CUstream, CUstreamCaptureMode};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 
-use super::host::Placed;
-use super::{Cuda, DeviceMemory, driver_error, library};
+use crate::cuda::host::Placed;
+use crate::cuda::{Cuda, DeviceMemory, driver_error, library};
 use crate::{
     Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len,
 };
@@ -144,7 +144,7 @@ impl Beside {
     fn compete(&self) -> Result<(), Error> {
         for _ in 0..COMPETING_CALLS {
             // SAFETY: the tensors live until `drop` has waited, and calls on one stream run one after the other.
-            unsafe { self.cuda.kernels.backward(&self.call, &self.cuda.tuning, self.other.cu_stream())? };
+            unsafe { self.cuda.kernels.backward_tuned(&self.call, &self.cuda.tuning, self.other.cu_stream())? };
         }
         Ok(())
     }
