@@ -6,6 +6,8 @@
 //! own. Without `cc` the tests say so and pass.
 #![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +26,27 @@ mod machine;
 mod raw;
 #[path = "driver/typed.rs"]
 mod typed;
+
+/// Counts what the thread that asks has allocated.
+struct Counting;
+
+thread_local!(static ALLOCATIONS: Cell<usize> = const { Cell::new(0) });
+
+// SAFETY: all is the system's; a count is kept beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.try_with(|count| count.set(count.get() + 1)).ok();
+        // SAFETY: as of this function.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as of this function.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 /// What a process finds as libcuda.
 #[derive(Clone, Copy)]

@@ -248,7 +248,7 @@ impl Kernels {
     }
 
     /// The function of a kernel that is about to be launched.
-    fn function(&self, kernel: &Kernel) -> Result<CUfunction, Error> {
+    pub(super) fn function(&self, kernel: &Kernel) -> Result<CUfunction, Error> {
         let slot = self.modules.slot(&kernel.module);
         let loaded = match slot.loaded.get() {
             Some(loaded) => loaded,

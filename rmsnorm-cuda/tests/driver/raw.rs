@@ -134,6 +134,27 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
     (0, 4096, &["cuCtxGetCurrent"], &["cuCtxGetCurrent", "cuMemsetD8Async 0 8192 bytes stream 77"]),
 ];
 
+/// Of the host's memory too, prepared calls allocate nothing; one that compiles does.
+#[test]
+fn a_prepared_call_allocates_nothing() {
+    alone("raw::a_prepared_call_allocates_nothing", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        for (rows, hidden) in [(64, 4096), (1000, 65536), (300, 128)] {
+            let operands = Operands::new(Dtype::Bf16, rows, hidden);
+            let (forward, backward) = (operands.forward(), operands.backward());
+            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+            let both = || unsafe { kernels.forward(&forward, stream).and(kernels.backward(&backward, stream)) };
+            let allocated = || {
+                let before = crate::ALLOCATIONS.get();
+                assert_eq!(both(), Ok(()));
+                crate::ALLOCATIONS.get() - before
+            };
+            assert!(allocated() > 0, "{rows}×{hidden}: it compiled");
+            assert_eq!(allocated(), 0, "{rows}×{hidden}");
+        }
+    });
+}
+
 #[test]
 fn a_failed_launch_is_the_error_of_its_call() {
     let fail = [("STAND_IN_FAIL", "cuLaunchKernel 2 701")];
@@ -483,7 +504,7 @@ fn many_threads_share_the_kernels() {
 /// An error is not remembered: what failed to load is loaded by the next call.
 #[test]
 fn a_module_that_did_not_load_is_tried_again() {
-    let fail = [("STAND_IN_FAIL", "cuModuleGetFunction 1 1")];
+    let fail = [("STAND_IN_FAIL", "cuModuleGetFunction 1 2")];
     alone("raw::a_module_that_did_not_load_is_tried_again", Library::Complete, &fail, || {
         let (kernels, stream) = kernels();
         let call = Operands::new(Dtype::Bf16, 64, 4096).forward();

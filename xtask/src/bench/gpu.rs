@@ -2,7 +2,7 @@
 
 use super::cells::{Cell, Direction};
 use super::check;
-use super::report::{Ceiling, Differ, Gpu, Timing};
+use super::report::{Ceiling, Differ, Gpu, HostTime, Timing};
 use super::run::Device;
 use anyhow::Result;
 use rmsnorm_cuda::cuda::checks::meter::{self, Meter, Tensors};
@@ -35,6 +35,11 @@ impl OnGpu {
             l2_bytes: self.meter.l2_bytes()?,
             theoretical_bytes_per_second: self.meter.theoretical_bytes_per_second()?,
             bare_launch: timing(self.meter.bare_launch(self.replays)?),
+            host: Some(self.meter.host_times()?.map(|time| HostTime {
+                bare_us: time.bare_us,
+                raw_us: time.raw_us,
+                typed_us: time.typed_us,
+            })),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! A report as text: on the terminal, and as docs/benchmarks.md.
 
-use super::cells::{TARGETS, is_large};
+use super::cells::{Direction, TARGETS, is_large};
 use super::report::{APART_MAX, CEILING_GPU, CEILING_SHARE_MIN, Gpu, Line, PeerTime, Report, Timing};
 use crate::record::plural;
 use anyhow::Result;
@@ -80,6 +80,12 @@ pub(super) fn head(report: &Report) -> Vec<String> {
             gpu.theoretical_bytes_per_second / 1e12,
             gpu.bare_launch.us_median
         ));
+        for (direction, time) in Direction::BOTH.into_iter().zip(gpu.host.iter().flatten()) {
+            head.push(format!(
+                "host, {direction}: {:.2} µs a call by the raw layer, {:.2} by the typed one; its bare launches {:.2}",
+                time.raw_us, time.typed_us, time.bare_us
+            ));
+        }
         let large = report.lines().into_iter().filter(|line| is_large(line.cell()));
         if let Some(least) = large.map(|line| line.share(gpu)).reduce(f64::min) {
             let required = format!(" (at least {CEILING_SHARE_MIN} required)");

@@ -7,6 +7,7 @@ use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
+use super::host_time::{HostTime, host_times};
 use crate::cuda::compile::compile_source;
 use crate::cuda::kernels::{Current, arg, launch};
 use crate::cuda::{Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
@@ -55,7 +56,7 @@ pub struct Timing {
 pub struct Meter {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     module: Arc<CudaModule>,
 }
 
@@ -190,7 +191,7 @@ impl Meter {
         // SAFETY: every buffer here is used on one stream only.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
-        let kernels = Kernels::new(&context)?;
+        let kernels = Arc::new(Kernels::new(&context)?);
         let compiled = compile_source(include_str!("meter.cu"), "meter.cu", kernels.tuning().arch.compute_capability)?;
         let module =
             context.load_module(Ptx::from_binary(compiled.cubin)).map_err(|e| driver_error("cuModuleLoadData", e))?;
@@ -227,6 +228,11 @@ impl Meter {
         let sets = (0..sets as u32).map(|i| self.set(cell, i)).collect::<Result<_, _>>()?;
         self.wait()?;
         Ok(Tensors { meter: self.clone(), cell, sets })
+    }
+
+    /// What a call costs the host.
+    pub fn host_times(&self) -> Result<[HostTime; 2], Error> {
+        host_times(&self.kernels, &self.stream)
     }
 
     /// A launch that does nothing, as one of many in a graph.
