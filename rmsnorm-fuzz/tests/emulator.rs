@@ -162,7 +162,7 @@ fn broken_kernels_are_caught() {
         ("no barrier between the warps of a team", "        team_barrier();\n        // Past", "        // Past", ring),
         ("one buffer instead of two that take turns", "turn ^= 1;", "", ring),
         ("a stage filled while it is read", "fetch(stage == 0 ? stages - 1 : stage - 1);", "fetch(stage);", ring),
-        ("a stage read before it has arrived", "arrival_wait(full + stage, phase);", "", ring),
+        ("a stage read before it has arrived", "arrival_wait(full(stage), phase);", "", ring),
         (
             "no barrier between hands",
             "            all();\n            if (rank % (2 * d) == 0",
@@ -195,7 +195,12 @@ fn broken_kernels_are_caught() {
             "if (column + PACK > hidden) continue;",
             Case::new(50, 39, Dtype::Bf16),
         ),
-        ("groups dealt in blocks", "first += of.groups;", "first += of.groups + 1;", narrow),
+        (
+            "groups dealt in blocks",
+            "row = first + team, first += of.groups;",
+            "row = first + team, first += of.groups + 1;",
+            narrow,
+        ),
     ];
     broken.par_iter().for_each(|(what, from, to, case)| {
         assert_eq!(refuted(&emulator(Arch::H200, Some(8), 0), case), None, "{what}: the sound kernel");

@@ -15,6 +15,8 @@ pub enum Module {
         rows: RowKind,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
+        /// Rows that a team has on their way at once.
+        rows_at_once: u32,
     },
     /// `backward` and, for streamed rows, `columns`.
     Backward {
@@ -67,7 +69,9 @@ impl fmt::Display for RowKind {
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Module::Forward { rows, blocks_per_sm } => write!(f, "forward {rows} {blocks_per_sm}/SM"),
+            Module::Forward { rows, blocks_per_sm, rows_at_once } => {
+                write!(f, "forward {rows} {rows_at_once} at once {blocks_per_sm}/SM")
+            }
             Module::Backward { rows, source, blocks_per_sm } => {
                 write!(f, "backward {rows} {source} {blocks_per_sm}/SM")
             }
@@ -126,9 +130,9 @@ impl Module {
                 );
                 (constants, FOLD.to_string())
             }
-            Module::Forward { rows, blocks_per_sm } => {
+            Module::Forward { rows, blocks_per_sm, rows_at_once } => {
                 let constants = format!(
-                    "constexpr u32 BLOCKS_PER_SM = {blocks_per_sm};\n#define FORWARD_PARAMETERS {}\n",
+                    "constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once};\n#define FORWARD_PARAMETERS {}\n",
                     ForwardArguments::PARAMETERS
                 );
                 let kernel = if rows.class.is_streamed() { FORWARD_STREAMED } else { FORWARD };

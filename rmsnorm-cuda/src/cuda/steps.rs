@@ -101,7 +101,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         dw: None,
         aligned: [&call.x, &call.y].into_iter().all(Rows::is_aligned) && call.weight.is_none_or(|w| w.is_aligned()),
     };
-    let ForwardPlan { rows: launch, blocks_per_sm } = plan::forward(&calls, tuning);
+    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once } = plan::forward(&calls, tuning);
     let arguments = ForwardArguments {
         x: call.x.pointer(),
         x_stride: call.x.row_stride as u64,
@@ -115,7 +115,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         eps: u64::from(call.eps.to_bits()),
     };
     steps.push(Step::Kernel(Kernel {
-        module: Module::Forward { rows: row_kind(&launch, &calls), blocks_per_sm },
+        module: Module::Forward { rows: row_kind(&launch, &calls), blocks_per_sm, rows_at_once },
         name: "forward",
         blocks: launch.blocks,
         threads: launch.class.threads(),

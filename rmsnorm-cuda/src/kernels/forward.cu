@@ -1,32 +1,40 @@
 // y and rstd of every row. Blocks take rows in any order: no row knows another.
 //
 // A row stays in registers between the statistic and y. Many blocks of few rows, rather than few of many: the hardware hands the
-// next block to whichever multiprocessor is done first.
+// next block to whichever multiprocessor is done first. A team has ROWS rows on their way at once: row r·TEAMS after the first of the block.
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     const u32 team = threadIdx.x / TEAM;
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes[team]};
-    for (u64 first = (u64)blockIdx.x * TEAMS; first < rows; first += (u64)gridDim.x * TEAMS) {
-        const u64 row = first + team;
-        const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
-        Pack<T> z[PACKS];
+    for (u64 first = (u64)blockIdx.x * TEAMS * ROWS; first < rows; first += (u64)gridDim.x * TEAMS * ROWS) {
+        Pack<T> z[ROWS][PACKS];
         Pack<W> w[PACKS];
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(x + row * x_stride, column_of(k), end);
+        for (u32 r = 0; r < ROWS; r++)
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), end);
-        const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[k], p); });
-        const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
-            return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[k], s, p); });
-        });
-        if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
-        auto emit = [&](auto scale) {
+            for (u32 k = 0; k < PACKS; k++) {
+                const u64 row = first + r * TEAMS + team;
+                z[r][k] = load_pack(x + row * x_stride, column_of(k), row < rows ? hidden : 0);
+            }
 #pragma unroll
-            for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), end, z[k], w[k], scale);
-        };
-        if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
-        else emit(stat.scale);
+        for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), first + team < rows ? hidden : 0);
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            const u64 row = first + r * TEAMS + team;
+            const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
+            const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[r][k], p); });
+            const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
+                return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[r][k], s, p); });
+            });
+            if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
+            auto emit = [&](auto scale) {
+#pragma unroll
+                for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), end, z[r][k], w[k], scale);
+            };
+            if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
+            else emit(stat.scale);
+        }
     }
 }

@@ -16,33 +16,55 @@ struct Operands {
 };
 
 // Rows in global memory. A thread's part of a row stays in registers between the two passes (KEPT), or is read twice, the second time from
-// the cache.
+// the cache. Where it is kept, the next row is on its way meanwhile.
 template <bool KEPT> struct InMemory {
     const Operands& of;
     u64 base, first, row;
     u32 end;
     float rstd;
-    Pack<T> z_kept[PACKS], d_kept[PACKS];
+    struct Row {
+        u32 end;
+        float rstd;
+        Pack<T> z[PACKS], d[PACKS];
+    } kept, ahead;
 
     __device__ __forceinline__ InMemory(const Operands& of, u32, u32) : of(of) {}
 
-    __device__ __forceinline__ void begin(u64 group) { base = first = group; }
+    __device__ __forceinline__ void begin(u64 group) {
+        base = first = group;
+        if (KEPT) fetch(first);
+    }
 
     __device__ __forceinline__ bool next() {
         if (first >= of.rows) return false;
         const u32 team = threadIdx.x / TEAM;
         row = first + team, first += of.groups;
-        const bool active = base + team < of.groups && row < of.rows;
-        end = active ? of.hidden : 0;
-        rstd = active ? of.rstd[row] : 0.0f;
-#pragma unroll
-        for (u32 k = 0; k < PACKS; k++) if (KEPT) z_kept[k] = load(of.x, of.x_stride, k), d_kept[k] = load(of.dy, of.dy_stride, k);
+        if (KEPT) {
+            kept = ahead, end = kept.end, rstd = kept.rstd;
+            fetch(first);
+        } else {
+            end = is_mine(row) ? of.hidden : 0;
+            rstd = end > 0 ? of.rstd[row] : 0.0f;
+        }
         return true;
     }
 
-    __device__ __forceinline__ Pack<T> load(const T* tensor, u64 stride, u32 k) const { return load_pack(tensor + row * stride, column_of(k), end); }
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? z_kept[k] : load(of.x, of.x_stride, k); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? d_kept[k] : load(of.dy, of.dy_stride, k); }
+    __device__ __forceinline__ bool is_mine(u64 row) const { return base + threadIdx.x / TEAM < of.groups && row < of.rows; }
+
+    // Begins to load the team's row of those from `first` on.
+    __device__ __forceinline__ void fetch(u64 first) {
+        const u64 row = first + threadIdx.x / TEAM;
+        ahead.end = is_mine(row) ? of.hidden : 0;
+        ahead.rstd = ahead.end > 0 ? of.rstd[row] : 0.0f;
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) {
+            ahead.z[k] = load_pack(of.x + row * of.x_stride, column_of(k), ahead.end);
+            ahead.d[k] = load_pack(of.dy + row * of.dy_stride, column_of(k), ahead.end);
+        }
+    }
+
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_pack(of.x + row * of.x_stride, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_pack(of.dy + row * of.dy_stride, column_of(k), end); }
     __device__ __forceinline__ void met() {}
 };
 
@@ -98,67 +120,67 @@ struct Scales {
 // last reader.
 struct Ringed {
     const Operands& of;
-    u64* full;             // one barrier a stage: completes when the stage's bytes have arrived
-    unsigned char* stage0;
-    u32 row_bytes, pitch;  // of a row, and from the row of x to that of dy: bulk copies are fast to multiples of 128 bytes
+    u64 (*barriers)[STAGES_MAX];  // one a stage: completes when the stage's bytes have arrived
     u32 stages, stage = 0, phase = 0;
     u64 wanted_group, wanted;  // the next row to fetch, and its group
-    u64 group, following;
     Scales scales;
     Pace pace;
     u64 row;
     u32 end;
     float rstd;
-    const T *z_row, *d_row;
+    const unsigned char* here;
 
     __device__ __forceinline__ Ringed(const Operands& of, u32 stages, u32 period)
         : of(of), stages(stages), scales{of.rstd, of.rows, of.groups}, pace(period), end(of.hidden) {
-        __shared__ u64 barriers[TEAMS][STAGES_MAX];
-        const u32 team = threadIdx.x / TEAM;
-        row_bytes = of.hidden * sizeof(T), pitch = (row_bytes + 127) / 128 * 128;
-        full = barriers[team];
-        stage0 = (unsigned char*)ring_memory + team * stages * STAGE_ROWS * pitch;
+        __shared__ u64 of_teams[TEAMS][STAGES_MAX];
+        barriers = of_teams;
         if (threadIdx.x % TEAM == 0) {
-            for (u32 s = 0; s < stages; s++) arrival_init(full + s);
+            for (u32 s = 0; s < stages; s++) arrival_init(full(s));
             arrival_init_done();
         }
         __syncthreads();
-        wanted_group = wanted = (u64)blockIdx.x * TEAMS + team;
+        wanted_group = wanted = (u64)blockIdx.x * TEAMS + threadIdx.x / TEAM;
         for (u32 s = 0; s + 1 < stages; s++) fetch(s);
     }
 
-    __device__ __forceinline__ unsigned char* at(u32 s) const { return stage0 + s * STAGE_ROWS * pitch; }
+    __device__ __forceinline__ u64* full(u32 s) const { return &barriers[threadIdx.x / TEAM][s]; }
+    __device__ __forceinline__ u32 row_bytes() const { return of.hidden * (u32)sizeof(T); }
+    // From a row of x to that of dy: bulk copies are fast to multiples of 128 bytes.
+    __device__ __forceinline__ u32 pitch() const { return (row_bytes() + 127) / 128 * 128; }
+    __device__ __forceinline__ unsigned char* at(u32 s) const {
+        return (unsigned char*)ring_memory + (threadIdx.x / TEAM * stages + s) * STAGE_ROWS * pitch();
+    }
 
     // Begins to fill stage s with the next row of this team, of whichever group.
     __device__ __forceinline__ void fetch(u32 s) {
         if (wanted_group >= of.groups) return;
         if (threadIdx.x % TEAM == 0) {
-            arrival_expect(full + s, STAGE_ROWS * row_bytes);
-            bulk_copy(at(s), of.x + wanted * of.x_stride, row_bytes, full + s);
-            bulk_copy(at(s) + pitch, of.dy + wanted * of.dy_stride, row_bytes, full + s);
+            arrival_expect(full(s), STAGE_ROWS * row_bytes());
+            bulk_copy(at(s), of.x + wanted * of.x_stride, row_bytes(), full(s));
+            bulk_copy(at(s) + pitch(), of.dy + wanted * of.dy_stride, row_bytes(), full(s));
         }
         wanted += of.groups;
         if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
     }
 
     __device__ __forceinline__ void begin(u64 base) {
-        group = following = base + threadIdx.x / TEAM;
-        if (group >= of.groups) following = of.rows;
-        scales.begin(following);
+        const u64 group = base + threadIdx.x / TEAM, first = group < of.groups ? group : of.rows;
+        row = first - of.groups;
+        scales.begin(first);
     }
 
     __device__ __forceinline__ bool next() {
-        if (following >= of.rows) return false;
-        row = following, following += of.groups;
+        row += of.groups;
+        if (row >= of.rows) return false;
         pace.wait();
         rstd = scales.at(row);
-        arrival_wait(full + stage, phase);
-        z_row = (const T*)at(stage), d_row = (const T*)(at(stage) + pitch);
+        arrival_wait(full(stage), phase);
+        here = at(stage);
         return true;
     }
 
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return load_pack(z_row, column_of(k), end); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return load_pack(d_row, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return load_pack((const T*)here, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return load_pack((const T*)(here + pitch()), column_of(k), end); }
 
     __device__ __forceinline__ void met() {
         if (TEAM_WARPS == 1) team_barrier();

@@ -472,8 +472,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/source.cuh",
-            "rstd = active ? of.rstd[row] : 0.0f;",
-            "rstd = active ? of.rstd[row - team] : 0.0f;",
+            "ahead.rstd = ahead.end > 0 ? of.rstd[row] : 0.0f;",
+            "ahead.rstd = ahead.end > 0 ? of.rstd[first] : 0.0f;",
         )],
         property: "batch",
         case: || Case { rows: 17, ..ordinary() },
@@ -533,8 +533,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/forward.cu",
-            "load_pack(x + row * x_stride, column_of(k), end)",
-            "load_pack(x + (u32)(row * x_stride), column_of(k), end)",
+            "load_pack(x + row * x_stride, column_of(k),",
+            "load_pack(x + (u32)(row * x_stride), column_of(k),",
         )],
         property: "products",
         case: ring,
