@@ -38,9 +38,9 @@ pub(super) fn share<J: Send, S>(
 /// and the pool would wait for them for ever.
 fn pool_is_here() -> bool {
     // Asked before rayon is touched: a fork while a pool begins would leave its lock closed.
-    static FIRST: Process = Process::new();
+    static FIRST: Process = Process::first();
     static SEEN: AtomicBool = AtomicBool::new(false);
-    FIRST.is_this()
+    FIRST.forked_from().is_none()
         && (SEEN.load(Relaxed) || {
             // A parent may have begun a pool without this crate.
             let threads = rayon::current_num_threads() + usize::from(rayon::current_thread_index().is_none());
