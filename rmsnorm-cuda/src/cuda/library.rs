@@ -8,7 +8,9 @@ mod nvrtc;
 mod places;
 
 pub use driver::{DRIVER_FUNCTIONS, driver};
-pub(super) use driver::{context_id, driver_with};
+pub(super) use driver::context_id;
+#[cfg(feature = "checks")]
+pub(super) use driver::driver_with;
 pub use nvrtc::{Nvrtc, nvrtc};
 pub(super) use nvrtc::{Program, too_new};
 

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 const DRIVER_NAMES: [&str; 2] = if cfg!(windows) { ["cuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
 
 /// The driver functions that calls need, in alphabetical order. `tests/driver.rs` sees to it that no other is called;
-/// [`measure`](crate::cuda::measure) alone calls more.
+/// only the checks call more.
 pub const DRIVER_FUNCTIONS: [&str; 37] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
