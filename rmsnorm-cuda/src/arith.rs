@@ -11,8 +11,7 @@
 #![doc = include_str!("arith.cuh")]
 //! ```
 
-use crate::Error;
-use crate::problem::FloatingPoint;
+use crate::{Error, FloatingPoint};
 use half::{bf16, f16};
 use std::hint::black_box;
 

@@ -54,7 +54,7 @@
 //! Scratch, where a call needs some, is lent by the caller and may hold anything; [`scratch_len`] says how much. A call that
 //! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
 //!
-//! Read in this order: [`problem`] (what a call is), [`order`] and [`arith`] (the specification: all bits), [`plan`] (which launch),
+//! Read in this order: [`call`] (what a call is), [`order`] and [`arith`] (the specification: all bits), [`plan`] (which launch),
 //! `forward.cu` and `backward.cu` (how rows move through it), [`cpu`], [`cuda`].
 
 #![deny(unsafe_code)]
@@ -65,26 +65,28 @@
 struct Readme;
 
 pub mod arith;
+pub mod call;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod cuda;
 pub mod dtype;
+pub mod error;
 pub mod order;
 #[doc(hidden)]
 pub mod plan;
-pub mod problem;
 mod process;
+pub mod view;
 
+pub use call::{Backward, Forward, WeightGradient, WeightOffset, scratch_len};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use dtype::{Dtype, Operand, Slice, SliceMut};
+pub use error::{Error, FloatingPoint};
 pub use half::{bf16, f16};
-pub use order::BITS_VERSION;
-pub use problem::{
-    Backward, Error, FloatingPoint, Forward, HIDDEN_MAX, Rows, Vector, WeightGradient, WeightOffset, scratch_len,
-};
+pub use order::{BITS_VERSION, HIDDEN_MAX};
+pub use view::{Rows, Vector};
 
 /// Carries out a call on host memory. This is how checks see an executor; a GPU's users have their data there already and use
 /// the layers of `cuda`.

@@ -7,6 +7,9 @@
 /// ([`arith`](crate::arith)), and with nothing else. 0: not frozen yet.
 pub const BITS_VERSION: u32 = 0;
 
+/// Widest row: beyond it `hidden` is not exact in f32, and the mean of squares would be divided by another number.
+pub const HIDDEN_MAX: usize = 1 << 24;
+
 /// Widest row whose elements have a chain each.
 pub const NARROW: usize = 256;
 

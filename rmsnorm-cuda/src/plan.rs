@@ -5,10 +5,9 @@
 
 use std::fmt;
 
-use crate::dtype::Dtype;
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
 use crate::order::{HELD_MAX, NARROW};
-use crate::problem::{HIDDEN_MAX, WeightOffset};
+use crate::{Dtype, HIDDEN_MAX, WeightOffset};
 
 /// What a plan needs to know of a GPU. Never reaches a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,21 +2,25 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// The process that asked first, known by its number: one that came round again, or equals another namespace's, is taken for it.
+/// A process, known by its number: one that came round again, or equals another namespace's, is taken for it. No lock, which a fork
+/// could leave closed.
 pub(crate) struct Process(AtomicU32);
 
 impl Process {
-    /// Nobody has asked.
-    pub(crate) const fn new() -> Self {
+    /// The one that will ask first.
+    pub(crate) const fn first() -> Self {
         Process(AtomicU32::new(0))
     }
 
-    /// Whether it is this process, and not one that this was forked from.
-    pub(crate) fn is_this(&self) -> bool {
+    /// This one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn this() -> Self {
+        Process(AtomicU32::new(std::process::id()))
+    }
+
+    /// Its number, if the process that asks is another: one that was forked from it.
+    pub(crate) fn forked_from(&self) -> Option<u32> {
         let this = std::process::id();
-        match self.0.compare_exchange(0, this, Relaxed, Relaxed) {
-            Ok(_) => true,
-            Err(first) => first == this,
-        }
+        self.0.compare_exchange(0, this, Relaxed, Relaxed).err().filter(|first| *first != this)
     }
 }

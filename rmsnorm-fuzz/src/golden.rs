@@ -60,7 +60,7 @@ pub fn may_replace(frozen: &str, computed: &str) -> Result<(), String> {
     }
     Err(format!(
         "output bits changed in {} cases ({}, …) but BITS_VERSION is still {was}. If that is meant: raise BITS_VERSION in \
-         rmsnorm-cuda/src/plan.rs, write an entry in docs/decisions.md that names the new version, and freeze the bits with \
+         rmsnorm-cuda/src/order.rs, write an entry in docs/decisions.md that names the new version, and freeze the bits with \
          RMSNORM_BLESS=1 cargo test -p rmsnorm-fuzz --test golden",
         changed.len(),
         changed[0],

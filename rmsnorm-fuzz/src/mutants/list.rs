@@ -176,7 +176,7 @@ pub const MUTANTS: &[Mutant] = &[
         defect: "an eps below 0 is not refused",
         on: On::Cpu,
         patches: &[patch(
-            "problem.rs",
+            "call.rs",
             "if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {",
             "if !self.eps.is_finite() {",
         )],
@@ -188,7 +188,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "one_element_short",
         defect: "a buffer that ends one element early is not refused",
         on: On::Cpu,
-        patches: &[patch("problem.rs", "    if needed > data.elements() {", "    if needed > data.elements() + 1 {")],
+        patches: &[patch("view.rs", "    if needed > data.elements() {", "    if needed > data.elements() + 1 {")],
         property: "refusal",
         case: || hard("rows_17"),
         column: false,

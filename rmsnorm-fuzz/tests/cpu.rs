@@ -1,0 +1,62 @@
+//! The CPU executor against the literal one where its loops change: at every narrow width, which no sweep of random cases visits one by
+//! one, and on an rstd that is not its row's.
+
+use rmsnorm_cuda::{Backward, Cpu, Dtype, Executor, Slice, WeightOffset};
+use rmsnorm_fuzz::case::WeightKind;
+use rmsnorm_fuzz::{Case, Fill, Literal, Operands, Outputs, Place, Values};
+
+const WEIGHTS: [WeightKind; 3] = [WeightKind::Absent, WeightKind::Same, WeightKind::F32];
+const OFFSETS: [WeightOffset; 2] = [WeightOffset::Zero, WeightOffset::One];
+
+/// Every number of pads, whole tiles, and one element more; each with every type, weight and offset.
+#[test]
+fn every_narrow_width_and_either_side_of_a_tile() {
+    for hidden in (1..=64).chain([129, 256, 257, 1000, 2048, 2049, 2520, 4097]) {
+        for rows in 0..=3 {
+            for (i, case) in kinds(rows, hidden).enumerate() {
+                let values = [Values::Normal, Values::Bits, Values::RowScaled(-120, 120), Values::Awkward];
+                let place = Place { offset: (i % 9) as u8, ..Place::default() };
+                let case = Case { x: values[(hidden + rows + i) % 4], dy: values[i % 4], places: [place; 8], ..case };
+                demand_equal(&case, |executor| Operands::new(&case, Fill::Plausible).run(executor).expect("a call"));
+            }
+        }
+    }
+}
+
+/// Backward takes what it is given for rstd, whatever forward would have stored: +Inf asks for a scaled row, also where it is none.
+#[test]
+fn an_rstd_of_another_row() {
+    let foreign = [f32::INFINITY, f32::NAN, 1e38, 1e-40, 0.0, -0.5, 1.0];
+    for hidden in [1, 7, 40, 257, 2049, 16385] {
+        for (i, case) in kinds(foreign.len() + 2, hidden).enumerate() {
+            let case = Case { x: [Values::Normal, Values::Bits, Values::RowScaled(-120, 120)][i % 3], ..case };
+            demand_equal(&case, |executor| {
+                let mut operands = Operands::new(&case, Fill::Nan);
+                operands.forward(executor).expect("a call");
+                let rstd: Vec<f32> = (0..case.rows).map(|row| foreign[(row + i) % foreign.len()]).collect();
+                let call = operands.backward_call();
+                executor.backward(Backward { rstd: Slice::F32(&rstd).into(), ..call }).expect("a call");
+                operands.outputs()
+            });
+        }
+    }
+}
+
+/// Every type, weight and offset.
+fn kinds(rows: usize, hidden: usize) -> impl Iterator<Item = Case> {
+    let kinds = Dtype::ALL.into_iter().flat_map(|dtype| WEIGHTS.map(|weight| (dtype, weight)));
+    kinds.flat_map(|kind| OFFSETS.map(|offset| (kind, offset))).enumerate().map(
+        move |(i, ((dtype, weight), weight_offset))| Case {
+            weight,
+            weight_offset,
+            eps: [0.0, 1e-5, f32::from_bits(1)][i % 3],
+            seed: (i + hidden) as u64,
+            ..Case::new(rows, hidden, dtype)
+        },
+    )
+}
+
+fn demand_equal(case: &Case, run: impl Fn(&dyn Executor) -> Outputs) {
+    let difference = run(&Literal).difference(&run(&Cpu));
+    assert_eq!(difference, None, "{case:?}");
+}
