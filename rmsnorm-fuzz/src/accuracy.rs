@@ -4,16 +4,18 @@
 use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, Name};
 use crate::elements::Elements;
+use crate::finding::{Evidence, Finding, Stop};
 use crate::operands::Operands;
-use crate::property::{Evidence, Finding, Stop};
+use crate::subject::Subject;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 use rmsnorm_cuda::plan::{column_order, row_order};
-use rmsnorm_cuda::{Dtype, Executor, WeightOffset};
+use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_ref::{Columns, Depth, Format, ForwardTallies, Setting, Tally, check_backward_rows, check_forward, depth};
 
 /// *Every element of every output is within the forward error bound of the f64 reference.*
-pub(crate) fn accuracy(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     let mut operands = Operands::new(case, Fill::Nan);
     let outputs = operands.run(executor)?;
     let Case { rows, hidden, dtype, .. } = *case;

@@ -1,9 +1,10 @@
 //! The compiled kernels: which modules calls launch on each architecture, what may not stand in their PTX, and what the assembler
 //! reported of each kernel. Needs NVRTC to be of use, and no GPU.
 
+use crate::sets::{Layout, widths};
 use rmsnorm_cuda::cuda::compile::{Module, compile};
 use rmsnorm_cuda::cuda::steps::{self, DeviceMemory, Speed, Step};
-use rmsnorm_cuda::plan::{Arch, Class, class, classes};
+use rmsnorm_cuda::plan::{Arch, Class, classes};
 use rmsnorm_cuda::{Backward, Dtype, Error, Rows, WeightGradient, WeightOffset, scratch_len};
 use std::collections::BTreeMap;
 
@@ -49,37 +50,13 @@ impl Kind {
     }
 }
 
-/// Rows that a class works on, and how they lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Layout {
-    /// All that the class holds.
-    Exact,
-    /// Fewer elements, every row on 16 bytes.
-    Aligned,
-    /// Rows that do not begin on 16 bytes.
-    Unaligned,
-}
-
-/// The widest row of each layout that `wanted` works on. (Streamed rows stand for all that are wider.)
-pub fn widths(wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
-    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(*hidden, dtype) == wanted).collect();
-    let (pack, holds) = (wanted.pack as usize, (wanted.lanes * wanted.pack * wanted.packs) as usize);
-    let find = |layout, fits: &dyn Fn(usize) -> bool| {
-        widths.iter().rev().copied().find(|hidden| fits(*hidden)).map(|hidden| (layout, hidden))
-    };
-    let exact = find(Layout::Exact, &|n| n == holds);
-    let aligned = find(Layout::Aligned, &|n| n != holds && n.is_multiple_of(pack));
-    let unaligned = find(Layout::Unaligned, &|_| true);
-    [exact, aligned, unaligned].into_iter().flatten().collect()
-}
-
 /// Every module that calls of this kind launch on `arch`: every class in every layout, and the fold. What is launched is what
 /// `steps.rs` says, so a class or a kernel that is added there is here too.
 pub fn units(arch: &Arch, kind: Kind) -> Result<Vec<Unit>, Error> {
     let mut found: BTreeMap<Module, u32> = BTreeMap::new();
     for class in classes(kind.dtype) {
         for (layout, hidden) in widths(class, kind.dtype) {
-            let call = call(kind, 1000, hidden, usize::from(layout == Layout::Unaligned))?;
+            let call = call(kind, 1000, hidden, usize::from(layout == Layout::Moved))?;
             for step in steps::backward(&call, &Speed::of(*arch))? {
                 if let Step::Kernel(kernel) = step {
                     let dynamic_bytes = found.entry(kernel.module).or_default();
@@ -274,9 +251,6 @@ pub fn complaints(ptx: &str) -> Vec<String> {
     }
     found
 }
-
-/// The widest row that stands for streamed rows; narrower rows have all classes.
-const STREAMED: usize = 20_000;
 
 #[cfg(test)]
 mod tests {

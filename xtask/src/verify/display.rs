@@ -1,7 +1,7 @@
 //! What a reader sees: the machine, how far a phase is, and what was found.
 
-use super::executors::{CUDA, NO_GPU};
 use super::report::{Committed, Gpu, Machine, Report, Row};
+use super::{CUDA, NO_GPU};
 use crate::record::tell;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};

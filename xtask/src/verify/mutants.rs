@@ -10,7 +10,7 @@ use crate::children::output;
 use crate::copies::{self, Copies, cargo, root};
 use crate::record::{write, write_json};
 use anyhow::{Context, Result, bail};
-use rmsnorm_fuzz::mutants::{MUTANTS, Mutant, On, judges};
+use rmsnorm_fuzz::mutants::{Judged, MUTANTS, Mutant, On, Verdict, judges};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
     writeln!(out, "built in {:.0} s", began.elapsed().as_secs_f64())?;
     out.flush()?;
 
-    let properties: Vec<&str> = judges().into_iter().map(|(_, name)| name).collect();
+    let properties: Vec<&str> = judges().map(|property| property.name).collect();
     let results = Mutex::new(Matrix::default());
     let all = properties.join(",");
     // What is as it should be: the same cases, the same properties. Then each mutant with its named property alone, then with
@@ -136,7 +136,7 @@ fn build() -> Result<PathBuf> {
             &format!("{crate_name} = {{ path = \"../{crate_name}\", default-features = false{features} }}\n");
         arms += &match kernels {
             true => format!("        \"{name}\" => rmsnorm_fuzz::subject!({crate_name}, on, device),\n"),
-            false => format!("        \"{name}\" => Ok(Subject::cpu(rmsnorm_fuzz::subject!(cpu {crate_name}))),\n"),
+            false => format!("        \"{name}\" => Ok(Subject::of(rmsnorm_fuzz::subject!(cpu {crate_name}))),\n"),
         };
     }
     let manifest = format!(
@@ -145,7 +145,7 @@ fn build() -> Result<PathBuf> {
         root().join("rmsnorm-fuzz")
     );
     let main = format!(
-        "use rmsnorm_fuzz::mutants::{{Device, On, Subject, judge_main}};\n\n\
+        "use rmsnorm_fuzz::Subject;\nuse rmsnorm_fuzz::mutants::{{Device, On, judge_main}};\n\n\
          fn build(name: &str, on: On, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
          _ => Err(format!(\"{{name}} is not built in\")),\n    }}\n}}\n\n\
          fn main() -> Result<(), String> {{\n    judge_main(build)\n}}\n"
@@ -208,8 +208,8 @@ impl Task {
         };
         let mut found: BTreeMap<_, _> = broken(why);
         for line in said.stdout.lines() {
-            if let [case, property, result, message] = line.split('\t').collect::<Vec<_>>()[..] {
-                found.insert((case.into(), property.into()), Found::new(result, message));
+            if let Ok(Judged { case, property, result, why }) = serde_json::from_str(line) {
+                found.insert((case, property), Found::new(result, why));
             }
         }
         found
@@ -228,13 +228,13 @@ enum Found {
 }
 
 impl Found {
-    fn new(result: &str, message: &str) -> Found {
+    fn new(result: Verdict, why: String) -> Found {
         let unusable = ["could not compile", "is not usable", "stuck at a barrier", "the patch does not apply"];
         match result {
-            "passed" => Found::Passed,
-            "silent" => Found::Silent(message.into()),
-            "caught" if !unusable.iter().any(|text| message.contains(text)) => Found::Caught(message.into()),
-            _ => Found::Broken(message.into()),
+            Verdict::Passed => Found::Passed,
+            Verdict::Silent => Found::Silent(why),
+            Verdict::Caught if unusable.iter().any(|text| why.contains(text)) => Found::Broken(why),
+            Verdict::Caught => Found::Caught(why),
         }
     }
 }
@@ -327,14 +327,14 @@ struct Report {
     build: Build,
     device: &'static str,
     elapsed_s: f64,
-    mutants: Vec<Judged>,
+    mutants: Vec<OfMutant>,
     /// Properties that passed without any defect, with the number of cases.
     clean: BTreeMap<String, usize>,
     complaints: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Judged {
+struct OfMutant {
     name: &'static str,
     defect: &'static str,
     on: &'static str,
@@ -364,7 +364,7 @@ impl Report {
                 let found = matrix.0.get(mutant.name).into_iter().flatten();
                 found.filter(|(_, found)| wanted(found)).map(|((_, property), _)| property.clone()).collect()
             };
-            Judged {
+            OfMutant {
                 name: mutant.name,
                 defect: mutant.defect,
                 on: if mutant.on == On::Cpu { "cpu" } else { "kernels" },
@@ -391,9 +391,9 @@ impl Report {
 
 const CLEAN: &str = "clean";
 const ACCURACY: &str = "accuracy";
-/// A mutant that does not end is no mutant.
 /// Defects that another order of threads hides.
 const RACES: [&str; 1] = ["barrier_forgotten"];
+/// A mutant that does not end is no mutant.
 const TIME_LIMIT: Duration = Duration::from_secs(400);
 
 #[cfg(test)]
@@ -401,7 +401,7 @@ mod tests {
     use super::*;
 
     fn properties() -> Vec<&'static str> {
-        judges().into_iter().map(|(_, name)| name).collect()
+        judges().map(|property| property.name).collect()
     }
 
     /// Every mutant is caught by its named property, and those of accuracy by identity too.
@@ -454,7 +454,10 @@ mod tests {
     fn what_does_not_build_or_fails_without_a_defect_is_no_success() {
         let mut matrix = ideal();
         let key = ("eps_ignored".to_string(), "identity".to_string());
-        matrix.add("eps_ignored", BTreeMap::from([(key.clone(), Found::new("caught", "NVRTC could not compile x"))]));
+        matrix.add(
+            "eps_ignored",
+            BTreeMap::from([(key.clone(), Found::new(Verdict::Caught, "NVRTC could not compile x".into()))]),
+        );
         assert!(verdict(&all(), &properties(), &matrix, None)[0].contains("is no mutant"));
         let mut matrix = ideal();
         matrix.add(CLEAN, BTreeMap::from([(key, Found::Caught("!".into()))]));

@@ -1,12 +1,12 @@
 //! What a run of `verify` leaves behind: a JSON file that anyone can check without a GPU, since the CPU computes the same bits.
 
-use super::sets::{self, Coverage, Item};
 use crate::copies::below_root;
 pub(super) use crate::record::Build;
 use crate::record::{self, plural};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rmsnorm_cuda::{BITS_VERSION, Executor};
+use rmsnorm_fuzz::sets::{self, Coverage, Item};
 use rmsnorm_fuzz::{Evidence, golden};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -1,8 +1,6 @@
-//! The GPU: what is known of it, and its executor on several streams and with every launch.
+//! The CUDA executor as it is judged: on several streams, beside competing kernels, replayed from graphs, with every launch.
 
-use super::executors::{Found, Launch};
-use super::report::Gpu;
-use rmsnorm_cuda::cuda::library::nvrtc;
+use super::{Again, FORCED_BLOCKS, OtherLaunch, Subject};
 use rmsnorm_cuda::cuda::replay::{Beside, Replayed};
 use rmsnorm_cuda::cuda::{Cuda, Speed};
 use rmsnorm_cuda::plan::{Arch, Variant, variants};
@@ -10,62 +8,49 @@ use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, Sl
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The first GPU. For a quick run, plans of other GPUs that need kernels of their own are for the hard cases alone: compiling is what
-/// takes the time.
-pub(super) fn find(quick: bool) -> Result<Found, Error> {
-    let cuda = Cuda::new(0)?;
-    let nvrtc = nvrtc(cuda.arch().compute_capability)?;
-    let gpu = Gpu {
-        name: cuda.name(),
-        driver: driver_version().unwrap_or_else(|| "unknown".into()),
-        nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
-        nvrtc_path: nvrtc.path.clone(),
-    };
-    cuda.keep_freed_memory().ok(); // Only speed depends on it.
-    let streams = Streams::new(&cuda)?;
-    let blocks = Some(u32::MAX);
-    Ok(Found {
-        gpu,
-        launches: launches(&streams, cuda.arch(), quick),
-        replayed: Box::new(Streams { replayed: true, ..streams.clone() }),
-        beside: Box::new(Beside::new(&cuda.on_new_stream()?)?),
-        refused: Box::new(Streams { speed: Speed { blocks, ..streams.speed }, ..streams.clone() }),
-        executor: Box::new(streams),
-    })
+impl Subject {
+    /// The CUDA executor on the GPU of `cuda`. For a quick run, plans of other GPUs that need kernels of their own are rare: compiling
+    /// is what takes the time.
+    pub fn cuda(cuda: &Cuda, quick: bool) -> Result<Subject, Error> {
+        cuda.keep_freed_memory().ok(); // Only speed depends on it.
+        let streams = Streams::new(cuda)?;
+        let replayed = || Box::new(Streams { replayed: true, ..streams.clone() });
+        let beside = Beside::new(&cuda.on_new_stream()?)?;
+        let blocks = Some(u32::MAX); // More than a grid can have.
+        let again = |how, executor| Again { executor: Some(executor), ..Again::itself(how) };
+        Ok(Subject {
+            name: "cuda",
+            again: vec![
+                Again { at_once: true, ..Again::itself("on another stream, both at once") },
+                again("beside competing kernels", Box::new(beside)),
+                again("replayed from a graph after its inputs changed", replayed()),
+            ],
+            strict: Some(replayed()),
+            launches: launches(&streams, cuda.arch(), quick),
+            refused: Some(Box::new(streams.with(Speed { blocks, ..streams.speed }))),
+            ..Subject::of(streams)
+        })
+    }
 }
 
-/// Numbers of blocks that the plan would not choose, and the plans of other GPUs.
-fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<Launch> {
-    let launch = |what: String, speed: Speed, elements_max, left_out, hard_only| {
-        let executor = Box::new(Streams { speed, ..streams.clone() });
-        Launch { what, executor, elements_max, left_out, hard_only }
-    };
-    let forced = FORCED_BLOCKS.map(|(blocks, elements_max)| {
-        let speed = Speed { blocks: Some(blocks), ..streams.speed };
-        launch(
-            format!("forced to {blocks} blocks: "),
-            speed,
-            elements_max,
-            "one or two blocks on more than 2^22 elements",
-            false,
-        )
-    });
+/// Numbers of blocks that the plan would not choose, the plans of other GPUs, and other classes.
+fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<OtherLaunch> {
+    let forced = FORCED_BLOCKS
+        .map(|forced| OtherLaunch::forced(forced, streams.with(Speed { blocks: Some(forced.0), ..streams.speed })));
     let planned = Arch::ALL.map(|(name, arch)| {
         // Shared memory and bulk copies are what a plan may need that another GPU lacks.
         let fits = arch.block_shared_bytes <= gpu.block_shared_bytes
             && (arch.compute_capability < (9, 0) || gpu.compute_capability >= (9, 0));
-        let elements_max = if fits { usize::MAX } else { 0 };
-        let speed = Speed { arch, ..streams.speed };
-        let (left_out, same_kernels) =
-            ("a plan that does not fit this GPU", arch.block_shared_bytes == gpu.block_shared_bytes);
-        launch(format!("planned for {name}: "), speed, elements_max, left_out, quick && !same_kernels)
+        OtherLaunch {
+            elements_max: if fits { usize::MAX } else { 0 },
+            left_out: "a plan that does not fit this GPU",
+            rare: quick && arch.block_shared_bytes != gpu.block_shared_bytes,
+            ..OtherLaunch::new(format!("planned for {name}"), streams.with(Speed { arch, ..streams.speed }))
+        }
     });
-    let others = (0..VARIANTS).map(|turn| Launch {
-        what: format!("variant {turn}: "),
-        executor: Box::new(Varied { streams: streams.clone(), turn }),
-        elements_max: usize::MAX,
-        left_out: "",
-        hard_only: true,
+    let others = (0..VARIANTS).map(|turn| {
+        let varied = Varied { streams: streams.clone(), turn };
+        OtherLaunch { rare: true, ..OtherLaunch::new(format!("variant {turn}"), varied) }
     });
     forced.into_iter().chain(planned).chain(others).collect()
 }
@@ -81,7 +66,7 @@ impl Varied {
         let classes = variants(hidden, dtype);
         let class = Some(classes[(rows * 31 + hidden * 17 + self.turn) % classes.len()]);
         let speed = Speed { variant: Variant { class, ..Variant::default() }, ..self.streams.speed };
-        Streams { speed, ..self.streams.clone() }
+        self.streams.with(speed)
     }
 }
 
@@ -111,6 +96,10 @@ impl Streams {
     fn new(cuda: &Cuda) -> Result<Streams, Error> {
         let idle = VecDeque::from([cuda.clone(), cuda.on_new_stream()?]);
         Ok(Streams { first: cuda.clone(), speed: cuda.speed(), replayed: false, idle: Arc::new(Mutex::new(idle)) })
+    }
+
+    fn with(&self, speed: Speed) -> Streams {
+        Streams { speed, ..self.clone() }
     }
 
     fn run(&self, call: impl FnOnce(&dyn Executor) -> Result<(), Error>) -> Result<(), Error> {
@@ -145,15 +134,5 @@ impl Executor for Streams {
     }
 }
 
-/// What Linux tells of the driver: the first word that looks like a version.
-fn driver_version() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    let is_version = |word: &&str| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit());
-    text.lines().next()?.split_whitespace().find(is_version).map(Into::into)
-}
-
 /// Variants that a case is tried with.
 const VARIANTS: usize = 2;
-/// Numbers of blocks that every launch is forced to, and the largest case that they are tried on.
-const FORCED_BLOCKS: [(u32, usize); 5] =
-    [(1, 1 << 22), (2, 1 << 22), (114, usize::MAX), (132, usize::MAX), (148, usize::MAX)];
