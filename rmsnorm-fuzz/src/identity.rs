@@ -3,7 +3,7 @@
 use crate::buffer::Fill;
 use crate::case::{Case, Name};
 use crate::elements::{Elements, put};
-use crate::finding::{Evidence, Finding, Stop, demand_equal};
+use crate::finding::{Evidence, Finding, Outcome, Stop, demand_equal};
 use crate::literal::{Literal, dw_columns};
 use crate::operands::{Operands, Outputs};
 use crate::subject::Subject;
@@ -17,7 +17,13 @@ pub(crate) fn identity(subject: &Subject, trial: &mut Trial) -> Finding {
     Ok(evidence)
 }
 
-/// As [`identity`], of a forward call alone.
+/// As property 1, with every operand [alone](Fill::Alone) in its memory.
+pub fn identity_alone(subject: &Subject, case: &Case) -> Outcome {
+    let mut trial = Trial { fill: Fill::Alone, ..Trial::new(case) };
+    Outcome::of("identity", &*subject.executor, &format!(" [{case}]"), || identity(subject, &mut trial))
+}
+
+/// As [`identity`], of a forward call by itself.
 pub(crate) fn forward(subject: &Subject, case: &Case) -> Finding {
     let run = |executor, fill| -> Result<_, Stop> {
         let mut operands = Operands::new(case, fill);
@@ -38,18 +44,19 @@ pub(crate) struct Trial {
     pub(crate) case: Case,
     /// Whether launches that compile kernels of their own are tried.
     pub(crate) rare_launches: bool,
+    fill: Fill,
     literal: Option<(Operands, Outputs)>,
 }
 
 impl Trial {
     pub(crate) fn new(case: &Case) -> Trial {
-        Trial { case: *case, rare_launches: true, literal: None }
+        Trial { case: *case, rare_launches: true, fill: Fill::Nan, literal: None }
     }
 
     /// The operands, which any executor may be run on, and the outputs that each must give. Made when they are first asked for.
     pub(crate) fn literal(&mut self) -> (&mut Operands, &Outputs) {
         let (operands, want) = self.literal.get_or_insert_with(|| {
-            let operands = Operands::new(&self.case, Fill::Nan);
+            let operands = Operands::new(&self.case, self.fill);
             let want = literal_outputs(&operands);
             (operands, want)
         });

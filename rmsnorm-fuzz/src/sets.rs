@@ -3,6 +3,7 @@
 
 use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind, boundaries, random_case};
 use crate::hard::hard_cases;
+use crate::values::Values;
 use rmsnorm_cuda::plan::{Class, class, classes, column_order};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use serde::{Deserialize, Serialize};
@@ -144,6 +145,39 @@ fn grid_widths() -> Vec<usize> {
     widths
 }
 
+/// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
+/// chains a row; rings and none; streamed rows; no weight and one of another type; fewer rows than row groups; rows that must be
+/// scaled. The last ones are to be launched with three blocks: several row groups a block; blocks some of whose teams have no row.
+pub fn families() -> [Vec<Case>; 2] {
+    let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
+    let moved =
+        |offset, case| Name::ALL.into_iter().fold(case, |c: Case, o| c.with_place(o, Place { offset, gap: Gap::None }));
+    let tiny = Values::Scaled(f32::from_bits(1 << 19)); // 2^-130, of which rstd is infinite
+    let planned = vec![
+        case(37, 7, Dtype::F32),
+        case(300, 64, Dtype::Bf16),
+        case(129, 256, Dtype::F16),
+        case(45, 1024, Dtype::Bf16),
+        Case { weight: WeightKind::Absent, ..case(45, 2048, Dtype::F32) },
+        Case { weight: WeightKind::F32, ..case(45, 4096, Dtype::Bf16) },
+        case(300, 5120, Dtype::Bf16),
+        case(33, 5000, Dtype::F32),
+        case(17, 12_000, Dtype::F16),
+        case(5, 20_000, Dtype::F32),
+        case(3, 70_000, Dtype::Bf16),
+        moved(1, case(50, 4097, Dtype::Bf16)),
+        moved(3, case(50, 100, Dtype::F32)),
+        Case { x: tiny, ..case(9, 1000, Dtype::F32) },
+    ];
+    let few_blocks = vec![
+        case(140, 4200, Dtype::F32),
+        case(200, 40, Dtype::Bf16),
+        case(9, 1024, Dtype::Bf16),
+        case(3, 4096, Dtype::Bf16),
+    ];
+    [planned, few_blocks]
+}
+
 /// One in so many of `items`.
 pub fn one_in(so_many: usize, items: Vec<Item>) -> Vec<Item> {
     items.into_iter().step_by(so_many).collect()
@@ -273,6 +307,9 @@ const STREAMED: usize = 20_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::identity_alone;
+    use crate::{Fill, Operands, Outcome, Subject};
+    use rmsnorm_cuda::Cpu;
     use std::collections::BTreeSet;
 
     #[test]
@@ -343,5 +380,18 @@ mod tests {
         let coverage = Coverage::of(&[Item { name: String::new(), case: Case::new(1 << 10, 2000, Dtype::F32) }]);
         let missed = coverage.shortfalls().join("; ");
         assert!(missed.contains("bf16") && missed.contains("odd N") && !missed.contains("N > 1024"), "{missed}");
+    }
+
+    /// Alone in memory they are legal calls, and of one the rows must be scaled.
+    #[test]
+    fn families_run_alone() {
+        let subject = Subject::of(Cpu);
+        for case in families().concat() {
+            let outcome = identity_alone(&subject, &case);
+            assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
+            let outputs = Operands::new(&case, Fill::Alone).run(&Cpu).unwrap();
+            let infinite = (0..case.rows).any(|i| outputs.rstd.get(i).is_infinite());
+            assert_eq!(infinite, matches!(case.x, Values::Scaled(_)), "{case}");
+        }
     }
 }
