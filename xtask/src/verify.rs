@@ -1,8 +1,9 @@
 //! `cargo xtask verify`: every property of `rmsnorm-fuzz` on every executor there is, and a report of it.
 //!
 //! Read in this order: [`effort`] (how much), [`judge`] (tries the cases of `rmsnorm_fuzz::sets`), [`report`] (what is left
-//! behind), [`display`] (what a reader sees).
+//! behind), [`committed`] (what others left), [`display`] (what a reader sees).
 
+mod committed;
 mod display;
 mod effort;
 mod judge;
@@ -18,10 +19,11 @@ mod tests;
 use crate::copies::root;
 use crate::record::{can_write, write_json};
 use anyhow::bail;
+use committed::Committed;
 use display::{Progress, print_committed, print_machine, print_report, wrapped};
 use effort::Effort;
 use judge::{Depth, Judge};
-use report::{Build, Committed, Digests, Gpu, Machine, Phase, Report, Row, SCHEMA};
+use report::{Build, Digests, Gpu, Machine, Phase, Report, Row, SCHEMA};
 use rmsnorm_cuda::{Cpu, Executor};
 use rmsnorm_fuzz::sets::Item;
 use rmsnorm_fuzz::{Subject, hard_case};
@@ -164,7 +166,7 @@ fn verify(
             failures.extend(coverage.shortfalls().into_iter().map(|missed| format!("random cases: {missed}")));
         }
         random = Some(coverage);
-        report::digested(options.quick, effort.classes)
+        committed::digested(options.quick, effort.classes)
     };
     let began = Instant::now();
     let (digests_by, digests) = digests(&digested, subjects, case.is_none(), &mut failures);
@@ -207,10 +209,10 @@ fn digests(items: &[Item], subjects: &[Subject], shown: bool, failures: &mut Vec
     let mut digests: Option<(&str, Digests)> = None;
     let progress = shown.then(|| Progress::new("digests", items.len() * executors.len()));
     for (name, executor) in &executors {
-        match report::digests(items, *executor, || progress.iter().for_each(Progress::tick)) {
+        match committed::digests(items, *executor, || progress.iter().for_each(Progress::tick)) {
             Ok(new) => {
                 let (first, all) = digests.get_or_insert_with(|| (name, new.clone()));
-                let (_, differ) = report::compare(all, &new);
+                let (_, differ) = committed::compare(all, &new);
                 failures.extend(differ.iter().map(|what| format!("{what} has other bits on {name} than on {first}")));
             }
             Err(error) => failures.push(format!("on {name}: {error:#}")),
