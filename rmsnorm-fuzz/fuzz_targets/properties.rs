@@ -1,3 +1,3 @@
 #![no_main]
 use libfuzzer_sys::{Corpus, fuzz_target};
-fuzz_target!(|bytes: &[u8]| -> Corpus { rmsnorm_fuzz::targets::libfuzzer("properties", &rmsnorm_cuda::Cpu, bytes) });
+fuzz_target!(|bytes: &[u8]| -> Corpus { rmsnorm_fuzz::targets::libfuzzer("properties", rmsnorm_cuda::Cpu, bytes) });

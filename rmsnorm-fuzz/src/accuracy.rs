@@ -4,33 +4,29 @@
 use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, Name};
 use crate::elements::Elements;
+use crate::finding::{Evidence, Finding, Stop};
 use crate::operands::Operands;
-use crate::property::{Evidence, Finding, Stop};
+use crate::subject::Subject;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 use rmsnorm_cuda::plan::{column_order, row_order};
-use rmsnorm_cuda::{Dtype, Executor, WeightOffset};
+use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_ref::{Columns, Depth, Format, ForwardTallies, Setting, Tally, check_backward_rows, check_forward, depth};
 
 /// *Every element of every output is within the forward error bound of the f64 reference.*
-pub(crate) fn accuracy(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
     let mut operands = Operands::new(case, Fill::Nan);
-    let outputs = operands.run(executor)?;
+    let outputs = operands.run(&*subject.executor)?;
     let Case { rows, hidden, dtype, .. } = *case;
     let input = |name| operands.buffer(name).expect("always there");
     let (x, dy) = (input(Name::X), input(Name::Dy));
     let weight: Option<Array1<f64>> =
         operands.buffer(Name::Weight).map(|w| (0..hidden).map(|j| f64::from(w.get(0, j))).collect());
-    let row_depth = depth(hidden as u64, row_order(hidden).chains as u64);
     let setting = Setting {
         weight: weight.as_ref().map(|w| w.view()),
         weight_offset: if case.weight_offset == WeightOffset::One { 1.0 } else { 0.0 },
         eps: f64::from(case.eps),
-        depth: Depth {
-            forward: row_depth,
-            backward: row_depth,
-            column: depth(rows as u64, column_order(rows, hidden).groups as u64),
-        },
+        depth: depths(rows, hidden),
     };
     let format = format(dtype);
     let rstd: Vec<f32> = (0..rows).map(|i| outputs.rstd.get(i)).collect();
@@ -82,6 +78,12 @@ pub(crate) fn accuracy(executor: &dyn Executor, case: &Case) -> Finding {
         evidence.accuracy.insert(output, tally);
     }
     Ok(evidence)
+}
+
+/// Of the sums of a row and of a column.
+fn depths(rows: usize, hidden: usize) -> Depth {
+    let row = depth(hidden as u64, row_order(hidden).chains as u64);
+    Depth { forward: row, backward: row, column: depth(rows as u64, column_order(rows, hidden).groups as u64) }
 }
 
 fn format(dtype: Dtype) -> Format {

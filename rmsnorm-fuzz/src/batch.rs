@@ -2,13 +2,14 @@
 
 use crate::buffer::Fill;
 use crate::case::{Case, DwKind};
+use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::operands::Operands;
-use crate::property::{Evidence, Finding, Stop, demand_equal};
-use rmsnorm_cuda::Executor;
+use crate::subject::Subject;
 
 /// *A row alone gives the same bits as in any batch, at any position*: batches of the sizes at which others dispatch, each
 /// position holding some row of the case. One batch has `dw` asked for and the next not, which must not matter either.
-pub(crate) fn batch(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn batch(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     if case.rows == 0 {
         return Err(Stop::NotApplicable("there is no row".into()));
     }

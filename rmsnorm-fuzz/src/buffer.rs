@@ -13,6 +13,9 @@ pub enum Fill {
     Nan,
     /// Finite numbers as recycled memory holds them. (−316.2278 is rstd of a zero row at eps 1e-5, seen in issue #781.)
     Plausible,
+    /// Zeros, and no redzones: a call gets no element that is not an operand's, so that a tool which watches memory sees an access
+    /// past an end.
+    Alone,
 }
 
 /// One operand inside its buffer.
@@ -45,9 +48,10 @@ impl Buffer {
             Gap::Broadcast if broadcast => 0,
             _ => stride,
         };
-        let offset = REDZONE_BYTES / dtype.bytes() + usize::from(place.offset);
+        let redzone = if fill == Fill::Alone { 0 } else { REDZONE_BYTES / dtype.bytes() };
+        let offset = redzone + usize::from(place.offset);
         let span = if stored_rows == 0 { 0 } else { (stored_rows - 1) * stride + hidden };
-        let len = offset + span + REDZONE_BYTES / dtype.bytes();
+        let len = offset + span + redzone;
         let mut elements = Elements::zeros(dtype, len + ALIGNMENT_BYTES / dtype.bytes());
         let start = with_dtype!(Elements(v) = &mut elements => {
             let start = v.as_ptr().align_offset(ALIGNMENT_BYTES);
@@ -179,6 +183,7 @@ fn guard<T: HostElement>(fill: Fill, i: usize) -> u32 {
             1 => T::round(-1.0).bits(),
             _ => T::round(bell(h)).bits(),
         },
+        Fill::Alone => 0,
     }
 }
 

@@ -1,10 +1,11 @@
 //! The compiled kernels: which modules calls launch on each architecture, what may not stand in their PTX, and what the assembler
 //! reported of each kernel. Needs NVRTC to be of use, and no GPU.
 
+use crate::sets::{Layout, widths};
 use rmsnorm_cuda::cuda::compile::compile;
 use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::cuda::steps::{self, Step};
-use rmsnorm_cuda::plan::{Arch, Calls, Class, Direction, Tuning, class, classes};
+use rmsnorm_cuda::plan::{Arch, Calls, Direction, Tuning, classes};
 use rmsnorm_cuda::{Dtype, Error, WeightOffset};
 use std::collections::BTreeMap;
 
@@ -41,30 +42,6 @@ pub fn kinds() -> Vec<Calls> {
     Dtype::ALL.into_iter().flat_map(kinds).collect()
 }
 
-/// Rows that a class works on, and how they lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Layout {
-    /// All that the class holds.
-    Exact,
-    /// Fewer elements, every row on 16 bytes.
-    Aligned,
-    /// Rows that do not begin on 16 bytes.
-    Unaligned,
-}
-
-/// The widest row of each layout that `wanted` works on. (Streamed rows stand for all that are wider.)
-pub fn widths(direction: Direction, wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
-    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(direction, *hidden, dtype) == wanted).collect();
-    let (pack, holds) = (wanted.pack as usize, wanted.holds());
-    let find = |layout, fits: &dyn Fn(usize) -> bool| {
-        widths.iter().rev().copied().find(|hidden| fits(*hidden)).map(|hidden| (layout, hidden))
-    };
-    let exact = find(Layout::Exact, &|n| n == holds);
-    let aligned = find(Layout::Aligned, &|n| n != holds && n.is_multiple_of(pack));
-    let unaligned = find(Layout::Unaligned, &|_| true);
-    [exact, aligned, unaligned].into_iter().flatten().collect()
-}
-
 /// Every module that calls of this kind launch on `arch`: every class in every layout, and the fold. What is launched is what
 /// `steps.rs` says, so a class or a kernel that is added there is here too.
 pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
@@ -72,7 +49,7 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     for direction in Direction::BOTH {
         for class in classes(direction, kind.dtype) {
             for (layout, hidden) in widths(direction, class, kind.dtype) {
-                let calls = Calls { hidden, aligned: layout != Layout::Unaligned, ..*kind };
+                let calls = Calls { hidden, aligned: layout != Layout::Moved, ..*kind };
                 let steps = match direction {
                     Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,
                     Direction::Backward => steps::backward(&calls.backward()?, &tuning)?,
@@ -253,9 +230,6 @@ pub fn complaints(ptx: &str) -> Vec<String> {
     }
     found
 }
-
-/// The widest row that stands for streamed rows; narrower rows have all classes.
-const STREAMED: usize = 20_000;
 
 #[cfg(test)]
 mod tests {

@@ -3,16 +3,18 @@
 use crate::buffer::Fill;
 use crate::case::{Case, DwKind, Name};
 use crate::elements::Elements;
+use crate::finding::{Evidence, Finding, Stop};
 use crate::operands::Operands;
-use crate::property::{Evidence, Finding, Stop};
+use crate::subject::Subject;
 use crate::values::{HostElement, Values};
 use half::{bf16, f16};
-use rmsnorm_cuda::{Dtype, Executor, WeightOffset};
+use rmsnorm_cuda::{Dtype, WeightOffset};
 
 /// *Rows of ±1 with eps 0 and small integers give exact integers*: rstd is 1, y and dw are integers, and where N is a power of
 /// two dx is an integer over N. The shape, the types and the layout are those of the case; the oracle counts in i64; an output
 /// in a narrow type is the integer rounded once.
-pub(crate) fn exact(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     let (rows, hidden) = (case.rows, case.hidden);
     // Every sum stays below 2^24, where f32 counts exactly.
     let largest: u8 = if hidden > 1 << 15 || rows > 1 << 20 { 2 } else { 8 };

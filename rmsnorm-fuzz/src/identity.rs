@@ -3,21 +3,80 @@
 use crate::buffer::Fill;
 use crate::case::{Case, Name};
 use crate::elements::{Elements, put};
+use crate::finding::{Evidence, Finding, Outcome, Stop, demand_equal};
 use crate::literal::{Literal, dw_columns};
 use crate::operands::{Operands, Outputs};
-use crate::property::{Evidence, Finding, demand_equal};
+use crate::subject::Subject;
 use rayon::prelude::*;
 use rmsnorm_cuda::{Backward, Executor, Forward, Rows, Slice, SliceMut, Vector};
 
 /// *Every output equals the literal executor's, bit for bit*, NaNs being equal.
-pub(crate) fn identity(executor: &dyn Executor, case: &Case) -> Finding {
-    let mut operands = Operands::new(case, Fill::Nan);
-    let got = operands.run(executor)?;
-    let want = literal_outputs(&operands);
-    demand_equal("against the literal executor", want.difference(&got))?;
+pub(crate) fn identity(subject: &Subject, trial: &mut Trial) -> Finding {
     let mut evidence = Evidence::default();
-    evidence.count(got.elements());
+    evidence.count(trial.demand(&*subject.executor, "")?);
     Ok(evidence)
+}
+
+/// As property 1, with every operand [alone](Fill::Alone) in its memory.
+pub fn identity_alone(subject: &Subject, case: &Case) -> Outcome {
+    let mut trial = Trial { fill: Fill::Alone, ..Trial::new(case) };
+    Outcome::of("identity", &*subject.executor, &format!(" [{case}]"), || identity(subject, &mut trial))
+}
+
+/// As [`identity`], of a forward call by itself.
+pub(crate) fn forward(subject: &Subject, case: &Case) -> Finding {
+    let run = |executor, fill| -> Result<_, Stop> {
+        let mut operands = Operands::new(case, fill);
+        operands.forward(executor)?;
+        Ok(operands.outputs())
+    };
+    let (mut got, want) = (run(&*subject.executor, Fill::Nan)?, run(&Literal, Fill::Plausible)?);
+    // Forward does not write dx.
+    got.dx.clone_from(&want.dx);
+    demand_equal("against the literal executor", want.row_difference(&got, |row| row))?;
+    let mut evidence = Evidence::default();
+    evidence.count((want.y.len() + want.rstd.len()) as u64);
+    Ok(evidence)
+}
+
+/// A case, and for all that is compared with it: its operands, and what the literal executor makes of them.
+pub(crate) struct Trial {
+    pub(crate) case: Case,
+    /// Whether launches that compile kernels of their own are tried.
+    pub(crate) rare_launches: bool,
+    fill: Fill,
+    literal: Option<(Operands, Outputs)>,
+}
+
+impl Trial {
+    pub(crate) fn new(case: &Case) -> Trial {
+        Trial { case: *case, rare_launches: true, fill: Fill::Nan, literal: None }
+    }
+
+    /// The operands, which any executor may be run on, and the outputs that each must give. Made when they are first asked for.
+    pub(crate) fn literal(&mut self) -> (&mut Operands, &Outputs) {
+        let (operands, want) = self.literal.get_or_insert_with(|| {
+            let operands = Operands::new(&self.case, self.fill);
+            let want = literal_outputs(&operands);
+            (operands, want)
+        });
+        (operands, want)
+    }
+
+    /// Frees them.
+    pub(crate) fn forget(&mut self) {
+        self.literal = None;
+    }
+
+    /// Runs `executor`, over memory that holds nothing of an earlier call, and demands the literal bits of every output. Returns
+    /// how many elements these have; a failure begins with `how`.
+    pub(crate) fn demand(&mut self, executor: &dyn Executor, how: &str) -> Result<u64, Stop> {
+        let (operands, want) = self.literal();
+        operands.refill_outputs();
+        let got = operands.run(executor).map_err(|e| Stop::Failed(format!("{how}refused a good call: {e}")))?;
+        demand_equal(format_args!("{how}against the literal executor"), want.difference(&got))?;
+        Ok(got.elements())
+    }
 }
 
 /// What the literal executor computes from the inputs of `operands`. Blocks of rows, and for `dw` blocks of columns, are

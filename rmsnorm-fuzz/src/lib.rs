@@ -1,9 +1,10 @@
 //! Judges executors: adversarial inputs, the specification as plain loops, and the properties that every executor must have.
 //!
 //! Read in this order: [`case`] and [`values`] (what an input is), [`operands`], [`buffer`] and [`elements`] (the memory
-//! made from it), [`hard`] (the named inputs), [`literal`] (the specification with plain loops), [`mod@property`] (the list of
-//! properties) and then one file for each kind of property: [`identity`], [`accuracy`], [`memory`], [`batch`], [`scaling`],
-//! [`exact`], [`refusal`], [`products`]. [`golden`] freezes the bits, [`idle`] is the test that the project began with.
+//! made from it), [`hard`] and [`sets`] (the named inputs), [`literal`] (the specification with plain loops), [`subject`] (what is judged),
+//! [`finding`] (what can be found), [`mod@property`] (the list of properties) and then one file for each kind of property:
+//! [`identity`], [`accuracy`], [`runs`], [`memory`], [`issue_781`], [`launches`], [`batch`], [`scaling`], [`refusal`],
+//! [`far_rows`], [`exact`]. [`golden`] freezes the bits, [`targets`] fuzzes, [`mutants`] are what must be caught.
 
 #![forbid(unsafe_code)]
 
@@ -19,26 +20,33 @@ pub mod case;
 pub mod compiled;
 pub mod elements;
 pub mod exact;
+pub mod far_rows;
+pub mod finding;
 pub mod golden;
 pub mod hard;
 pub mod identity;
-pub mod idle;
+pub mod issue_781;
+pub mod launches;
 pub mod literal;
 pub mod memory;
 pub mod mutants;
 pub mod operands;
-pub mod products;
 pub mod property;
 pub mod refusal;
+pub mod runs;
 pub mod scaling;
-pub mod study;
+pub mod sets;
+pub mod statistics;
+pub mod subject;
 pub mod targets;
 pub mod values;
 
 pub use buffer::Fill;
 pub use case::{Case, Gap, Name, Place, cases, random_case};
+pub use finding::{Evidence, Outcome};
 pub use hard::{HardCase, hard_case, hard_cases};
 pub use literal::Literal;
 pub use operands::{Operands, Outputs};
-pub use property::{Evidence, Outcome, PROPERTIES, Property, property};
+pub use property::{PROPERTIES, Property, property, try_case};
+pub use subject::Subject;
 pub use values::{Values, Which};

@@ -2,13 +2,14 @@
 
 use crate::buffer::Fill;
 use crate::case::{Case, Gap, Name, Place};
+use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::operands::{Operands, Outputs};
-use crate::property::{Evidence, Finding, Stop, demand_equal};
-use rmsnorm_cuda::Executor;
+use crate::subject::Subject;
 
 /// *What scratch, outputs and the memory around operands held before a call is irrelevant*: NaNs, plausible finite numbers, the
 /// leftovers of a call with other values, the leftovers of the same call.
-pub(crate) fn content(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn content(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     let mut evidence = Evidence::default();
     let mut operands = Operands::new(case, Fill::Nan);
     let want = operands.run(executor)?;
@@ -30,7 +31,8 @@ pub(crate) fn content(executor: &dyn Executor, case: &Case) -> Finding {
 
 /// *Alignment and row stride of every operand are irrelevant*: offsets of 1 to 7 elements for each operand by itself (large
 /// cases: one offset each), gaps between rows, and a row stride of 0 against rows that are copies of each other.
-pub(crate) fn layout(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn layout(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     let mut evidence = Evidence::default();
     let aligned = Case { places: [Place::default(); Name::ALL.len()], ..*case };
     let want = Operands::new(&aligned, Fill::Nan).run(executor)?;
@@ -74,7 +76,8 @@ pub(crate) fn layout(executor: &dyn Executor, case: &Case) -> Finding {
 }
 
 /// *Nothing but the outputs and scratch is written*: redzones before and after each buffer and between rows, and every input.
-pub(crate) fn writes(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn writes(subject: &Subject, case: &Case) -> Finding {
+    let executor = subject.strict();
     let mut evidence = Evidence::default();
     for fill in [Fill::Nan, Fill::Plausible] {
         let mut operands = Operands::new(case, fill);

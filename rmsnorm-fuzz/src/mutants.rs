@@ -1,18 +1,17 @@
 //! The defects that the checks must catch: small textual patches of the code that computes. `cargo xtask verify --mutants`
 //! builds each into a copy of `rmsnorm-cuda` and lets it be judged like the original; nothing of them is in the original.
 //!
-//! Read in this order: [`Mutant`], [`MUTANTS`] (the list), [`Subject`] (what is judged) and [`judge`] (by what).
+//! Read in this order: [`Mutant`], [`MUTANTS`] (the list), [`subject!`](crate::subject) (a copy as what is judged) and
+//! [`judge_main`].
 
-use crate::Fill;
 use crate::case::{Case, Gap, Name, Place};
+use crate::finding::Outcome;
 use crate::hard::hard_case;
-use crate::idle::idle_groups;
-use crate::operands::Operands;
-use crate::products::products;
-use crate::property::{Evidence, Outcome, PROPERTIES, Stop, demand_equal, judged, property};
-use crate::study::idle_row;
+use crate::property::{PROPERTIES, Property, property};
+use crate::subject::{Again, Subject};
 use crate::values::Values;
-use rmsnorm_cuda::{Dtype, Executor};
+use rmsnorm_cuda::Dtype;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 #[doc(hidden)]
@@ -102,23 +101,6 @@ pub fn mutant(name: &str) -> Option<&'static Mutant> {
     MUTANTS.iter().find(|mutant| mutant.name == name)
 }
 
-/// The executors of one build of `rmsnorm-cuda`.
-pub struct Subject {
-    /// As a user has it.
-    pub executor: Box<dyn Executor>,
-    /// The kernels with other choices of what decides only speed.
-    pub launches: Vec<Box<dyn Executor>>,
-    /// Whether the kernels run in the emulator, which takes a thousand times longer than a GPU.
-    pub is_emulated: bool,
-}
-
-impl Subject {
-    /// A CPU executor.
-    pub fn cpu(executor: impl Executor + 'static) -> Subject {
-        Subject { executor: Box::new(executor), launches: Vec::new(), is_emulated: false }
-    }
-}
-
 /// Where kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
@@ -128,62 +110,11 @@ pub enum Device {
     Cuda,
 }
 
-/// Every property that a mutant is judged by: those of [`PROPERTIES`], and those that compare executors or have inputs of
-/// their own. 12 is missing: launch failures take a driver that fails on demand (`rmsnorm-cuda/tests/driver.rs`).
-pub fn judges() -> Vec<(u32, &'static str)> {
-    let mut all: Vec<_> = PROPERTIES.iter().map(|p| (p.number, p.name)).collect();
-    all.extend([(3, "two runs"), (4, "idle_groups_781"), (5, "launch"), (11, "products")]);
-    all.sort();
-    all
+/// Every property that a mutant is judged by. 12 is missing: launch failures take a driver that fails on demand
+/// (`rmsnorm-cuda/tests/driver.rs`).
+pub fn judges() -> impl Iterator<Item = &'static Property> {
+    PROPERTIES.iter().filter(|property| property.number != 12)
 }
-
-/// Tries to refute one property of `subject` with `case`.
-pub fn judge(subject: &Subject, name: &str, case: &Case) -> Outcome {
-    let executor = &*subject.executor;
-    if case.elements() > LARGE && !["identity", "accuracy", "content", "exact"].contains(&name) {
-        return Outcome::NotApplicable { reason: "a case this large is for other properties".into() };
-    }
-    match name {
-        "two runs" => judged("two runs", executor, &format!(" [{case}]"), || two_runs(executor, case)),
-        "launch" => judged("launch", executor, &format!(" [{case}]"), || every_launch(subject, case)),
-        "idle_groups_781" if subject.is_emulated => idle_row(executor),
-        "idle_groups_781" => idle_groups(executor),
-        "products" => products(executor),
-        _ => property(name).unwrap_or_else(|| panic!("no property is called {name}")).check(executor, case),
-    }
-}
-
-/// *Two runs are equal*, whatever the threads did meanwhile.
-fn two_runs(executor: &dyn Executor, case: &Case) -> Result<Evidence, Stop> {
-    let mut evidence = Evidence::default();
-    let first = Operands::new(case, Fill::Nan).run(executor)?;
-    for run in 2..=RUNS {
-        let again = Operands::new(case, Fill::Nan).run(executor)?;
-        demand_equal(format!("run {run}"), first.difference(&again))?;
-        evidence.count(again.elements());
-    }
-    Ok(evidence)
-}
-
-/// *Every launch is equal.*
-fn every_launch(subject: &Subject, case: &Case) -> Result<Evidence, Stop> {
-    if subject.launches.is_empty() {
-        return Err(Stop::NotApplicable("the CPU has no launches".into()));
-    }
-    let mut evidence = Evidence::default();
-    let want = Operands::new(case, Fill::Nan).run(&*subject.executor)?;
-    for (i, launch) in subject.launches.iter().enumerate() {
-        let got = Operands::new(case, Fill::Nan).run(&**launch)?;
-        demand_equal(format!("launch {i}, {}", launch.name()), want.difference(&got))?;
-        evidence.count(got.elements());
-    }
-    Ok(evidence)
-}
-
-/// Elements of the largest case that every property is tried on.
-const LARGE: usize = 1 << 19;
-/// Runs that must be equal.
-const RUNS: usize = 6;
 
 /// The executors of another build of `rmsnorm-cuda`, as those of this one: `subject!(its_crate, On, Device)` is a
 /// `Result<Subject, String>`; `subject!(cpu its_crate)` is its CPU executor, and needs no more of that crate.
@@ -194,31 +125,35 @@ macro_rules! subject {
         Bridge($theirs::Cpu)
     }};
     ($theirs:ident, $on:expr, $device:expr) => {{
-        use $crate::mutants::{Device, On, Subject};
+        use $crate::mutants::{Device, On};
+        use $crate::subject::{FORCED_BLOCKS, OtherLaunch, Subject};
         $crate::subject!(bridge $theirs);
         fn subject(on: On, device: Device) -> Result<Subject, String> {
             use $theirs::cuda::{Cuda, Tuning, checks::emulator::Emulator};
             use $theirs::plan::Arch;
-            let text = |error: $theirs::Error| error.to_string();
             Ok(match (on, device) {
-                (On::Cpu, _) => Subject::cpu(Bridge($theirs::Cpu)),
+                (On::Cpu, _) => Subject::of(Bridge($theirs::Cpu)),
                 (On::Kernels, Device::Cpu) => {
-                    let emulator = |arch, blocks| Box::new(Bridge(Emulator::new(Tuning { blocks, ..Tuning::of(arch) }, 1)));
+                    let emulator = |arch, blocks| Bridge(Emulator::new(Tuning { blocks, ..Tuning::of(arch) }, 1));
                     Subject {
-                        executor: emulator(Arch::H200, Some(7)),
                         is_emulated: true,
-                        launches: vec![emulator(Arch::H200, Some(2)), emulator(Arch::A100, None)],
+                        launches: vec![
+                            OtherLaunch::new("two blocks", emulator(Arch::H200, Some(2))),
+                            OtherLaunch::new("planned for A100", emulator(Arch::A100, None)),
+                        ],
+                        ..Subject::of(emulator(Arch::H200, Some(7)))
                     }
                 }
                 (On::Kernels, Device::Cuda) => {
-                    let cuda = Cuda::new(0).map_err(text)?;
-                    let forced = |blocks| Box::new(Bridge(cuda.with_tuning(Tuning { blocks: Some(blocks), ..cuda.tuning() })));
-                    let planned = Box::new(Bridge(cuda.with_tuning(Tuning { arch: Arch::A100, ..cuda.tuning() })));
-                    Subject {
-                        launches: vec![forced(1), forced(2), forced(114), forced(132), forced(148), planned],
-                        executor: Box::new(Bridge(cuda)),
-                        is_emulated: false,
-                    }
+                    let cuda = Cuda::new(0).map_err(|error| error.to_string())?;
+                    let with = |tuning| Bridge(cuda.with_tuning(tuning));
+                    let forced = |forced: (u32, usize)| {
+                        OtherLaunch::forced(forced, with(Tuning { blocks: Some(forced.0), ..cuda.tuning() }))
+                    };
+                    let planned = with(Tuning { arch: Arch::A100, ..cuda.tuning() });
+                    let mut launches: Vec<_> = FORCED_BLOCKS.into_iter().map(forced).collect();
+                    launches.push(OtherLaunch::new("planned for A100", planned));
+                    Subject { launches, ..Subject::of(Bridge(cuda)) }
                 }
             })
         }
@@ -327,26 +262,65 @@ macro_rules! subject {
     };
 }
 
+/// What came of one property on the case of one mutant: a line of what [`judge_main`] prints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Judged {
+    /// The mutant that the case is for.
+    pub case: String,
+    /// Name of the property.
+    pub property: String,
+    /// What came of it.
+    pub result: Verdict,
+    /// Why.
+    pub why: String,
+}
+
+/// What came of a property.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It held.
+    Passed,
+    /// It is refuted.
+    Caught,
+    /// The case says nothing about it.
+    Silent,
+}
+
 /// The program that `verify --mutants` builds around the patched copies: `judge SUBJECT ON DEVICE CASES PROPERTIES`, the lists
-/// separated by commas, a case called by the mutant that it is for. Prints a line for each pair: case, property, `passed`,
-/// `caught` or `silent` (the case says nothing), and why.
+/// separated by commas, a case called by the mutant that it is for. Prints a [`Judged`] for each pair, as JSON.
 pub fn judge_main(build: impl FnOnce(&str, On, Device) -> Result<Subject, String>) -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, on, device, cases, properties] = &arguments[..] else {
         return Err("usage: judge SUBJECT ON DEVICE CASES PROPERTIES".into());
     };
     let on = if on == "cpu" { On::Cpu } else { On::Kernels };
-    let subject = build(name, on, if device == "cpu" { Device::Cpu } else { Device::Cuda })?;
+    let mut subject = build(name, on, if device == "cpu" { Device::Cpu } else { Device::Cuda })?;
+    // The emulator draws another order of threads in each.
+    subject.again = (1..RUNS).map(|_| Again::itself("another run")).collect();
     for case_of in cases.split(',') {
         let case = (mutant(case_of).ok_or_else(|| format!("no mutant is called {case_of}"))?.case)();
-        for property in properties.split(',') {
-            let (result, why) = match judge(&subject, property, &case) {
-                Outcome::Passed(found) => ("passed", format!("{} comparisons", found.comparisons)),
-                Outcome::NotApplicable { reason } => ("silent", reason),
-                Outcome::Failed { message, .. } => ("caught", message),
+        for name in properties.split(',') {
+            let property = property(name).ok_or_else(|| format!("no property is called {name}"))?;
+            let (result, why) = match judge(property, &subject, &case) {
+                Outcome::Passed(found) => (Verdict::Passed, format!("{} comparisons", found.comparisons)),
+                Outcome::NotApplicable { reason } => (Verdict::Silent, reason),
+                Outcome::Failed { message, .. } => (Verdict::Caught, message),
             };
-            println!("{case_of}\t{property}\t{result}\t{}", why.replace(['\n', '\t'], " "));
+            let judged = Judged { case: case_of.into(), property: name.into(), result, why };
+            println!("{}", serde_json::to_string(&judged).map_err(|error| error.to_string())?);
         }
     }
     Ok(())
 }
+
+fn judge(property: &Property, subject: &Subject, case: &Case) -> Outcome {
+    if case.elements() > LARGE && !["identity", "accuracy", "content", "exact"].contains(&property.name) {
+        return Outcome::NotApplicable { reason: "a case this large is for other properties".into() };
+    }
+    property.check(subject, case)
+}
+
+/// Elements of the largest case that every property is tried on.
+const LARGE: usize = 1 << 19;
+/// Runs that must be equal.
+const RUNS: usize = 6;

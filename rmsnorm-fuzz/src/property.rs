@@ -1,10 +1,11 @@
-//! The list of properties, and what a check of one finds.
+//! The list of properties: what every executor must have, and who tries to refute it.
 
 use crate::case::Case;
-use rmsnorm_cuda::{Error, Executor};
-use rmsnorm_ref::Tally;
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::finding::{Finding, Outcome};
+use crate::identity::Trial;
+use crate::subject::Subject;
+use crate::{accuracy, batch, exact, far_rows, identity, issue_781, launches, memory, refusal, runs, scaling};
+use std::time::{Duration, Instant};
 
 /// One sentence of the contract, and the function that tries to refute it.
 #[derive(Clone, Copy, Debug)]
@@ -15,95 +16,106 @@ pub struct Property {
     pub name: &'static str,
     /// What is promised.
     pub sentence: &'static str,
-    check: fn(&dyn Executor, &Case) -> Finding,
+    check: Check,
 }
 
-impl Property {
-    /// Tries to refute the property with `case`. A panic of the executor is a failure.
-    pub fn check(&self, executor: &dyn Executor, case: &Case) -> Outcome {
-        judged(self.name, executor, &format!(" [{case}]"), || (self.check)(executor, case))
-    }
+/// The function, by what it is given.
+#[derive(Clone, Copy, Debug)]
+enum Check {
+    /// A case, and what the literal executor makes of it.
+    Against(fn(&Subject, &mut Trial) -> Finding),
+    /// A case.
+    Case(fn(&Subject, &Case) -> Finding),
+    /// Nothing: it has inputs of its own.
+    Own(fn(&Subject) -> Finding),
 }
 
-/// What a check of `executor` found; a failure tells `inputs` too. A panic of the executor is a failure.
-pub(crate) fn judged(
-    property: &'static str,
-    executor: &dyn Executor,
-    inputs: &str,
-    check: impl FnOnce() -> Finding,
-) -> Outcome {
-    let failed =
-        |message: &str| Outcome::Failed { property, message: format!("{}: {message}{inputs}", executor.name()) };
-    match catch_unwind(AssertUnwindSafe(check)) {
-        Ok(Ok(evidence)) => Outcome::Passed(evidence),
-        Ok(Err(Stop::NotApplicable(reason))) => Outcome::NotApplicable { reason },
-        Ok(Err(Stop::Failed(message))) => failed(&message),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-            failed(&format!("panicked: {}", text.unwrap_or_default()))
-        }
-    }
-}
-
-/// Every property that one executor on one case can refute. (3 and 5 compare executors, 11 has [inputs of its
-/// own](crate::products), 12 needs a driver that fails on demand.) The first three hold every operand once and every output
-/// twice, the others at most twice that.
+/// Every property. The first three hold every operand once and every output twice, the others at most twice that.
 pub const PROPERTIES: &[Property] = &[
     Property {
         number: 1,
         name: "identity",
         sentence: "Every output equals the literal executor's, bit for bit.",
-        check: crate::identity::identity,
+        check: Check::Against(identity::identity),
     },
     Property {
         number: 2,
         name: "accuracy",
         sentence: "Every element of every output is within the forward error bound of the f64 reference.",
-        check: crate::accuracy::accuracy,
+        check: Check::Case(accuracy::accuracy),
+    },
+    Property {
+        number: 3,
+        name: "two runs",
+        sentence: "Two runs are equal, however the second is made.",
+        check: Check::Case(runs::two_runs),
     },
     Property {
         number: 4,
         name: "content",
         sentence: "What scratch, outputs and the memory around operands held before a call is irrelevant.",
-        check: crate::memory::content,
+        check: Check::Case(memory::content),
+    },
+    Property {
+        number: 4,
+        name: "idle_groups_781",
+        sentence: "dw of rows of zeros is +0.0 in every iteration, whatever scratch held.",
+        check: Check::Own(issue_781::idle_groups),
+    },
+    Property {
+        number: 5,
+        name: "launch",
+        sentence: "Every grid, every plan and every class of kernels gives the same bits.",
+        check: Check::Against(launches::launch),
     },
     Property {
         number: 6,
         name: "batch",
         sentence: "A row alone gives the same bits as in any batch, at any position.",
-        check: crate::batch::batch,
+        check: Check::Case(batch::batch),
     },
     Property {
         number: 7,
         name: "layout",
         sentence: "Alignment and row stride of every operand are irrelevant.",
-        check: crate::memory::layout,
+        check: Check::Case(memory::layout),
     },
     Property {
         number: 8,
         name: "writes",
         sentence: "Nothing but the outputs and scratch is written.",
-        check: crate::memory::writes,
+        check: Check::Case(memory::writes),
     },
     Property {
         number: 9,
         name: "scaling",
         sentence: "Permuting rows permutes y and dx; doubling dy doubles dx and dw; scaling x by 2^k and eps by 4^k keeps \
                    x_hat and shifts rstd.",
-        check: crate::scaling::scaling,
+        check: Check::Case(scaling::scaling),
     },
     Property {
         number: 10,
         name: "refusal",
         sentence: "Bad arguments are refused with the right typed error before anything is written.",
-        check: crate::refusal::refusal,
+        check: Check::Case(refusal::refusal),
+    },
+    Property {
+        number: 11,
+        name: "far rows",
+        sentence: "Rows that lie beyond 2^32 elements of each other give the bits that they give side by side.",
+        check: Check::Own(far_rows::far_rows),
+    },
+    Property {
+        number: 12,
+        name: "launch failures",
+        sentence: "A launch that fails is told by the call that made it, and by no other.",
+        check: Check::Against(launches::launch_failures),
     },
     Property {
         number: 13,
         name: "exact",
         sentence: "Rows of ±1 with eps 0 and small integers give exact integers.",
-        check: crate::exact::exact,
+        check: Check::Case(exact::exact),
     },
 ];
 
@@ -112,80 +124,55 @@ pub fn property(name: &str) -> Option<&'static Property> {
     PROPERTIES.iter().find(|p| p.name == name)
 }
 
-/// What one check found.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// The property held.
-    Passed(Evidence),
-    /// The property is refuted.
-    Failed {
-        /// Name of the property.
-        property: &'static str,
-        /// Executor, first differing element with its bits, and the case.
-        message: String,
-    },
-    /// The case says nothing about the property.
-    NotApplicable {
-        /// Why.
-        reason: String,
-    },
+impl Property {
+    /// Tries to refute the property with `case`. A panic of the executor is a failure.
+    pub fn check(&self, subject: &Subject, case: &Case) -> Outcome {
+        self.check_within(subject, &mut Trial::new(case))
+    }
+
+    /// Whether it has inputs of its own, and tries them whatever the case.
+    pub fn has_own_inputs(&self) -> bool {
+        matches!(self.check, Check::Own(_))
+    }
+
+    fn check_within(&self, subject: &Subject, trial: &mut Trial) -> Outcome {
+        let case = trial.case;
+        let inputs = if self.has_own_inputs() { String::new() } else { format!(" [{case}]") };
+        let check = || match self.check {
+            Check::Against(check) => check(subject, trial),
+            Check::Case(check) => check(subject, &case),
+            Check::Own(check) => check(subject),
+        };
+        Outcome::of(self.name, &*subject.executor, &inputs, check)
+    }
 }
 
-/// What a property that held was tested on.
-#[derive(Clone, Debug, Default)]
-pub struct Evidence {
-    /// Calls or pairs of calls that were judged.
-    pub comparisons: u64,
-    /// Output elements that were judged.
-    pub elements: u64,
-    /// What was left out, by reason.
-    pub excluded: BTreeMap<&'static str, u64>,
-    /// Error against bound, by output.
-    pub accuracy: BTreeMap<&'static str, Tally>,
-}
-
-impl Evidence {
-    /// Adds the evidence of another check.
-    pub fn merge(&mut self, other: &Evidence) {
-        self.comparisons += other.comparisons;
-        self.elements += other.elements;
-        for (reason, count) in &other.excluded {
-            *self.excluded.entry(reason).or_default() += count;
+/// Tries the `chosen` properties of every subject on one case; `record` is told each outcome, and how long it took. The literal
+/// executor computes once, for all that compare with it; how long that took is returned. `rare_launches`: whether
+/// [those](crate::subject::OtherLaunch::rare) are tried too.
+pub fn try_case<'a>(
+    subjects: &'a [Subject],
+    case: &Case,
+    rare_launches: bool,
+    chosen: impl Fn(&Subject, &Property) -> bool,
+    mut record: impl FnMut(&'a Subject, &'static Property, Outcome, Duration),
+) -> Duration {
+    let began = Instant::now();
+    let mut trial = Trial::new(case);
+    trial.rare_launches = rare_launches;
+    trial.literal();
+    let literal = began.elapsed();
+    for against in [true, false] {
+        for subject in subjects {
+            let properties = PROPERTIES.iter().filter(|p| matches!(p.check, Check::Against(_)) == against);
+            for property in properties.filter(|property| chosen(subject, property)) {
+                let began = Instant::now();
+                let outcome = property.check_within(subject, &mut trial);
+                record(subject, property, outcome, began.elapsed());
+            }
         }
-        for (output, tally) in &other.accuracy {
-            self.accuracy.entry(output).or_default().merge(tally);
-        }
+        // Of the largest cases this is a gigabyte.
+        trial.forget();
     }
-
-    pub(crate) fn count(&mut self, elements: u64) {
-        self.comparisons += 1;
-        self.elements += elements;
-    }
-
-    pub(crate) fn exclude(&mut self, reason: &'static str, count: u64) {
-        if count > 0 {
-            *self.excluded.entry(reason).or_default() += count;
-        }
-    }
-}
-
-/// What a check of one property returns.
-pub(crate) type Finding = Result<Evidence, Stop>;
-
-/// Why a check ended early.
-#[derive(Debug)]
-pub(crate) enum Stop {
-    Failed(String),
-    NotApplicable(String),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Stop::Failed(format!("refused a good call: {error}"))
-    }
-}
-
-/// Fails with the difference, if there is one.
-pub(crate) fn demand_equal(what: impl std::fmt::Display, difference: Option<String>) -> Result<(), Stop> {
-    difference.map_or(Ok(()), |d| Err(Stop::Failed(format!("{what}: {d}"))))
+    literal
 }

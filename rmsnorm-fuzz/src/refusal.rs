@@ -2,17 +2,19 @@
 
 use crate::buffer::Fill;
 use crate::case::{Case, Name};
+use crate::finding::{Evidence, Finding, Stop};
 use crate::operands::Operands;
-use crate::property::{Evidence, Finding, Stop};
+use crate::subject::Subject;
 use rmsnorm_cuda::{
-    Backward, Dtype, Error, Executor, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient,
-    WeightOffset, bf16, f16, scratch_len,
+    Backward, Dtype, Error, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset,
+    bf16, f16, scratch_len,
 };
 
 /// *Bad arguments are refused with the right typed error before anything is written.* One argument after the other of the
 /// case's calls (at most 5 × 300) is spoiled. Operands that overlap cannot be lent in safe Rust: they, and addresses at the
 /// end of memory, go through [`Forward::check`] and [`Backward::check`] as operands without memory.
-pub(crate) fn refusal(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn refusal(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     let mut evidence = Evidence::default();
     let case = Case { rows: case.rows.clamp(2, 5), hidden: case.hidden.clamp(2, 300), ..*case };
     let mut operands = Operands::new(&case, Fill::Nan);

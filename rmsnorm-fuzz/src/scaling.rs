@@ -4,14 +4,16 @@
 use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, DwKind, Name, WeightKind};
 use crate::elements::Elements;
+use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::operands::{Doubling, Operands, Outputs};
-use crate::property::{Evidence, Finding, Stop, demand_equal};
+use crate::subject::Subject;
 use crate::values::{mix, power_of_two};
 use rmsnorm_cuda::{Dtype, Executor, WeightOffset};
 
 /// *Permuting rows permutes y and dx; doubling dy doubles dx and dw; scaling x by 2^k and eps by 4^k keeps x_hat and shifts
 /// rstd.* What leaves the range in which this is exact is excluded and counted.
-pub(crate) fn scaling(executor: &dyn Executor, case: &Case) -> Finding {
+pub(crate) fn scaling(subject: &Subject, case: &Case) -> Finding {
+    let executor = &*subject.executor;
     if case.rows == 0 {
         return Err(Stop::NotApplicable("there is no row".into()));
     }

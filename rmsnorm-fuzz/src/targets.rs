@@ -1,15 +1,16 @@
 //! What fuzzers execute: bytes become a [`Case`], and some of the properties are tried on it. The same bytes are replayed by
 //! tests and by `cargo xtask fuzz --replay`, without a fuzzer.
 
-use crate::buffer::Fill;
-use crate::case::{Case, Gap, Name};
-use crate::literal::Literal;
-use crate::operands::Operands;
-use crate::property::{Evidence, Finding, Outcome, Stop, demand_equal, judged, property};
+use crate::case::Case;
+use crate::finding::{Evidence, Outcome};
+use crate::identity::forward;
+use crate::property::property;
+use crate::statistics::{Execution, Statistics};
+use crate::subject::Subject;
+use crate::values::Random;
 use arbitrary::Unstructured;
 use rmsnorm_cuda::plan::{self, Arch, Calls, Direction, Tuning, classes, column_order};
 use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, WeightOffset, scratch_len};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ pub struct Target {
     pub name: &'static str,
     /// What is tried on each case.
     pub sentence: &'static str,
-    body: fn(&dyn Executor, &mut Unstructured<'_>) -> arbitrary::Result<Execution>,
+    body: fn(&Subject, &mut Unstructured<'_>) -> arbitrary::Result<Execution>,
 }
 
 /// Every target.
@@ -29,28 +30,32 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "forward",
         sentence: "y and rstd equal the literal executor's, bit for bit",
-        body: |executor, u| Ok(on_case(sized_case(u)?, |case| judge_forward(executor, case))),
+        body: |subject, u| {
+            Ok(on_case(sized_case(u)?, |case| {
+                Outcome::of("forward", &*subject.executor, &format!(" [{case}]"), || forward(subject, case))
+            }))
+        },
     },
     Target {
         name: "backward",
         sentence: "every output equals the literal executor's, bit for bit",
-        body: |executor, u| Ok(on_case(sized_case(u)?, |case| named("identity").check(executor, case))),
+        body: |subject, u| Ok(on_case(sized_case(u)?, |case| named("identity").check(subject, case))),
     },
     Target {
         name: "accuracy",
         sentence: "every output is within the bound of the f64 reference",
         // Of the largest cases the reference makes seconds; the bits being the literal executor's, they add nothing.
-        body: |executor, u| Ok(on_case(Case::within(u, 1 << 9)?, |case| named("accuracy").check(executor, case))),
+        body: |subject, u| Ok(on_case(Case::within(u, 1 << 9)?, |case| named("accuracy").check(subject, case))),
     },
     Target {
         name: "properties",
         sentence: "one of the properties that compare an executor with itself, or with integers",
-        body: |executor, u| {
+        body: |subject, u| {
             const OTHERS: [&str; 6] = ["content", "exact", "scaling", "layout", "writes", "batch"];
             let name = *u.choose(&OTHERS)?;
             // These run a case many times.
             let case = Case::within(u, 1 << 9)?;
-            Ok(on_case(case, |case| named(name).check(executor, case)))
+            Ok(on_case(case, |case| named(name).check(subject, case)))
         },
     },
     Target {
@@ -73,7 +78,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "errors",
         sentence: "bad arguments are refused with the right typed error before anything is written",
-        body: |executor, u| Ok(on_case(Case::within(u, 1 << 9)?, |case| named("refusal").check(executor, case))),
+        body: |subject, u| Ok(on_case(Case::within(u, 1 << 9)?, |case| named("refusal").check(subject, case))),
     },
 ];
 
@@ -82,36 +87,55 @@ pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
 
-/// A case that was made from bytes, and what was found.
-#[derive(Clone, Debug)]
-pub struct Execution {
-    /// The case.
-    pub case: Case,
-    /// What was found.
-    pub outcome: Outcome,
-}
-
-impl Execution {
-    /// Whether a property was refuted, or judged on at least one element (a refusal: one call).
-    pub fn counts(&self) -> bool {
-        match &self.outcome {
-            Outcome::Passed(found) => found.elements > 0 || found.comparisons > 0 && self.case.rows > 0,
-            Outcome::Failed { .. } => true,
-            Outcome::NotApplicable { .. } => false,
-        }
-    }
-}
-
 impl Target {
-    /// What `bytes` show of `executor`. Any bytes are a case: where they end, zeros follow.
-    pub fn execute(&self, executor: &dyn Executor, bytes: &[u8]) -> Execution {
-        (self.body)(executor, &mut Unstructured::new(bytes)).expect("running out of bytes is not an error")
+    /// What `bytes` show of `subject`. Any bytes are a case: where they end, zeros follow.
+    pub fn execute(&self, subject: &Subject, bytes: &[u8]) -> Execution {
+        (self.body)(subject, &mut Unstructured::new(bytes)).expect("running out of bytes is not an error")
     }
+
+    /// Of bytes that refute something, fewer or smaller ones that still do.
+    pub fn smaller(&self, subject: &Subject, mut bytes: Vec<u8>) -> Vec<u8> {
+        let fails = |bytes: &[u8]| matches!(self.execute(subject, bytes).outcome, Outcome::Failed { .. });
+        while !bytes.is_empty() && fails(&bytes[..bytes.len() - 1]) {
+            bytes.pop();
+        }
+        for i in 0..bytes.len() {
+            for value in [0, 1, bytes[i] / 2] {
+                let was = bytes[i];
+                bytes[i] = value.min(was);
+                if !fails(&bytes) {
+                    bytes[i] = was;
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// Inputs without end, for whoever has no fuzzer: a fresh one every other time, else one of `seeds` with a few bytes changed, or
+/// continued by another.
+pub fn inputs(seeds: &[Vec<u8>], seed: u64) -> impl Iterator<Item = Vec<u8>> {
+    let mut random = Random(seed);
+    std::iter::repeat_with(move || {
+        if seeds.is_empty() || random.below(2) == 0 {
+            return (0..12).flat_map(|_| random.next().to_le_bytes()).collect();
+        }
+        let mut bytes = seeds[random.below(seeds.len())].clone();
+        for _ in 0..random.below(4) {
+            let at = random.below(bytes.len() + 1);
+            if at < bytes.len() { bytes[at] = random.next() as u8 } else { bytes.push(random.next() as u8) }
+        }
+        if random.below(4) == 0 {
+            bytes.truncate(random.below(bytes.len() + 1));
+            bytes.extend(&seeds[random.below(seeds.len())]);
+        }
+        bytes
+    })
 }
 
 /// The body of a fuzz target: executes `bytes` and keeps [`Statistics`]. Returns whether the execution counts; panics where a
 /// property is refuted.
-pub fn drive(name: &str, executor: &dyn Executor, bytes: &[u8]) -> bool {
+pub fn drive(name: &str, executor: impl Executor + 'static, bytes: &[u8]) -> bool {
     // All on the thread that calls: handing each step of a small case to another takes longer than the step.
     static POOL: LazyLock<rayon::ThreadPool> = LazyLock::new(|| {
         rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().expect("a thread of no other pool")
@@ -119,7 +143,8 @@ pub fn drive(name: &str, executor: &dyn Executor, bytes: &[u8]) -> bool {
     static KEPT: Mutex<Option<Kept>> = Mutex::new(None);
     rmsnorm_cuda::arith::environment().unwrap_or_else(|error| panic!("nothing can be judged: {error}"));
     let target = target(name).unwrap_or_else(|| panic!("no target is called {name}"));
-    let execution = POOL.install(|| target.execute(executor, bytes));
+    let subject = Subject::of(executor);
+    let execution = POOL.install(|| target.execute(&subject, bytes));
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = kept.get_or_insert_with(|| Kept {
         statistics: Statistics::default(),
@@ -139,7 +164,7 @@ pub fn drive(name: &str, executor: &dyn Executor, bytes: &[u8]) -> bool {
 
 /// [`drive`] for libFuzzer, which keeps no input that does not count.
 #[cfg(feature = "libfuzzer")]
-pub fn libfuzzer(name: &str, executor: &dyn Executor, bytes: &[u8]) -> libfuzzer_sys::Corpus {
+pub fn libfuzzer(name: &str, executor: impl Executor + 'static, bytes: &[u8]) -> libfuzzer_sys::Corpus {
     if drive(name, executor, bytes) { libfuzzer_sys::Corpus::Keep } else { libfuzzer_sys::Corpus::Reject }
 }
 
@@ -158,113 +183,12 @@ impl Kept {
         if let Some(path) = &self.path {
             // Complete or not at all; a fuzzer that cannot write goes on fuzzing, and its reader says that nothing is there.
             let unfinished = path.with_extension("unfinished");
-            let _ = std::fs::write(&unfinished, self.statistics.to_string())
+            let _ = serde_json::to_vec(&self.statistics)
+                .map_err(std::io::Error::from)
+                .and_then(|text| std::fs::write(&unfinished, text))
                 .and_then(|()| std::fs::rename(&unfinished, path));
         }
     }
-}
-
-/// What was executed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Executions that refuted a property or judged at least one element.
-    pub counted: u64,
-    /// The others.
-    pub rejected: u64,
-    /// Elements judged.
-    pub elements: u64,
-    /// Counted executions by what their case has: (`what`, `how much`).
-    pub histogram: BTreeMap<(String, String), u64>,
-}
-
-impl Statistics {
-    /// Counts one execution.
-    pub fn add(&mut self, execution: &Execution) {
-        if !execution.counts() {
-            self.rejected += 1;
-            return;
-        }
-        let Case { rows, hidden, dtype, .. } = execution.case;
-        self.counted += 1;
-        if let Outcome::Passed(found) = &execution.outcome {
-            self.elements += found.elements;
-        }
-        let groups = column_order(usize::MAX, hidden).groups;
-        let against_groups = match rows.cmp(&groups) {
-            std::cmp::Ordering::Less => "fewer than row groups",
-            std::cmp::Ordering::Equal => "as many as row groups",
-            std::cmp::Ordering::Greater => "more than row groups",
-        };
-        self.count("M", power_range(rows));
-        self.count("rows", against_groups.into());
-        self.count("N", power_range(hidden));
-        self.count("type", dtype.to_string());
-        self.count("weight", execution.case.weight_dtype().map_or("absent".into(), |dtype| dtype.to_string()));
-        let places = Name::ALL.map(|name| execution.case.place(name));
-        let strides = match () {
-            () if places.iter().any(|place| matches!(place.gap, Gap::Broadcast)) => "0",
-            () if places.iter().any(|place| matches!(place.gap, Gap::Elements(1..))) => "above N",
-            () if places.iter().any(|place| matches!(place.gap, Gap::Irrelevant)) && rows < 2 => "irrelevant",
-            () => "N",
-        };
-        self.count("stride", strides.into());
-        self.count("offset", if places.iter().any(|place| place.offset > 0) { "some" } else { "none" }.into());
-    }
-
-    fn count(&mut self, what: &str, how_much: String) {
-        *self.histogram.entry((what.into(), how_much)).or_default() += 1;
-    }
-
-    /// Adds what another fuzzer executed.
-    pub fn merge(&mut self, other: &Statistics) {
-        self.counted += other.counted;
-        self.rejected += other.rejected;
-        self.elements += other.elements;
-        for (key, count) in &other.histogram {
-            *self.histogram.entry(key.clone()).or_default() += count;
-        }
-    }
-
-    /// Reads what [`Display`](std::fmt::Display) wrote.
-    pub fn parse(text: &str) -> Option<Statistics> {
-        let mut statistics = Statistics::default();
-        for line in text.lines() {
-            let mut words = line.split('\t');
-            let (what, how_much, count) = (words.next()?, words.next()?, words.next()?.parse().ok()?);
-            match (what, how_much) {
-                ("", "counted") => statistics.counted = count,
-                ("", "rejected") => statistics.rejected = count,
-                ("", "elements") => statistics.elements = count,
-                _ => drop(statistics.histogram.insert((what.into(), how_much.into()), count)),
-            }
-        }
-        Some(statistics)
-    }
-}
-
-impl std::fmt::Display for Statistics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "\tcounted\t{}", self.counted)?;
-        writeln!(f, "\trejected\t{}", self.rejected)?;
-        writeln!(f, "\telements\t{}", self.elements)?;
-        self.histogram.iter().try_for_each(|((what, how_much), count)| writeln!(f, "{what}\t{how_much}\t{count}"))
-    }
-}
-
-/// The range of fours that `n` lies in.
-fn power_range(n: usize) -> String {
-    match n {
-        0 => "0".into(),
-        _ => {
-            let low = 1_usize << (n.ilog2() & !1);
-            format!("{low}..{}", low.saturating_mul(4) - 1)
-        }
-    }
-}
-
-/// The case that the targets `forward` and `backward` make of `bytes`.
-pub fn made_case(bytes: &[u8]) -> Case {
-    sized_case(&mut Unstructured::new(bytes)).expect("running out of bytes is not an error")
 }
 
 /// Mostly small cases, for a small one shows as much as a large one; but some of the largest have more rows than row groups,
@@ -289,26 +213,6 @@ fn on_case(case: Case, check: impl FnOnce(&Case) -> Outcome) -> Execution {
 
 fn named(name: &str) -> &'static crate::Property {
     property(name).expect("a property of this name")
-}
-
-fn judge_forward(executor: &dyn Executor, case: &Case) -> Outcome {
-    judged("forward", executor, &format!(" [{case}]"), || forward(executor, case))
-}
-
-fn forward(executor: &dyn Executor, case: &Case) -> Finding {
-    let run = |executor, fill| -> Result<_, Stop> {
-        let mut operands = Operands::new(case, fill);
-        operands.forward(executor)?;
-        Ok(operands)
-    };
-    let (got, want) = (run(executor, Fill::Nan)?, run(&Literal, Fill::Plausible)?);
-    let [mut got_outputs, want_outputs] = [got.outputs(), want.outputs()];
-    // Forward does not write dx.
-    got_outputs.dx.clone_from(&want_outputs.dx);
-    demand_equal("against the literal executor", want_outputs.row_difference(&got_outputs, |row| row))?;
-    let mut evidence = Evidence::default();
-    evidence.count((want_outputs.y.len() + want_outputs.rstd.len()) as u64);
-    Ok(evidence)
 }
 
 /// A problem as it may be asked for: any number of rows, any legal width, any GPU that kernels are compiled for.
@@ -363,22 +267,24 @@ mod tests {
         for target in TARGETS {
             let mut statistics = Statistics::default();
             for seed in 0..200 {
-                let execution = target.execute(&Cpu, &bytes(seed));
+                let execution = target.execute(&Subject::of(Cpu), &bytes(seed));
                 assert!(!matches!(execution.outcome, Outcome::Failed { .. }), "{}: {execution:?}", target.name);
                 statistics.add(&execution);
             }
             assert!(statistics.rejected * 10 <= 3 * 200, "{}: {statistics:?}", target.name);
-            assert_eq!(Statistics::parse(&statistics.to_string()), Some(statistics));
+            let text = serde_json::to_string(&statistics).unwrap();
+            assert_eq!(serde_json::from_str::<Statistics>(&text).unwrap(), statistics);
         }
     }
 
     #[test]
     fn properties_are_shared_out_among_the_targets() {
-        // Every property of one case is in some target.
-        for property in PROPERTIES {
+        // The others run other launches, or have inputs of their own.
+        let others = ["two runs", "idle_groups_781", "launch", "far rows", "launch failures"];
+        for property in PROPERTIES.iter().filter(|property| !others.contains(&property.name)) {
             let seen = (0..400).any(|seed| {
                 TARGETS.iter().any(|target| {
-                    matches!(target.execute(&Refusing, &bytes(seed)).outcome, Outcome::Failed { property: found, .. } if found == property.name)
+                    matches!(target.execute(&Subject::of(Refusing), &bytes(seed)).outcome, Outcome::Failed { property: found, .. } if found == property.name)
                 })
             });
             assert!(seen, "{}", property.name);
@@ -388,7 +294,7 @@ mod tests {
     #[test]
     fn what_refutes_a_property_is_counted() {
         let mut statistics = Statistics::default();
-        statistics.add(&target("backward").unwrap().execute(&Refusing, &[]));
+        statistics.add(&target("backward").unwrap().execute(&Subject::of(Refusing), &[]));
         assert_eq!((statistics.counted, statistics.rejected), (1, 0));
     }
 
@@ -411,13 +317,5 @@ mod tests {
         ) -> Result<(), rmsnorm_cuda::Error> {
             Err(rmsnorm_cuda::Error::Driver { call: "none", code: String::new() })
         }
-    }
-
-    #[test]
-    fn ranges() {
-        assert_eq!(
-            [0, 1, 3, 4, 15, 16, 255].map(power_range),
-            ["0", "1..3", "1..3", "4..15", "4..15", "16..63", "64..255"]
-        );
     }
 }

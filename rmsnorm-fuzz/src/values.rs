@@ -214,6 +214,21 @@ pub(crate) fn mix(x: u64) -> u64 {
     x ^ x >> 31
 }
 
+/// SplitMix64.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        let next = mix(self.0);
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        next
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
 #[inline(always)]
 fn each<T: HostElement>(key: u64, out: &mut [T], element: impl Fn(u64) -> T) {
     for (j, out) in out.iter_mut().enumerate() {

@@ -19,7 +19,7 @@ fn the_table_names_what_there_is() {
         assert!(!bug.is_empty());
         let cannot_occur = answer.starts_with("cannot occur: ");
         let named = |name: &str, known: bool| known || cannot_occur && name.is_empty();
-        if !named(property, judges().iter().any(|(_, judge)| *judge == property)) {
+        if !named(property, judges().any(|judge| judge.name == property)) {
             wrong.push(format!("{id}: no property {property}"));
         }
         if !named(case, hard_case(case).is_some()) {

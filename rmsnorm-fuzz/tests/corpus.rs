@@ -1,8 +1,8 @@
 //! The corpus: seeds, and every input that ever refuted something, replayed without a fuzzer.
 
 use rmsnorm_cuda::Cpu;
-use rmsnorm_fuzz::Outcome;
 use rmsnorm_fuzz::targets::{TARGETS, target};
+use rmsnorm_fuzz::{Outcome, Subject};
 use std::path::Path;
 
 #[test]
@@ -13,7 +13,7 @@ fn every_input_holds() {
         let name = folder.file_name().unwrap().to_str().unwrap();
         let target = target(name).unwrap_or_else(|| panic!("{name} is no target"));
         for input in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
-            let execution = target.execute(&Cpu, &std::fs::read(&input).unwrap());
+            let execution = target.execute(&Subject::of(Cpu), &std::fs::read(&input).unwrap());
             assert!(!matches!(execution.outcome, Outcome::Failed { .. }), "{}: {execution:?}", input.display());
             inputs += usize::from(execution.counts());
         }

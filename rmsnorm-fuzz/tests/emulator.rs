@@ -7,8 +7,7 @@ use rmsnorm_cuda::cuda::checks::emulator::Emulator;
 use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
-use rmsnorm_fuzz::products::products;
-use rmsnorm_fuzz::{Case, Name, Outcome, Place, hard_case, property};
+use rmsnorm_fuzz::{Case, Name, Outcome, Place, Subject, hard_case, property};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -20,8 +19,12 @@ fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
     Emulator::new(Tuning { blocks, ..Tuning::of(arch) }, seed)
 }
 
-fn refuted(emulator: &Emulator, case: &Case) -> Option<String> {
-    match property("identity").expect("a property").check(emulator, case) {
+fn emulated(emulator: Emulator) -> Subject {
+    Subject { is_emulated: true, ..Subject::of(emulator) }
+}
+
+fn refuted(subject: &Subject, case: &Case) -> Option<String> {
+    match property("identity").expect("a property").check(subject, case) {
         Outcome::Passed(evidence) => {
             assert!(evidence.elements > 0 || case.elements() == 0, "{case}: nothing was compared");
             None
@@ -31,8 +34,9 @@ fn refuted(emulator: &Emulator, case: &Case) -> Option<String> {
     }
 }
 
-fn demand_identity(emulator: &Emulator, cases: &[Case]) {
-    let refutations: Vec<String> = cases.par_iter().filter_map(|case| refuted(emulator, case)).collect();
+fn demand_identity(emulator: Emulator, cases: &[Case]) {
+    let subject = emulated(emulator);
+    let refutations: Vec<String> = cases.par_iter().filter_map(|case| refuted(&subject, case)).collect();
     assert!(refutations.is_empty(), "{}", refutations.join("\n"));
     println!("{} cases", cases.len());
 }
@@ -62,7 +66,7 @@ fn f32_on_h200() {
     if !machine::has_cxx() {
         return;
     }
-    demand_identity(&emulator(Arch::H200, None, 0), &cases(Dtype::F32));
+    demand_identity(emulator(Arch::H200, None, 0), &cases(Dtype::F32));
 }
 
 #[test]
@@ -70,7 +74,7 @@ fn bf16_on_h200() {
     if !machine::has_cxx() {
         return;
     }
-    demand_identity(&emulator(Arch::H200, None, 1), &cases(Dtype::Bf16));
+    demand_identity(emulator(Arch::H200, None, 1), &cases(Dtype::Bf16));
 }
 
 /// Without bulk copies.
@@ -80,7 +84,7 @@ fn f16_on_a100() {
         return;
     }
     let some: Vec<Case> = cases(Dtype::F16).into_iter().skip(1).step_by(2).collect();
-    demand_identity(&emulator(Arch::A100, None, 2), &some);
+    demand_identity(emulator(Arch::A100, None, 2), &some);
 }
 
 /// Element by element.
@@ -94,7 +98,7 @@ fn unaligned() {
         ..case.with_place(Name::X, Place { offset: 1, ..case.place(Name::X) })
     };
     let some: Vec<Case> = cases(Dtype::Bf16).into_iter().step_by(3).map(offset).collect();
-    demand_identity(&emulator(Arch::H200, None, 3), &some);
+    demand_identity(emulator(Arch::H200, None, 3), &some);
 }
 
 /// The other ways to hold rows: every size of a team, packs and sets, one number of teams each.
@@ -113,7 +117,7 @@ fn variants_change_no_bit() {
             .filter_map(|class| {
                 let tuning = Tuning { forward: Some(class), backward: Some(class), ..Tuning::of(Arch::H200) };
                 let emulator = Emulator::new(tuning, 6);
-                Some(format!("{class}: {}", refuted(&emulator, &Case::new(rows, hidden, dtype))?))
+                Some(format!("{class}: {}", refuted(&emulated(emulator), &Case::new(rows, hidden, dtype))?))
             })
             .collect();
         assert!(refutations.is_empty(), "{}", refutations.join("\n"));
@@ -129,7 +133,7 @@ fn grids() {
     for blocks in [1, 2, 148] {
         let rows_and_widths = [(600, 4096), (300, 64), (9, 20_000), (2117, 512)];
         let cases: Vec<Case> = rows_and_widths.map(|(rows, hidden)| Case::new(rows, hidden, Dtype::Bf16)).into();
-        demand_identity(&emulator(Arch::H200, Some(blocks), 4), &cases);
+        demand_identity(emulator(Arch::H200, Some(blocks), 4), &cases);
     }
 }
 
@@ -146,7 +150,7 @@ fn degenerate_rows() {
             cases.push(Case { eps: 0.0, x: values, ..Case::new(19, hidden, Dtype::F32) });
         }
     }
-    demand_identity(&emulator(Arch::H200, None, 5), &cases);
+    demand_identity(emulator(Arch::H200, None, 5), &cases);
 }
 
 /// Each broken kernel gives other bits, or is caught by the emulator itself, for at least one of eight orders of threads.
@@ -203,8 +207,8 @@ fn broken_kernels_are_caught() {
         ),
     ];
     broken.par_iter().for_each(|(what, from, to, case)| {
-        assert_eq!(refuted(&emulator(Arch::H200, Some(8), 0), case), None, "{what}: the sound kernel");
-        let broken = emulator(Arch::H200, Some(8), 0).patched(from, to);
+        assert_eq!(refuted(&emulated(emulator(Arch::H200, Some(8), 0)), case), None, "{what}: the sound kernel");
+        let broken = emulated(emulator(Arch::H200, Some(8), 0).patched(from, to));
         let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
         assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
         println!("{what}: {caught}");
@@ -218,7 +222,7 @@ fn rows_far_apart() {
         return;
     }
     for arch in [Arch::H200, Arch::A100] {
-        let outcome = products(&emulator(arch, None, 0));
+        let outcome = far_rows(emulator(arch, None, 0));
         assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
     }
     for (from, to) in [
@@ -226,9 +230,13 @@ fn rows_far_apart() {
         ("y + row * y_stride", "y + (u32)(row * y_stride * 2) / 2"),
         ("dx + source.row * dx_stride", "dx + (u32)(source.row * dx_stride * 2) / 2"),
     ] {
-        let outcome = products(&emulator(Arch::H200, Some(4), 0).patched(from, to));
+        let outcome = far_rows(emulator(Arch::H200, Some(4), 0).patched(from, to));
         assert!(matches!(outcome, Outcome::Failed { .. }), "not caught: {to}");
     }
+}
+
+fn far_rows(emulator: Emulator) -> Outcome {
+    property("far rows").expect("a property").check(&emulated(emulator), &Case::new(2, 1024, Dtype::Bf16))
 }
 
 /// Whatever the umask, modules are built in folders that only this user can enter; once a library is loaded, its folder is gone.
@@ -240,7 +248,7 @@ fn nobody_else_can_change_what_is_built() {
     const CHILD: &str = "RMSNORM_EMULATOR_TEST";
     if std::env::var_os(CHILD).is_some() {
         let emulator = emulator(Arch::H200, None, 0);
-        demand_identity(&emulator, &[Case::new(3, 40, Dtype::F32)]);
+        demand_identity(emulator, &[Case::new(3, 40, Dtype::F32)]);
         let left = std::fs::read_dir(std::env::temp_dir()).expect("a folder").count();
         return println!("LEFT {left}");
     }

@@ -2,25 +2,25 @@
 
 use rmsnorm_cuda::Cpu;
 use rmsnorm_fuzz::golden::digest;
-use rmsnorm_fuzz::{Evidence, Outcome, PROPERTIES, hard_case, hard_cases};
+use rmsnorm_fuzz::{Evidence, Outcome, PROPERTIES, Property, Subject, hard_case, hard_cases, try_case};
 use std::collections::BTreeMap;
 
 #[test]
 fn every_hard_case_has_every_property() {
     let mut evidence: BTreeMap<&str, Evidence> = BTreeMap::new();
     let mut failures = Vec::new();
+    let subjects = [Subject::of(Cpu)];
     for hard in hard_cases() {
-        for property in PROPERTIES {
+        let chosen = |_: &Subject, property: &Property| {
             // Large cases: what only they can show.
-            if hard.is_large() && !["identity", "exact"].contains(&property.name) {
-                continue;
-            }
-            match property.check(&Cpu, &hard.case) {
-                Outcome::Passed(found) => evidence.entry(property.name).or_default().merge(&found),
-                Outcome::NotApplicable { .. } => {}
-                Outcome::Failed { property, message } => failures.push(format!("{}: {property}: {message}", hard.name)),
-            }
-        }
+            let tried = !hard.is_large() || ["identity", "exact"].contains(&property.name);
+            tried && (!property.has_own_inputs() || hard.name == "idle_groups_781")
+        };
+        try_case(&subjects, &hard.case, true, chosen, |_, property, outcome, _| match outcome {
+            Outcome::Passed(found) => evidence.entry(property.name).or_default().merge(&found),
+            Outcome::NotApplicable { .. } => {}
+            Outcome::Failed { property, message } => failures.push(format!("{}: {property}: {message}", hard.name)),
+        });
     }
     for (property, found) in &evidence {
         println!(
@@ -33,8 +33,9 @@ fn every_hard_case_has_every_property() {
     }
     assert!(evidence["accuracy"].accuracy.values().all(|tally| tally.alarms == 0));
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
-    // No property may pass for want of cases.
-    assert_eq!(evidence.len(), PROPERTIES.len());
+    // No property may pass for want of cases; the CPU has no launches.
+    let launches = ["launch", "launch failures"];
+    assert_eq!(evidence.len(), PROPERTIES.iter().filter(|property| !launches.contains(&property.name)).count());
     assert!(evidence.values().all(|found| found.comparisons > 0));
 }
 

@@ -14,9 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use build::Fuzzer;
 use campaign::{Campaign, Ending};
 use rmsnorm_cuda::Cpu;
-use rmsnorm_fuzz::Outcome;
 use rmsnorm_fuzz::mutants::{MUTANTS, Mutant, On, mutant};
 use rmsnorm_fuzz::targets::{TARGETS, Target, target};
+use rmsnorm_fuzz::{Outcome, Subject};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -154,7 +154,7 @@ fn hunt(options: &Options, mutant: &Mutant, out: &mut dyn Write) -> Result<ExitC
             let bytes = campaign::minimized(&fuzzer, input)?;
             write(&kept, &bytes)?;
             *input = kept.clone();
-            let clean = target.execute(&Cpu, &bytes);
+            let clean = target.execute(&Subject::of(Cpu), &bytes);
             writeln!(out, "reproducer of {}: {}", plural(bytes.len(), "byte"), clean.case)?;
             writeln!(
                 out,
@@ -205,12 +205,12 @@ fn replay(options: &Options, file: &Path, out: &mut dyn Write) -> Result<ExitCod
             #[cfg(not(feature = "cuda"))]
             bail!("built without CUDA: build xtask with its feature `cuda`")
         }
-        None => match target.execute(&Cpu, &bytes).outcome {
+        None => match target.execute(&Subject::of(Cpu), &bytes).outcome {
             Outcome::Failed { message, .. } => Some(message),
             _ => None,
         },
     };
-    writeln!(out, "{}: {}", target.name, target.execute(&Cpu, &bytes).case)?;
+    writeln!(out, "{}: {}", target.name, target.execute(&Subject::of(Cpu), &bytes).case)?;
     match failure {
         Some(message) => {
             writeln!(out, "FAILED: {message}")?;

@@ -137,7 +137,7 @@ fn patched_package(target: &Target, mutant: &Mutant) -> Result<PathBuf> {
     );
     let body = format!(
         "#![no_main]\nuse libfuzzer_sys::{{Corpus, fuzz_target}};\nfuzz_target!(|bytes: &[u8]| -> Corpus {{\n    \
-         rmsnorm_fuzz::targets::libfuzzer(\"{name}\", &rmsnorm_fuzz::subject!(cpu {crate_name}), bytes)\n}});\n"
+         rmsnorm_fuzz::targets::libfuzzer(\"{name}\", rmsnorm_fuzz::subject!(cpu {crate_name}), bytes)\n}});\n"
     );
     copies.add_package("fuzzer", &manifest, &[(&format!("{name}.rs"), body)])?;
     copies.finish()?;

@@ -5,9 +5,9 @@ use super::{Options, corpus};
 use crate::children::{NO_LIMIT, Running, output};
 use crate::record::plural;
 use anyhow::{Context, Result, bail};
-use rmsnorm_fuzz::targets::{STATISTICS_FILE, Statistics};
+use rmsnorm_fuzz::statistics::Statistics;
+use rmsnorm_fuzz::targets::STATISTICS_FILE;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,8 @@ pub(super) struct Campaign {
     pub(super) how: String,
     pub(super) jobs: usize,
     pub(super) elapsed_s: f64,
-    /// Executions that refuted a property or judged at least one element.
-    pub(super) counted: u64,
-    pub(super) rejected: u64,
-    /// Elements judged.
-    pub(super) elements: u64,
+    #[serde(flatten)]
+    pub(super) statistics: Statistics,
     pub(super) executions_per_s: f64,
     /// Edges of the executors that are instrumented.
     pub(super) edges_instrumented: u64,
@@ -33,8 +30,6 @@ pub(super) struct Campaign {
     pub(super) edges_reached: u64,
     /// Inputs that reach what no other reaches.
     pub(super) corpus: u64,
-    /// Counted executions, by what their cases have.
-    pub(super) histogram: BTreeMap<String, BTreeMap<String, u64>>,
     pub(super) ending: Ending,
 }
 
@@ -88,28 +83,22 @@ impl Campaign {
                 bail!("the fuzzer ended for another reason than an input:\n{}", tail(&log));
             }
             // One that was stopped early may have left none.
-            let text = fs::read_to_string(&job.statistics).unwrap_or_default();
-            statistics.merge(&Statistics::parse(&text).context("statistics of another format")?);
+            if let Ok(text) = fs::read(&job.statistics) {
+                statistics.merge(&serde_json::from_slice(&text).context("statistics of another format")?);
+            }
             edges_reached = edges_reached.max(number_after(&log, " cov: "));
             corpus = corpus.max(number_after(&log, " corp: "));
-        }
-        let mut histogram: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
-        for ((what, how_much), count) in &statistics.histogram {
-            histogram.entry(what.clone()).or_default().insert(how_much.clone(), *count);
         }
         Ok(Campaign {
             target: fuzzer.target.name,
             how: fuzzer.how.clone(),
             jobs: jobs.len(),
             elapsed_s,
-            counted: statistics.counted,
-            rejected: statistics.rejected,
-            elements: statistics.elements,
             executions_per_s: (statistics.counted + statistics.rejected) as f64 / elapsed_s,
             edges_instrumented: fuzzer.edges,
             edges_reached,
             corpus,
-            histogram,
+            statistics,
             ending,
         })
     }
@@ -117,14 +106,15 @@ impl Campaign {
     /// What is wrong with the campaign itself.
     pub(super) fn complaints(&self) -> Vec<String> {
         let mut complaints = Vec::new();
-        let all = self.counted + self.rejected;
-        if self.counted == 0 {
+        let Statistics { counted, rejected, .. } = self.statistics;
+        let all = counted + rejected;
+        if counted == 0 {
             complaints.push(format!("{}: nothing was executed", self.target));
         }
-        if self.target != "errors" && self.rejected * 100 > all * REJECTED_PERCENT {
+        if self.target != "errors" && rejected * 100 > all * REJECTED_PERCENT {
             complaints.push(format!(
-                "{}: {} of {all} executions judged nothing, expected at most {REJECTED_PERCENT} %",
-                self.target, self.rejected
+                "{}: {rejected} of {all} executions judged nothing, expected at most {REJECTED_PERCENT} %",
+                self.target
             ));
         }
         complaints
@@ -136,12 +126,12 @@ impl std::fmt::Display for Campaign {
         writeln!(
             f,
             "  {} counted, {} rejected in {:.1} s: {:.0} executions/s of {}; {:.2e} elements judged",
-            self.counted,
-            self.rejected,
+            self.statistics.counted,
+            self.statistics.rejected,
             self.elapsed_s,
             self.executions_per_s,
             plural(self.jobs, "fuzzer"),
-            self.elements as f64
+            self.statistics.elements as f64
         )?;
         write!(
             f,
@@ -150,7 +140,7 @@ impl std::fmt::Display for Campaign {
             self.edges_reached,
             plural(self.corpus as usize, "input")
         )?;
-        for (what, counts) in &self.histogram {
+        for (what, counts) in &self.statistics.histogram {
             let mut counts: Vec<_> = counts.iter().collect();
             // Ranges by their first number, words as they come.
             counts.sort_by_key(|(how_much, _)| how_much.split('.').next().and_then(|n| n.parse::<u64>().ok()));

@@ -1,4 +1,4 @@
-//! The GPU's turn: inputs of the corpora, mutated, and fresh ones, on the CPU executor and on the GPU; every bit is compared.
+//! The GPU's turn: inputs of the corpora, mutated, and fresh ones; every bit is compared with the specification's.
 
 use super::{Options, corpus, fingerprint};
 use crate::children::Running;
@@ -8,11 +8,11 @@ use anyhow::Result;
 use rayon::ThreadPoolBuilder;
 use rmsnorm_cuda::cuda::steps::{self, DeviceMemory};
 use rmsnorm_cuda::cuda::{Cuda, Tuning};
-use rmsnorm_cuda::{Backward, Cpu, Error, Executor, Forward, Operand, Slice, SliceMut};
-use rmsnorm_fuzz::targets::{Execution, Statistics, TARGETS, made_case};
-use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome};
+use rmsnorm_cuda::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
+use rmsnorm_fuzz::statistics::Statistics;
+use rmsnorm_fuzz::targets::{TARGETS, Target, inputs, target};
+use rmsnorm_fuzz::{Case, Fill, Operands, Outcome, Subject};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -23,43 +23,23 @@ use std::time::{Duration, Instant};
 /// Runs the campaign.
 pub(super) fn run(options: &Options, out: &mut dyn Write) -> Result<ExitCode> {
     let gpu = Cuda::new(0)?;
-    let seeds = inputs(options)?;
+    let seeds = seeds(options)?;
     let (inputs, threads) = (plural(seeds.len(), "input"), plural(options.jobs as usize, "thread"));
     writeln!(out, "{} · {inputs} of corpora · {threads} for {}", gpu.name(), plural(options.time as usize, "second"))?;
-    let (statistics, launches) = (Mutex::new(Statistics::default()), AtomicU64::new(0));
-    let (stop, found) = (AtomicBool::new(false), Mutex::new(None));
     let busy = Busy::start();
     let began = Instant::now();
-    let work = |thread: u32| -> Result<()> {
-        let gpu = gpu.on_new_stream()?;
-        let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
-        let mut random = Random(u64::from(options.seed) << 32 | u64::from(thread));
-        while began.elapsed() < Duration::from_secs(options.time.into()) && !stop.load(Ordering::Relaxed) {
-            let bytes = random.input(&seeds);
-            let case = made_case(&bytes);
-            let execution = pool.install(|| Execution { case, outcome: compare(&gpu, &case) });
-            launches.fetch_add(launched(&case, &gpu.tuning())?, Ordering::Relaxed);
-            statistics.lock().unwrap_or_else(PoisonError::into_inner).add(&execution);
-            if let Outcome::Failed { message, .. } = execution.outcome {
-                stop.store(true, Ordering::Relaxed);
-                let smaller = pool.install(|| smaller(&gpu, bytes));
-                *found.lock().unwrap_or_else(PoisonError::into_inner) = Some((smaller, message));
-            }
-        }
-        Ok(())
-    };
+    let found = Found::default();
+    let until = began + Duration::from_secs(options.time.into());
     std::thread::scope(|scope| {
+        let work = |i| found.work(&gpu, &seeds, u64::from(options.seed) << 32 | u64::from(i), until);
         let threads: Vec<_> = (0..options.jobs).map(|i| scope.spawn(move || work(i))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
     })?;
-    let elapsed_s = began.elapsed().as_secs_f64();
+    let (elapsed_s, gpu_busy_percent) = (began.elapsed().as_secs_f64(), busy.stop());
+    let Found { statistics, launches, failure, .. } = found;
     let statistics = statistics.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
     let launches = launches.into_inner();
-    let mut histogram: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
-    for ((what, how_much), count) in &statistics.histogram {
-        histogram.entry(what).or_default().insert(how_much, *count);
-    }
-    let failure = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let report = Report {
         schema: 1,
         passed: failure.is_none() && statistics.counted > 0,
@@ -67,30 +47,16 @@ pub(super) fn run(options: &Options, out: &mut dyn Write) -> Result<ExitCode> {
         build: Build::this(),
         gpu: gpu.name(),
         elapsed_s,
-        counted: statistics.counted,
-        rejected: statistics.rejected,
-        elements: statistics.elements,
+        statistics,
         launches,
         launches_per_s: launches as f64 / elapsed_s,
-        gpu_busy_percent: busy.stop(),
-        histogram,
+        gpu_busy_percent,
         failure: failure.as_ref().map(|(_, message)| message),
     };
-    let mut printed = writeln!(
-        out,
-        "  {} counted, {} rejected in {elapsed_s:.0} s; {:.2e} elements compared\n  {launches} launches, {:.0}/s; GPU busy: {}",
-        report.counted,
-        report.rejected,
-        report.elements as f64,
-        report.launches_per_s,
-        report.gpu_busy_percent.map_or("unknown, there is no nvidia-smi".into(), |p| format!("{p:.0} % of the time")),
-    );
-    for (what, counts) in &report.histogram {
-        printed = printed.and_then(|()| writeln!(out, "  {what:7} {counts:?}"));
-    }
+    let mut printed = write!(out, "{report}");
     if let Some((bytes, message)) = &failure {
-        let kept = corpus("backward").join(format!("found-{}", fingerprint(bytes)));
-        std::fs::create_dir_all(corpus("backward"))?;
+        let kept = corpus(TARGET).join(format!("found-{}", fingerprint(bytes)));
+        std::fs::create_dir_all(corpus(TARGET))?;
         write(&kept, bytes)?;
         let replay = format!("xtask fuzz --device cuda --replay {}", below_root(&kept));
         printed = printed.and_then(|()| writeln!(out, "FAILED: {message}\nreplay it: {replay}"));
@@ -103,12 +69,49 @@ pub(super) fn run(options: &Options, out: &mut dyn Write) -> Result<ExitCode> {
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What all threads have found.
+#[derive(Default)]
+struct Found {
+    statistics: Mutex<Statistics>,
+    launches: AtomicU64,
+    stop: AtomicBool,
+    /// Bytes that refute something, and the message.
+    failure: Mutex<Option<(Vec<u8>, String)>>,
+}
+
+impl Found {
+    /// One thread's share, on a stream of its own.
+    fn work(&self, gpu: &Cuda, seeds: &[Vec<u8>], seed: u64, until: Instant) -> Result<()> {
+        let (subject, speed) = (Subject::of(gpu.on_new_stream()?), gpu.tuning());
+        let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
+        for bytes in inputs(seeds, seed) {
+            if Instant::now() > until || self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let execution = pool.install(|| judged().execute(&subject, &bytes));
+            self.launches.fetch_add(launched(&execution.case, &speed)?, Ordering::Relaxed);
+            self.statistics.lock().unwrap_or_else(PoisonError::into_inner).add(&execution);
+            if let Outcome::Failed { message, .. } = execution.outcome {
+                self.stop.store(true, Ordering::Relaxed);
+                let smaller = pool.install(|| judged().smaller(&subject, bytes));
+                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some((smaller, message));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Executes one input: what differs, if anything.
 pub(super) fn replay(bytes: &[u8]) -> Result<Option<String>> {
-    match compare(&Cuda::new(0)?, &made_case(bytes)) {
+    match judged().execute(&Subject::of(Cuda::new(0)?), bytes).outcome {
         Outcome::Failed { message, .. } => Ok(Some(message)),
         _ => Ok(None),
     }
+}
+
+/// What is tried on every input: that every bit is the specification's, and so the CPU's.
+fn judged() -> &'static Target {
+    target(TARGET).expect("a target")
 }
 
 /// What was executed on the GPU, as `--report` writes it.
@@ -120,26 +123,27 @@ struct Report<'a> {
     build: Build,
     gpu: String,
     elapsed_s: f64,
-    counted: u64,
-    rejected: u64,
-    elements: u64,
+    #[serde(flatten)]
+    statistics: Statistics,
     launches: u64,
     launches_per_s: f64,
     gpu_busy_percent: Option<f64>,
-    histogram: BTreeMap<&'a str, BTreeMap<&'a str, u64>>,
     failure: Option<&'a String>,
 }
 
-/// *The GPU returns the CPU's bits.*
-fn compare(gpu: &Cuda, case: &Case) -> Outcome {
-    let run = |executor: &dyn Executor, fill| Operands::new(case, fill).run(executor);
-    let failed = |message: String| Outcome::Failed { property: "identity", message: format!("{message} [{case}]") };
-    match (run(&Cpu, Fill::Plausible), run(gpu, Fill::Nan)) {
-        (Ok(want), Ok(got)) => match want.difference(&got) {
-            Some(difference) => failed(format!("the GPU against the CPU: {difference}")),
-            None => Outcome::Passed(Evidence { comparisons: 1, elements: got.elements(), ..Evidence::default() }),
-        },
-        (Err(error), _) | (_, Err(error)) => failed(format!("refused a good call: {error}")),
+impl std::fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Statistics { counted, rejected, elements, histogram } = &self.statistics;
+        let Report { elapsed_s, launches, launches_per_s, .. } = self;
+        let busy = self.gpu_busy_percent;
+        let busy = busy.map_or("unknown, there is no nvidia-smi".into(), |p| format!("{p:.0} % of the time"));
+        writeln!(
+            f,
+            "  {counted} counted, {rejected} rejected in {elapsed_s:.0} s; {:.2e} elements compared",
+            *elements as f64
+        )?;
+        writeln!(f, "  {launches} launches, {launches_per_s:.0}/s; GPU busy: {busy}")?;
+        histogram.iter().try_for_each(|(what, counts)| writeln!(f, "  {what:7} {counts:?}"))
     }
 }
 
@@ -158,26 +162,8 @@ fn place(data: &impl Operand) -> DeviceMemory {
     DeviceMemory { dtype: data.dtype(), address: data.address(), elements: data.elements() }
 }
 
-/// Shorter bytes, or smaller ones, that still fail.
-fn smaller(gpu: &Cuda, mut bytes: Vec<u8>) -> Vec<u8> {
-    let fails = |bytes: &[u8]| matches!(compare(gpu, &made_case(bytes)), Outcome::Failed { .. });
-    while !bytes.is_empty() && fails(&bytes[..bytes.len() - 1]) {
-        bytes.pop();
-    }
-    for i in 0..bytes.len() {
-        for value in [0, 1, bytes[i] / 2] {
-            let was = bytes[i];
-            bytes[i] = value.min(was);
-            if !fails(&bytes) {
-                bytes[i] = was;
-            }
-        }
-    }
-    bytes
-}
-
 /// Every input of the corpora: those of the repository, and those that campaigns on this machine left.
-fn inputs(options: &Options) -> Result<Vec<Vec<u8>>> {
+fn seeds(options: &Options) -> Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     for target in TARGETS.iter().filter(|t| options.target.is_none_or(|only| only.name == t.name)) {
         let left = crate::copies::root().join("target/fuzz/found/clean").join(target.name).join("corpus");
@@ -188,39 +174,6 @@ fn inputs(options: &Options) -> Result<Vec<Vec<u8>>> {
         }
     }
     Ok(found)
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    /// A fresh input every other time, else one of `seeds` with a few bytes changed, or continued by another.
-    fn input(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
-        if seeds.is_empty() || self.below(2) == 0 {
-            return (0..12).flat_map(|_| self.next().to_le_bytes()).collect();
-        }
-        let mut bytes = seeds[self.below(seeds.len())].clone();
-        for _ in 0..self.below(4) {
-            let at = self.below(bytes.len() + 1);
-            if at < bytes.len() { bytes[at] = self.next() as u8 } else { bytes.push(self.next() as u8) }
-        }
-        if self.below(4) == 0 {
-            bytes.truncate(self.below(bytes.len() + 1));
-            bytes.extend(&seeds[self.below(seeds.len())]);
-        }
-        bytes
-    }
 }
 
 /// Asks nvidia-smi once a second how busy the GPU was.
@@ -240,3 +193,6 @@ impl Busy {
         (!samples.is_empty()).then(|| samples.iter().sum::<f64>() / samples.len() as f64)
     }
 }
+
+/// Whose executions are tried.
+const TARGET: &str = "backward";

@@ -1,7 +1,8 @@
 //! What a reader sees: the machine, how far a phase is, and what was found.
 
-use super::executors::{CUDA, NO_GPU};
-use super::report::{Committed, Gpu, Machine, Report, Row};
+use super::committed::Committed;
+use super::report::{Gpu, Machine, Report, Row};
+use super::{CUDA, NO_GPU};
 use crate::record::tell;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -64,6 +65,26 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
     if let Some(random) = &report.random {
         writeln!(out, "\n{}", wrapped("random cases: ", &random.to_string()))?;
     }
+    print_failures(report, out)?;
+    if !report.phases.is_empty() {
+        let phases = report.phases.iter().map(|p| format!("{} {} in {:.1} s", p.cases, p.what, p.elapsed_s));
+        writeln!(out, "\n{}", wrapped("", &phases.collect::<Vec<_>>().join(", ")))?;
+        writeln!(out, "the literal executor took {:.1} thread s", report.literal_thread_s)?;
+    }
+    let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
+    writeln!(
+        out,
+        "\n{}: {} output elements judged (each once for each comparison), {:.*} s",
+        if report.passed { "passed" } else { "FAILED" },
+        count(elements),
+        if report.elapsed_s < 10.0 { 1 } else { 0 },
+        report.elapsed_s
+    )?;
+    Ok(())
+}
+
+/// What failed, and how to see it again.
+fn print_failures(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     for row in report.rows.iter().filter(|row| row.failed > 0) {
         let first = &row.failures[0];
         writeln!(
@@ -87,20 +108,6 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
     for failure in &report.failures {
         writeln!(out, "\nFAILED: {failure}")?;
     }
-    if !report.phases.is_empty() {
-        let phases = report.phases.iter().map(|p| format!("{} {} in {:.1} s", p.cases, p.what, p.elapsed_s));
-        writeln!(out, "\n{}", wrapped("", &phases.collect::<Vec<_>>().join(", ")))?;
-        writeln!(out, "the literal executor took {:.1} thread s", report.literal_thread_s)?;
-    }
-    let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
-    writeln!(
-        out,
-        "\n{}: {} output elements judged (each once for each comparison), {:.*} s",
-        if report.passed { "passed" } else { "FAILED" },
-        count(elements),
-        if report.elapsed_s < 10.0 { 1 } else { 0 },
-        report.elapsed_s
-    )?;
     Ok(())
 }
 

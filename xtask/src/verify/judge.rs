@@ -1,24 +1,18 @@
-//! Tries cases with properties and keeps what was found.
+//! Tries cases on the subjects and keeps what was found.
 //!
 //! Cases are tried side by side, the largest first; checks run on one thread each, the CPU executor on all of them. What the
-//! literal executor computes is computed once for each case: property 1 compares every executor, and property 5 every launch,
-//! with that.
+//! literal executor computes is computed once for each case, for all subjects and all their launches.
 
+use super::CUDA;
 use super::display::{Progress, in_short};
-use super::executors::{Again, CPU, CUDA, Launch, Target};
 use super::report::{Failure, Machine, Row};
-use super::sets::Item;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rmsnorm_cuda::{Error, Executor};
-use rmsnorm_fuzz::identity::literal_outputs;
-use rmsnorm_fuzz::idle::idle_groups;
-use rmsnorm_fuzz::products::products;
-use rmsnorm_fuzz::{Case, Evidence, Fill, Operands, Outcome, Outputs, PROPERTIES};
+use rmsnorm_fuzz::sets::Item;
+use rmsnorm_fuzz::{Outcome, PROPERTIES, Property, Subject, property, try_case};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Which properties a case is tried with.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,11 +32,11 @@ pub(super) enum Depth {
 }
 
 impl Depth {
-    fn includes(self, property: &str, executor: &str) -> bool {
+    fn includes(self, property: &str, subject: &str) -> bool {
         match property {
-            IDENTITY => true,
-            "accuracy" => ![Depth::Large, Depth::Bits].contains(&self) && (self != Depth::Basic || executor == CPU),
-            LAUNCH => ![Depth::Basic, Depth::Bits, Depth::Large].contains(&self),
+            "identity" => true,
+            "accuracy" => ![Depth::Large, Depth::Bits].contains(&self) && (self != Depth::Basic || subject != CUDA),
+            "launch" => ![Depth::Basic, Depth::Bits, Depth::Large].contains(&self),
             "exact" => ![Depth::Basic, Depth::Bits].contains(&self),
             _ => matches!(self, Depth::All | Depth::Hard),
         }
@@ -51,28 +45,17 @@ impl Depth {
 
 /// Tries cases and keeps what was found.
 pub(super) struct Judge<'a> {
-    targets: &'a [Target<'a>],
+    subjects: &'a [Subject],
     rows: Mutex<BTreeMap<(u32, &'static str, &'static str), Row>>,
     literal_us: AtomicU64,
 }
 
 impl<'a> Judge<'a> {
-    pub(super) fn new(targets: &'a [Target<'a>]) -> Self {
-        let mut rows = BTreeMap::new();
-        for target in targets {
-            for (number, property) in properties() {
-                // The CPU has no launches.
-                let can = match property {
-                    LAUNCH => !target.launches.is_empty(),
-                    FAILURES => target.refused.is_some(),
-                    _ => true,
-                };
-                if can {
-                    rows.insert((number, property, target.name), row(number, property, target.name));
-                }
-            }
-        }
-        Judge { targets, rows: Mutex::new(rows), literal_us: AtomicU64::new(0) }
+    pub(super) fn new(subjects: &'a [Subject]) -> Self {
+        let pairs = subjects.iter().flat_map(|subject| PROPERTIES.iter().map(move |property| (property, subject)));
+        let rows = pairs.filter(|(property, subject)| can_be_tried(property, subject));
+        let rows = rows.map(|(property, subject)| (key(property, subject.name), row(property, subject.name))).collect();
+        Judge { subjects, rows: Mutex::new(rows), literal_us: AtomicU64::new(0) }
     }
 
     /// Tries `items`, largest first.
@@ -90,7 +73,7 @@ impl<'a> Judge<'a> {
         let threads = rayon::current_num_threads();
         std::thread::scope(|scope| {
             // It waits for copies of many gigabytes, and for nothing else.
-            items.iter().filter(|item| item.name == IDLE).for_each(|item| drop(scope.spawn(|| self.products(item))));
+            items.iter().filter(|item| item.name == IDLE).for_each(|item| drop(scope.spawn(|| self.far_rows(item))));
             self.judge_by_size(items, [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)], &depth, &progress)
         })
     }
@@ -123,62 +106,41 @@ impl<'a> Judge<'a> {
     pub(super) fn judge(&self, item: &Item, depth: Depth) {
         self.judge_case(item, depth);
         if item.name == IDLE {
-            self.products(item);
+            self.far_rows(item);
         }
     }
 
     fn judge_case(&self, item: &Item, depth: Depth) {
-        let case = &item.case;
-        let began = Instant::now();
-        let mut operands = Operands::new(case, Fill::Nan);
-        let want = literal_outputs(&operands);
-        self.literal_us.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
-        for Target { name, executor, launches, refused, .. } in self.targets {
-            self.record(1, IDENTITY, name, item, || identity(*executor, "", &mut operands, &want));
-            if !launches.is_empty() && depth.includes(LAUNCH, name) {
-                let chosen = launches.iter().filter(|launch| depth == Depth::Hard || !launch.hard_only);
-                self.record(5, LAUNCH, name, item, || every_launch(chosen, &mut operands, &want));
-            }
-            if let Some(refused) = refused.filter(|_| depth.includes(FAILURES, name)) {
-                self.record(12, FAILURES, name, item, || launch_failures(*executor, refused, case, &want));
-            }
-        }
-        drop((want, operands));
-        for Target { name, executor, again, strict, .. } in self.targets {
-            for property in PROPERTIES.iter().filter(|p| p.name != IDENTITY && depth.includes(p.name, name)) {
-                let executor = if property.name == "writes" { strict } else { executor };
-                self.record(property.number, property.name, name, item, || property.check(*executor, case));
-            }
-            if depth.includes(REPEAT, name) {
-                self.record(3, REPEAT, name, item, || two_runs(*executor, again, case));
-            }
-            if item.name == IDLE {
-                self.record(4, IDLE, name, item, || idle_groups(*executor));
-            }
-        }
+        let chosen = |subject: &Subject, property: &Property| {
+            let included = match property.name {
+                IDLE => item.name == IDLE,
+                FAR_ROWS => false,
+                name => depth.includes(name, subject.name),
+            };
+            included && can_be_tried(property, subject)
+        };
+        let record = |subject: &Subject, property: &Property, outcome, took| {
+            self.record(property, subject, item, outcome, took);
+        };
+        let literal = try_case(self.subjects, &item.case, depth == Depth::Hard, chosen, record);
+        self.literal_us.fetch_add(literal.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Property 11, which has inputs of its own and is tried once.
-    fn products(&self, item: &Item) {
-        for Target { name, executor, .. } in self.targets {
-            self.record(11, PRODUCTS, name, item, || products(*executor));
+    fn far_rows(&self, item: &Item) {
+        for (property, subject) in
+            property(FAR_ROWS).into_iter().flat_map(|p| self.subjects.iter().map(move |s| (p, s)))
+        {
+            let began = Instant::now();
+            let outcome = property.check(subject, &item.case);
+            self.record(property, subject, item, outcome, began.elapsed());
         }
     }
 
-    fn record(
-        &self,
-        number: u32,
-        property: &'static str,
-        executor: &'static str,
-        item: &Item,
-        check: impl FnOnce() -> Outcome,
-    ) {
-        let began = Instant::now();
-        let outcome = check();
-        let thread_s = began.elapsed().as_secs_f64();
+    fn record(&self, property: &Property, subject: &Subject, item: &Item, outcome: Outcome, took: Duration) {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        let row = rows.entry((number, property, executor)).or_default();
-        row.thread_s += thread_s;
+        let row = rows.entry(key(property, subject.name)).or_default();
+        row.thread_s += took.as_secs_f64();
         match outcome {
             Outcome::Passed(found) => row.add(&found),
             Outcome::NotApplicable { reason } => *row.not_applicable.entry(reason).or_default() += 1,
@@ -195,128 +157,41 @@ impl<'a> Judge<'a> {
 
     /// What was found, and what was not looked for.
     pub(super) fn rows(self, machine: &Machine) -> Vec<Row> {
-        let skipped = |number, property, executor, reason: &str| Row {
-            skipped: Some(reason.into()),
-            ..row(number, property, executor)
-        };
         let mut rows = self.rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = &machine.missing {
-            for (number, property) in properties() {
-                rows.entry((number, property, CUDA)).or_insert(skipped(number, property, CUDA, in_short(reason)));
-            }
+        for property in PROPERTIES {
+            let Some(reason) = &machine.missing else { break };
             // What no GPU does on demand is tried with a driver that does.
-            let reason = "no GPU; rmsnorm-cuda/tests/driver.rs has a stand-in driver";
-            rows.insert((12, FAILURES, CUDA), skipped(12, FAILURES, CUDA, reason));
+            let reason = match property.name {
+                FAILURES => "no GPU; rmsnorm-cuda/tests/driver.rs has a stand-in driver",
+                _ => in_short(reason),
+            };
+            let skipped = Row { skipped: Some(reason.into()), ..row(property, CUDA) };
+            rows.entry(key(property, CUDA)).or_insert(skipped);
         }
         rows.into_values().collect()
     }
 }
 
-/// Every property that has a check.
-fn properties() -> impl Iterator<Item = (u32, &'static str)> {
-    let here = [(3, REPEAT), (4, IDLE), (5, LAUNCH), (11, PRODUCTS), (12, FAILURES)];
-    PROPERTIES.iter().map(|property| (property.number, property.name)).chain(here)
-}
-
-fn row(number: u32, property: &str, executor: &str) -> Row {
-    Row { number, property: property.into(), executor: executor.into(), ..Row::default() }
-}
-
-/// *Every output equals the literal executor's*, which computed `want`. What an earlier call left in the outputs is wiped first.
-fn identity(executor: &dyn Executor, how: &str, operands: &mut Operands, want: &Outputs) -> Outcome {
-    let case = *operands.case();
-    guarded(executor, &case, || {
-        operands.refill_outputs();
-        let got = operands.run(executor).map_err(|e| format!("{how}refused a good call: {e}"))?;
-        want.difference(&got).map_or(Ok(got), |d| Err(format!("{how}against the literal executor: {d}")))
-    })
-}
-
-/// *Every launch is equal.*
-fn every_launch<'a>(launches: impl Iterator<Item = &'a Launch>, operands: &mut Operands, want: &Outputs) -> Outcome {
-    let mut all = Evidence::default();
-    for Launch { what, executor, elements_max, left_out, .. } in launches {
-        if operands.case().elements() > *elements_max {
-            *all.excluded.entry(left_out).or_default() += 1;
-            continue;
-        }
-        match identity(&**executor, what, operands, want) {
-            Outcome::Passed(found) => all.merge(&found),
-            refuted => return refuted,
-        }
-    }
-    if all.comparisons == 0 {
-        return Outcome::NotApplicable { reason: "no launch fits the case".into() };
-    }
-    Outcome::Passed(all)
-}
-
-/// *Two runs are equal*, however the second is made. On the CPU it is that of one thread; on a GPU there are several, and other cases
-/// run beside each.
-fn two_runs(executor: &dyn Executor, again: &[Again<'_>], case: &Case) -> Outcome {
-    let run = |executor: &dyn Executor| Operands::new(case, Fill::Nan).run(executor).map_err(|e| e.to_string());
-    let mut all = Evidence::default();
-    let first = match catch_unwind(AssertUnwindSafe(|| run(executor))).unwrap_or_else(|_| Err("panicked".into())) {
-        Ok(first) => first,
-        Err(message) => return failed(executor, case, &message),
-    };
-    for Again { how, executor: second, at_once } in again {
-        let outcome = guarded(executor, case, || {
-            let equal = |got: Outputs| first.difference(&got).map_or(Ok(got), |d| Err(format!("{how}: {d}")));
-            if !at_once {
-                return equal(run(*second).map_err(|e| format!("{how}: {e}"))?);
-            }
-            let (one, other) = std::thread::scope(|scope| {
-                let other = scope.spawn(|| run(*second));
-                (run(executor), other.join().unwrap_or_else(|_| Err("panicked".into())))
-            });
-            equal(one?).and(equal(other?))
-        });
-        match outcome {
-            Outcome::Passed(found) => all.merge(&found),
-            refuted => return refuted,
-        }
-    }
-    Outcome::Passed(all)
-}
-
-/// *Launch failures surface at the call that caused them*, and nowhere else: the driver refuses a grid of 2^32 − 1 blocks, the call
-/// says so, and the next calls give the right bits.
-fn launch_failures(executor: &dyn Executor, refused: &dyn Executor, case: &Case, want: &Outputs) -> Outcome {
-    if case.rows == 0 {
-        return Outcome::NotApplicable { reason: "nothing is launched for no rows".into() };
-    }
-    guarded(executor, case, || {
-        let mut operands = Operands::new(case, Fill::Nan);
-        for (call, result) in [("forward", operands.forward(refused)), ("backward", operands.backward(refused))] {
-            match result {
-                Err(Error::Driver { call: "cuLaunchKernel", .. }) => {}
-                other => return Err(format!("{call} with 2^32 − 1 blocks returned {other:?}")),
-            }
-        }
-        let got = Operands::new(case, Fill::Nan).run(executor).map_err(|e| format!("after refused launches: {e}"))?;
-        want.difference(&got).map_or(Ok(got), |d| Err(format!("after refused launches: {d}")))
-    })
-}
-
-/// A panic is a failure too.
-fn guarded(executor: &dyn Executor, case: &Case, run: impl FnOnce() -> Result<Outputs, String>) -> Outcome {
-    match catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("panicked".into())) {
-        Ok(got) => Outcome::Passed(Evidence { comparisons: 1, elements: got.elements(), ..Evidence::default() }),
-        Err(message) => failed(executor, case, &message),
+/// Whether the subject has what the property is about. (The CPU has no launches.)
+fn can_be_tried(property: &Property, subject: &Subject) -> bool {
+    match property.name {
+        "launch" => !subject.launches.is_empty(),
+        FAILURES => subject.refused.is_some(),
+        _ => true,
     }
 }
 
-fn failed(executor: &dyn Executor, case: &Case, message: &str) -> Outcome {
-    Outcome::Failed { property: IDENTITY, message: format!("{}: {message} [{case}]", executor.name()) }
+fn key(property: &Property, subject: &'static str) -> (u32, &'static str, &'static str) {
+    (property.number, property.name, subject)
 }
 
-pub(super) const IDENTITY: &str = "identity";
-pub(super) const REPEAT: &str = "two runs";
-pub(super) const LAUNCH: &str = "launch";
+fn row(property: &Property, subject: &str) -> Row {
+    Row { number: property.number, property: property.name.into(), executor: subject.into(), ..Row::default() }
+}
+
 pub(super) const IDLE: &str = "idle_groups_781";
-pub(super) const PRODUCTS: &str = "products";
-pub(super) const FAILURES: &str = "launch failures";
+const FAR_ROWS: &str = "far rows";
+const FAILURES: &str = "launch failures";
 /// Up to so many elements a case takes less than 300 MB, whatever is tried.
 const LARGE: usize = 1 << 22;
 /// Larger ones take 1 GB.

@@ -4,16 +4,17 @@
 //! One program holds all copies; each defect is judged in a process of its own. The program can be carried to a machine with a
 //! GPU and without cargo: it stays in `target/mutants/judge` with the digest of the sources that it was built from.
 
-use super::display::{Progress, wrapped};
-use super::report::Build;
+mod matrix;
+
+use super::display::Progress;
 use crate::children::output;
 use crate::copies::{self, Copies, cargo, root};
 use crate::record::{write, write_json};
 use anyhow::{Context, Result, bail};
-use rmsnorm_fuzz::mutants::{MUTANTS, Mutant, On, judges};
-use serde::Serialize;
+use matrix::{CLEAN, Found, Matrix, Report};
+use rmsnorm_fuzz::mutants::{Judged, MUTANTS, Mutant, On, judges};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,62 +34,21 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
         "{} mutants, {} of them in the reduction over the rows; kernels run {}",
         chosen.len(),
         chosen.iter().filter(|m| m.column).count(),
-        if device == "cuda" { "on the GPU" } else { "in the emulator" }
+        if on_gpu { "on the GPU" } else { "in the emulator" }
     )?;
     out.flush()?;
     let program = build()?;
     writeln!(out, "built in {:.0} s", began.elapsed().as_secs_f64())?;
     out.flush()?;
 
-    let properties: Vec<&str> = judges().into_iter().map(|(_, name)| name).collect();
-    let results = Mutex::new(Matrix::default());
-    let all = properties.join(",");
-    // What is as it should be: the same cases, the same properties. Then each mutant with its named property alone, then with
-    // all others.
-    let mut tasks = Vec::new();
-    for on in [On::Cpu, On::Kernels] {
-        let cases: BTreeMap<String, &str> =
-            chosen.iter().filter(|m| m.on == on).map(|m| ((m.case)().to_string(), m.name)).collect();
-        let cases: Vec<&str> = cases.into_values().collect();
-        // Several processes: one would take as long as all others together.
-        for some in cases.chunks(cases.len().div_ceil(4).max(1)) {
-            tasks.push(Task { name: CLEAN, on, cases: some.join(","), properties: all.clone() });
-        }
-    }
-    for mutant in &chosen {
-        let others: Vec<&str> = properties.iter().copied().filter(|p| *p != mutant.property).collect();
-        for properties in [mutant.property.to_string(), others.join(",")] {
-            tasks.push(Task { name: mutant.name, on: mutant.on, cases: mutant.name.into(), properties });
-        }
-    }
-    let (next, progress) = (AtomicUsize::new(0), Progress::new("judged", tasks.len()));
-    let workers = if device == "cuda" { 4 } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let found = task.run(&program, device);
-                    results.lock().unwrap_or_else(PoisonError::into_inner).add(task.name, found);
-                    progress.tick();
-                }
-            });
-        }
-    });
-    drop(progress);
-    let matrix = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let properties: Vec<&str> = judges().map(|property| property.name).collect();
+    let matrix = judged(&tasks(&chosen, &properties), &program, device);
     // Of a race it is luck whether a GPU loses it; the emulator sees to it that some thread does.
     let demanded: Vec<&Mutant> = chosen.iter().copied().filter(|m| !on_gpu || !RACES.contains(&m.name)).collect();
-    // What no defect is named for is not judged: without the CPU executor's, that is refusal.
-    let named: Vec<&str> =
-        properties.iter().copied().filter(|property| demanded.iter().any(|m| m.property == *property)).collect();
-    let mut complaints = verdict(&demanded, &named, &matrix, None);
-    let toothless = named
-        .iter()
-        .filter(|property| verdict(&demanded, &named, &matrix, Some(property)).len() <= complaints.len())
-        .map(|property| format!("without {property} nothing more would fail"));
-    complaints.extend(toothless.collect::<Vec<_>>());
+    let complaints = matrix.complaints(&demanded, &properties);
     let passed = complaints.is_empty();
-    let printed = print(&chosen, &properties, &matrix, out)
+    let printed = matrix
+        .print(&chosen, &properties, out)
         .and_then(|()| Ok(complaints.iter().try_for_each(|complaint| writeln!(out, "FAILED: {complaint}"))?));
     if let Some(path) = report {
         write_json(path, &Report::new(&chosen, &matrix, device, began, passed, complaints))?;
@@ -108,6 +68,47 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
         began.elapsed().as_secs_f64()
     )?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is as it should be: the same cases, the same properties. Then each mutant with its named property alone, then with all
+/// others.
+fn tasks(chosen: &[&'static Mutant], properties: &[&str]) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for on in [On::Cpu, On::Kernels] {
+        let cases: BTreeMap<String, &str> =
+            chosen.iter().filter(|m| m.on == on).map(|m| ((m.case)().to_string(), m.name)).collect();
+        let cases: Vec<&str> = cases.into_values().collect();
+        // Several processes: one would take as long as all others together.
+        for some in cases.chunks(cases.len().div_ceil(4).max(1)) {
+            tasks.push(Task { name: CLEAN, on, cases: some.join(","), properties: properties.join(",") });
+        }
+    }
+    for mutant in chosen {
+        let others: Vec<&str> = properties.iter().copied().filter(|p| *p != mutant.property).collect();
+        for properties in [mutant.property.to_string(), others.join(",")] {
+            tasks.push(Task { name: mutant.name, on: mutant.on, cases: mutant.name.into(), properties });
+        }
+    }
+    tasks
+}
+
+/// What came of the tasks, several of them at a time.
+fn judged(tasks: &[Task], program: &Path, device: &str) -> Matrix {
+    let results = Mutex::new(Matrix::default());
+    let (next, progress) = (AtomicUsize::new(0), Progress::new("judged", tasks.len()));
+    let workers = if device == "cuda" { 4 } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = task.run(program, device);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).add(task.name, found);
+                    progress.tick();
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Builds the program that holds every copy, or takes the one that was carried here.
@@ -136,7 +137,7 @@ fn build() -> Result<PathBuf> {
             &format!("{crate_name} = {{ path = \"../{crate_name}\", default-features = false{features} }}\n");
         arms += &match kernels {
             true => format!("        \"{name}\" => rmsnorm_fuzz::subject!({crate_name}, on, device),\n"),
-            false => format!("        \"{name}\" => Ok(Subject::cpu(rmsnorm_fuzz::subject!(cpu {crate_name}))),\n"),
+            false => format!("        \"{name}\" => Ok(Subject::of(rmsnorm_fuzz::subject!(cpu {crate_name}))),\n"),
         };
     }
     let manifest = format!(
@@ -145,7 +146,7 @@ fn build() -> Result<PathBuf> {
         root().join("rmsnorm-fuzz")
     );
     let main = format!(
-        "use rmsnorm_fuzz::mutants::{{Device, On, Subject, judge_main}};\n\n\
+        "use rmsnorm_fuzz::Subject;\nuse rmsnorm_fuzz::mutants::{{Device, On, judge_main}};\n\n\
          fn build(name: &str, on: On, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
          _ => Err(format!(\"{{name}} is not built in\")),\n    }}\n}}\n\n\
          fn main() -> Result<(), String> {{\n    judge_main(build)\n}}\n"
@@ -208,256 +209,15 @@ impl Task {
         };
         let mut found: BTreeMap<_, _> = broken(why);
         for line in said.stdout.lines() {
-            if let [case, property, result, message] = line.split('\t').collect::<Vec<_>>()[..] {
-                found.insert((case.into(), property.into()), Found::new(result, message));
+            if let Ok(Judged { case, property, result, why }) = serde_json::from_str(line) {
+                found.insert((case, property), Found::new(result, why));
             }
         }
         found
     }
 }
 
-/// What came of one property.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-enum Found {
-    Passed,
-    Caught(String),
-    /// The case says nothing about the property.
-    Silent(String),
-    /// The mutant did not build, launch or end.
-    Broken(String),
-}
-
-impl Found {
-    fn new(result: &str, message: &str) -> Found {
-        let unusable = ["could not compile", "is not usable", "stuck at a barrier", "the patch does not apply"];
-        match result {
-            "passed" => Found::Passed,
-            "silent" => Found::Silent(message.into()),
-            "caught" if !unusable.iter().any(|text| message.contains(text)) => Found::Caught(message.into()),
-            _ => Found::Broken(message.into()),
-        }
-    }
-}
-
-/// What came of every property on every subject.
-#[derive(Debug, Default)]
-struct Matrix(BTreeMap<&'static str, BTreeMap<(String, String), Found>>);
-
-impl Matrix {
-    fn add(&mut self, name: &'static str, found: BTreeMap<(String, String), Found>) {
-        self.0.entry(name).or_default().extend(found);
-    }
-
-    fn get(&self, name: &str, case: &str, property: &str) -> Option<&Found> {
-        self.0.get(name)?.get(&(case.to_string(), property.to_string()))
-    }
-
-    fn caught(&self, name: &str, property: &str) -> bool {
-        matches!(self.get(name, name, property), Some(Found::Caught(_)))
-    }
-}
-
-/// What is wrong with the checks, if what `disabled` says is not heard.
-fn verdict(chosen: &[&Mutant], properties: &[&str], matrix: &Matrix, disabled: Option<&str>) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for ((case, property), found) in matrix.0.get(CLEAN).into_iter().flatten() {
-        if let Found::Caught(why) | Found::Broken(why) = found {
-            complaints.push(format!("{property} fails without any defect, on the case of {case}: {why}"));
-        }
-    }
-    let caught = |name: &str, property: &str| disabled != Some(property) && matrix.caught(name, property);
-    for mutant in chosen {
-        if !caught(mutant.name, mutant.property) {
-            let found = matrix.get(mutant.name, mutant.name, mutant.property);
-            complaints.push(format!("{} is not caught by {}: {found:?}", mutant.name, mutant.property));
-        }
-        for ((_, property), found) in matrix.0.get(mutant.name).into_iter().flatten() {
-            if let Found::Broken(why) = found {
-                complaints.push(format!("{} is no mutant, at {property}: {why}", mutant.name));
-            }
-        }
-    }
-    // What is demanded of a property counts on all defects, those of the CPU executor too.
-    for property in properties.iter().filter(|_| chosen.len() == MUTANTS.len()) {
-        let catches: Vec<&Mutant> = chosen.iter().copied().filter(|m| caught(m.name, property)).collect();
-        if catches.len() < 2 {
-            complaints.push(format!("{property} catches {} mutants, expected 2", catches.len()));
-        }
-        if *property != ACCURACY && catches.iter().all(|m| matrix.caught(m.name, ACCURACY)) {
-            complaints.push(format!("{property} catches no mutant that accuracy misses"));
-        }
-    }
-    complaints
-}
-
-/// The matrix as a table.
-fn print(chosen: &[&Mutant], properties: &[&str], matrix: &Matrix, out: &mut dyn Write) -> Result<()> {
-    let width = chosen.iter().map(|m| m.name.len()).max().unwrap_or(0) + 2;
-    for (i, property) in properties.iter().enumerate() {
-        writeln!(out, "{:width$}{}{property}", "", "│ ".repeat(i))?;
-    }
-    for mutant in chosen {
-        write!(out, "{:width$}", mutant.name)?;
-        for property in properties {
-            let mark = match matrix.get(mutant.name, mutant.name, property) {
-                Some(Found::Caught(_)) if mutant.property == *property => "■ ",
-                Some(Found::Caught(_)) => "□ ",
-                Some(Found::Passed) => "· ",
-                Some(Found::Silent(_)) => "  ",
-                Some(Found::Broken(_)) | None => "! ",
-            };
-            write!(out, "{mark}")?;
-        }
-        writeln!(out, " {}", mutant.defect)?;
-    }
-    let count = |property: &str| chosen.iter().filter(|m| matrix.caught(m.name, property)).count();
-    let counts: Vec<String> = properties.iter().map(|property| format!("{property} {}", count(property))).collect();
-    writeln!(out, "{}", wrapped("caught  ", &counts.join(", ")))?;
-    writeln!(out, "■ caught by the property named for it, alone   □ caught   · missed   blank: the case says nothing")?;
-    writeln!(out, "12 (launch failures) takes a driver that fails on demand: rmsnorm-cuda/tests/driver.rs")?;
-    Ok(())
-}
-
-/// A run of `cargo xtask verify --mutants`, as `--report` writes it.
-#[derive(Serialize)]
-struct Report {
-    schema: u32,
-    passed: bool,
-    command: Vec<String>,
-    build: Build,
-    device: &'static str,
-    elapsed_s: f64,
-    mutants: Vec<Judged>,
-    /// Properties that passed without any defect, with the number of cases.
-    clean: BTreeMap<String, usize>,
-    complaints: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct Judged {
-    name: &'static str,
-    defect: &'static str,
-    on: &'static str,
-    case: String,
-    named_property: &'static str,
-    /// What the named property said.
-    message: String,
-    caught_by: BTreeSet<String>,
-    missed_by: BTreeSet<String>,
-}
-
-impl Report {
-    fn new(
-        chosen: &[&Mutant],
-        matrix: &Matrix,
-        device: &'static str,
-        began: Instant,
-        passed: bool,
-        complaints: Vec<String>,
-    ) -> Report {
-        let mut clean: BTreeMap<String, usize> = BTreeMap::new();
-        for ((_, property), found) in matrix.0.get(CLEAN).into_iter().flatten() {
-            *clean.entry(property.clone()).or_default() += usize::from(*found == Found::Passed);
-        }
-        let judged = |mutant: &&Mutant| {
-            let by = |wanted: fn(&Found) -> bool| {
-                let found = matrix.0.get(mutant.name).into_iter().flatten();
-                found.filter(|(_, found)| wanted(found)).map(|((_, property), _)| property.clone()).collect()
-            };
-            Judged {
-                name: mutant.name,
-                defect: mutant.defect,
-                on: if mutant.on == On::Cpu { "cpu" } else { "kernels" },
-                case: (mutant.case)().to_string(),
-                named_property: mutant.property,
-                message: format!("{:?}", matrix.get(mutant.name, mutant.name, mutant.property)),
-                caught_by: by(|found| matches!(found, Found::Caught(_))),
-                missed_by: by(|found| *found == Found::Passed),
-            }
-        };
-        Report {
-            schema: 1,
-            passed,
-            command: std::env::args().skip(1).collect(),
-            build: Build::this(),
-            device,
-            elapsed_s: began.elapsed().as_secs_f64(),
-            mutants: chosen.iter().map(judged).collect(),
-            clean,
-            complaints,
-        }
-    }
-}
-
-const CLEAN: &str = "clean";
-const ACCURACY: &str = "accuracy";
-/// A mutant that does not end is no mutant.
 /// Defects that another order of threads hides.
 const RACES: [&str; 1] = ["barrier_forgotten"];
+/// A mutant that does not end is no mutant.
 const TIME_LIMIT: Duration = Duration::from_secs(400);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn properties() -> Vec<&'static str> {
-        judges().into_iter().map(|(_, name)| name).collect()
-    }
-
-    /// Every mutant is caught by its named property, and those of accuracy by identity too.
-    fn ideal() -> Matrix {
-        let mut matrix = Matrix::default();
-        for mutant in MUTANTS {
-            let found = properties().into_iter().map(|property| {
-                let found = if property == mutant.property { Found::Caught("!".into()) } else { Found::Passed };
-                ((mutant.name.to_string(), property.to_string()), found)
-            });
-            matrix.add(mutant.name, found.collect());
-        }
-        for property in properties() {
-            let some = MUTANTS.iter().filter(|m| m.property != ACCURACY).take(2);
-            for mutant in some.filter(|_| property != ACCURACY) {
-                let key = (mutant.name.to_string(), property.to_string());
-                matrix.add(mutant.name, BTreeMap::from([(key, Found::Caught("!".into()))]));
-            }
-        }
-        matrix
-    }
-
-    fn all() -> Vec<&'static Mutant> {
-        MUTANTS.iter().collect()
-    }
-
-    #[test]
-    fn a_property_that_is_disabled_is_missed() {
-        let matrix = ideal();
-        assert_eq!(verdict(&all(), &properties(), &matrix, None), Vec::<String>::new());
-        for property in properties() {
-            let complaints = verdict(&all(), &properties(), &matrix, Some(property));
-            assert!(
-                complaints.iter().any(|c| c.contains(&format!("not caught by {property}"))),
-                "{property}: {complaints:?}"
-            );
-        }
-    }
-
-    /// Where only the kernels' defects are judged, each must be caught, and nothing is asked about properties that none is named for.
-    #[test]
-    fn some_of_the_defects_are_judged_alone() {
-        let kernels: Vec<&Mutant> = MUTANTS.iter().filter(|m| m.on == On::Kernels).collect();
-        assert_eq!(verdict(&kernels, &["identity", "two runs"], &ideal(), None), Vec::<String>::new());
-        assert!(!verdict(&kernels, &["identity", "two runs"], &ideal(), Some("two runs")).is_empty());
-        assert!(RACES.iter().all(|race| kernels.iter().any(|m| m.name == *race)));
-    }
-
-    #[test]
-    fn what_does_not_build_or_fails_without_a_defect_is_no_success() {
-        let mut matrix = ideal();
-        let key = ("eps_ignored".to_string(), "identity".to_string());
-        matrix.add("eps_ignored", BTreeMap::from([(key.clone(), Found::new("caught", "NVRTC could not compile x"))]));
-        assert!(verdict(&all(), &properties(), &matrix, None)[0].contains("is no mutant"));
-        let mut matrix = ideal();
-        matrix.add(CLEAN, BTreeMap::from([(key, Found::Caught("!".into()))]));
-        assert!(verdict(&all(), &properties(), &matrix, None)[0].contains("without any defect"));
-    }
-}

@@ -5,8 +5,8 @@ use crate::children::{NO_LIMIT, output};
 use crate::copies::{self, Copies, cargo, root};
 use crate::record::tell;
 use anyhow::{Context, Result, bail};
+use rmsnorm_fuzz::issue_781::{Measured, study_781};
 use rmsnorm_fuzz::mutants::{Mutant, mutant};
-use rmsnorm_fuzz::study::{Measured, study_781};
 use std::io::Write;
 use std::process::{Command, ExitCode};
 
@@ -27,7 +27,7 @@ pub(super) fn run(issue: u32, has_gpu: impl FnOnce() -> Result<bool>, out: &mut 
             if !said.succeeded() {
                 bail!("{name} on {device}: {}", said.stderr);
             }
-            said.stdout.lines().map(|line| line.parse().map_err(anyhow::Error::msg)).collect()
+            Ok(serde_json::from_str(&said.stdout)?)
         };
         let [broken, repaired, real] = [measured("broken")?, measured("repaired")?, measured("real")?];
         writeln!(
@@ -79,15 +79,14 @@ fn build() -> Result<std::path::PathBuf> {
         root().join("rmsnorm-fuzz")
     );
     let main = format!(
-        "use rmsnorm_fuzz::mutants::{{Device, On, Subject}};\n\n\
+        "use rmsnorm_fuzz::Subject;\nuse rmsnorm_fuzz::mutants::{{Device, On}};\n\n\
          fn build(name: &str, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
          _ => Err(format!(\"{{name}} is not built in\")),\n    }}\n}}\n\n\
          fn main() -> Result<(), String> {{\n    let mut arguments = std::env::args().skip(1);\n    \
          let cuda = arguments.next().is_some_and(|device| device == \"cuda\");\n    \
          let device = if cuda {{ Device::Cuda }} else {{ Device::Cpu }};\n    \
          let subject = build(&arguments.next().unwrap_or_default(), device)?;\n    \
-         rmsnorm_fuzz::study::measure(&subject)?.iter().for_each(|measured| println!(\"{{measured}}\"));\n    \
-         Ok(())\n}}\n"
+         rmsnorm_fuzz::issue_781::print_measured(&subject)\n}}\n"
     );
     copies.add_package("study", &manifest, &[("main.rs", main)])?;
     copies.finish()?;

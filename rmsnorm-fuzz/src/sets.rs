@@ -1,33 +1,36 @@
-//! Which cases a run tries, what they are called on the command line, and what the random ones must cover.
+//! Sets of cases beside the hard ones, each case with the name by which it is found again: the classes of the plan, a grid of
+//! shapes, random ones, and what these must cover.
 
-use anyhow::{Result, bail};
+use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind, boundaries, random_case};
+use crate::hard::hard_cases;
+use crate::values::Values;
 use rmsnorm_cuda::plan::{Class, Direction, class, classes, column_order};
 use rmsnorm_cuda::{Dtype, WeightOffset};
-use rmsnorm_fuzz::case::{DwKind, WeightKind, boundaries};
-use rmsnorm_fuzz::{Case, Gap, Name, Place, hard_cases, random_case};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A case with the name by which `--case` finds it again.
+/// A case with its name.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
-    pub(super) name: String,
-    pub(super) case: Case,
+pub struct Item {
+    /// What [`named`] finds it by.
+    pub name: String,
+    /// The case.
+    pub case: Case,
 }
 
 /// The hard cases that are small enough for every property, or those that are not.
-pub(super) fn hard(large: bool) -> Vec<Item> {
+pub fn hard(large: bool) -> Vec<Item> {
     let chosen = hard_cases().iter().filter(|hard| hard.is_large() == large);
     chosen.map(|hard| Item { name: hard.name.clone(), case: hard.case }).collect()
 }
 
 /// Every plan class of every type, with every kind of weight: rows that fill the class exactly, rows that do not but are
-/// aligned, and rows that are not aligned. `--case` calls them `class-TYPE-WIDTH-LAYOUT-WEIGHT`.
-pub(super) fn plan_classes() -> Vec<Item> {
+/// aligned, and rows that are not aligned. They are called `class-TYPE-WIDTH-LAYOUT-WEIGHT`.
+pub fn plan_classes() -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
         for class in classes(direction, dtype) {
-            for (layout, hidden, offset) in layouts(direction, class, dtype) {
+            for (layout, hidden) in widths(direction, class, dtype) {
                 for (weight, kind) in
                     [("none", WeightKind::Absent), ("same", WeightKind::Same), ("f32", WeightKind::F32)]
                 {
@@ -43,7 +46,7 @@ pub(super) fn plan_classes() -> Vec<Item> {
                     // The kernels that add one to the weight, and both types of dw, take turns.
                     case.weight_offset = if case.seed % 2 == 1 { WeightOffset::One } else { WeightOffset::Zero };
                     case.dw = if case.seed % 3 == 1 { DwKind::F32 } else { DwKind::Same };
-                    if offset {
+                    if layout == Layout::Moved {
                         case = case.with_place(Name::X, Place { offset: 1, gap: Gap::None });
                     }
                     items.push(Item { name, case });
@@ -54,23 +57,43 @@ pub(super) fn plan_classes() -> Vec<Item> {
     items
 }
 
-/// Widths of `class`, each with the name of its layout and whether `x` must be moved to break the alignment.
-fn layouts(direction: Direction, wanted: Class, dtype: Dtype) -> Vec<(&'static str, usize, bool)> {
+/// Rows that a class works on, and how they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layout {
+    /// All that the class holds.
+    Exact,
+    /// Fewer elements, every row on 16 bytes.
+    Aligned,
+    /// No whole number of packs.
+    Unaligned,
+    /// Whole packs, in rows that do not begin on 16 bytes.
+    Moved,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&format!("{self:?}").to_lowercase())
+    }
+}
+
+/// The widest row of each layout that `wanted` works on. (Streamed rows stand for all that are wider.)
+pub fn widths(direction: Direction, wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
     let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(direction, *hidden, dtype) == wanted).collect();
-    let pack = wanted.pack as usize;
-    let holds = wanted.holds();
-    let find = |fits: &dyn Fn(usize) -> bool| widths.iter().rev().copied().find(|hidden| fits(*hidden));
-    let exact = find(&|n| n == holds).map(|n| ("exact", n, false));
-    let aligned = find(&|n| n != holds && n.is_multiple_of(pack)).map(|n| ("aligned", n, false));
-    let unaligned = find(&|n| !n.is_multiple_of(pack)).map(|n| ("unaligned", n, false));
-    let moved = find(&|n| n.is_multiple_of(pack)).map(|n| ("moved", n, true));
+    let (pack, holds) = (wanted.pack as usize, wanted.holds());
+    let find = |layout, fits: &dyn Fn(usize) -> bool| {
+        widths.iter().rev().copied().find(|hidden| fits(*hidden)).map(|hidden| (layout, hidden))
+    };
+    let exact = find(Layout::Exact, &|n| n == holds);
+    let aligned = find(Layout::Aligned, &|n| n != holds && n.is_multiple_of(pack));
+    let unaligned = find(Layout::Unaligned, &|n| !n.is_multiple_of(pack));
+    let moved = find(Layout::Moved, &|n| n.is_multiple_of(pack));
     [exact, aligned, unaligned, moved].into_iter().flatten().collect()
 }
 
 /// The grid of shapes: numbers of rows and widths at which kernels of this kind have failed, and both sides of every step in the
 /// plan's tables. Each width has at least five numbers of rows, each number of rows at least five widths, in turn with every type
-/// and weight. `--case` calls them `grid-ROWS-WIDTH`.
-pub(super) fn grid() -> Vec<Item> {
+/// and weight. They are called `grid-ROWS-WIDTH`.
+pub fn grid() -> Vec<Item> {
     let widths = grid_widths();
     let mut pairs = Vec::new();
     for (i, hidden) in widths.iter().enumerate() {
@@ -124,14 +147,47 @@ fn grid_widths() -> Vec<usize> {
     widths
 }
 
+/// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
+/// chains a row; rings and none; streamed rows; no weight and one of another type; fewer rows than row groups; rows that must be
+/// scaled. The last ones are to be launched with three blocks: several row groups a block; blocks some of whose teams have no row.
+pub fn families() -> [Vec<Case>; 2] {
+    let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
+    let moved =
+        |offset, case| Name::ALL.into_iter().fold(case, |c: Case, o| c.with_place(o, Place { offset, gap: Gap::None }));
+    let tiny = Values::Scaled(f32::from_bits(1 << 19)); // 2^-130, of which rstd is infinite
+    let planned = vec![
+        case(37, 7, Dtype::F32),
+        case(300, 64, Dtype::Bf16),
+        case(129, 256, Dtype::F16),
+        case(45, 1024, Dtype::Bf16),
+        Case { weight: WeightKind::Absent, ..case(45, 2048, Dtype::F32) },
+        Case { weight: WeightKind::F32, ..case(45, 4096, Dtype::Bf16) },
+        case(300, 5120, Dtype::Bf16),
+        case(33, 5000, Dtype::F32),
+        case(17, 12_000, Dtype::F16),
+        case(5, 20_000, Dtype::F32),
+        case(3, 70_000, Dtype::Bf16),
+        moved(1, case(50, 4097, Dtype::Bf16)),
+        moved(3, case(50, 100, Dtype::F32)),
+        Case { x: tiny, ..case(9, 1000, Dtype::F32) },
+    ];
+    let few_blocks = vec![
+        case(140, 4200, Dtype::F32),
+        case(200, 40, Dtype::Bf16),
+        case(9, 1024, Dtype::Bf16),
+        case(3, 4096, Dtype::Bf16),
+    ];
+    [planned, few_blocks]
+}
+
 /// One in so many of `items`.
-pub(super) fn one_in(so_many: usize, items: Vec<Item>) -> Vec<Item> {
+pub fn one_in(so_many: usize, items: Vec<Item>) -> Vec<Item> {
     items.into_iter().step_by(so_many).collect()
 }
 
 /// Random cases of this seed: so many of at most two to this power of elements, for each pair; then so many that have more rows than row
-/// groups. `--case` calls them `random-POWER-SEED` and `deep-SEED`.
-pub(super) fn random(seed: u64, parts: &[(u64, u32)], deep: u64) -> Vec<Item> {
+/// groups. They are called `random-POWER-SEED` and `deep-SEED`.
+pub fn random(seed: u64, parts: &[(u64, u32)], deep: u64) -> Vec<Item> {
     let powers = parts.iter().flat_map(|(count, power)| (0..*count).map(|_| *power));
     let random = powers.zip(seed << 32..).map(|(power, seed)| random_item(power, seed));
     random.chain((seed << 32..).take(deep as usize).map(deep_item)).collect()
@@ -153,53 +209,26 @@ fn deep_item(seed: u64) -> Item {
     Item { name: format!("deep-{seed}"), case }
 }
 
-/// The case of this name, wherever it is from.
-pub(super) fn named(name: &str) -> Result<Item> {
+/// Every case that has a name of its own: the hard ones, the classes, the grid.
+pub fn fixed() -> Vec<Item> {
+    [hard(false), hard(true), plan_classes(), grid()].concat()
+}
+
+/// The case of this name, whichever set it is of.
+pub fn named(name: &str) -> Option<Item> {
     if let Some((power, seed)) = name.strip_prefix("random-").and_then(|rest| rest.split_once('-')) {
-        if let (Ok(power @ 0..=28), Ok(seed)) = (power.parse(), seed.parse()) {
-            return Ok(random_item(power, seed));
-        }
-        bail!("{name} is no random case: expected random-POWER-SEED, such as random-18-7, with a power of at most 28");
+        let power = power.parse().ok().filter(|power| *power <= RANDOM_POWER_MAX)?;
+        return Some(random_item(power, seed.parse().ok()?));
     }
-    if let Some(seed) = name.strip_prefix("deep-").and_then(|seed| seed.parse().ok()) {
-        return Ok(deep_item(seed));
+    if let Some(seed) = name.strip_prefix("deep-") {
+        return Some(deep_item(seed.parse().ok()?));
     }
-    let mut known = [hard(false), hard(true), plan_classes(), grid()].concat();
-    if let Some(found) = known.iter().position(|item| item.name == name) {
-        return Ok(known.swap_remove(found));
-    }
-    let distance = |item: &Item| strsim::damerau_levenshtein(&item.name, name);
-    known.sort_by_cached_key(distance);
-    bail!("no case is called {name}; there are{}; all of them: verify --list", in_lines(known.iter().take(NEAREST)))
-}
-
-/// What [`named`] knows.
-pub(super) fn list() -> String {
-    format!(
-        "hard cases:{}\nplan classes:{}\ngrid of shapes, as grid-ROWS-WIDTH:{}\nrandom-POWER-SEED: random-18-7 has at most \
-         2^18 elements and seed 7\ndeep-SEED: deep-7 has more rows than row groups",
-        in_lines([hard(false), hard(true)].concat().iter()),
-        in_lines(plan_classes().iter()),
-        in_lines(grid().iter())
-    )
-}
-
-/// The names, in lines that fit a terminal.
-fn in_lines<'a>(items: impl Iterator<Item = &'a Item>) -> String {
-    let (mut lines, mut width) = (String::new(), usize::MAX);
-    for Item { name, .. } in items {
-        if width.saturating_add(name.len()) > LINE {
-            (lines, width) = (lines + "\n ", 1);
-        }
-        lines = lines + " " + name;
-        width += name.len() + 1;
-    }
-    lines
+    fixed().into_iter().find(|item| item.name == name)
 }
 
 /// What random cases covered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Coverage {
+pub struct Coverage {
     /// Number of cases.
     pub cases: u64,
     /// Elements of a matrix, on average.
@@ -210,7 +239,7 @@ pub(super) struct Coverage {
 
 impl Coverage {
     /// Of these cases.
-    pub(super) fn of(items: &[Item]) -> Coverage {
+    pub fn of(items: &[Item]) -> Coverage {
         let count = |has: fn(&Case) -> bool| items.iter().filter(|item| has(&item.case)).count() as u64;
         let elements: usize = items.iter().map(|item| item.case.elements()).sum();
         Coverage {
@@ -221,7 +250,7 @@ impl Coverage {
     }
 
     /// What falls short of the quotas.
-    pub(super) fn shortfalls(&self) -> Vec<String> {
+    pub fn shortfalls(&self) -> Vec<String> {
         let mut missed = Vec::new();
         if self.mean_elements < MEAN_ELEMENTS {
             missed.push(format!("{:.0} elements on average, expected {MEAN_ELEMENTS}", self.mean_elements));
@@ -263,9 +292,8 @@ const QUOTAS: [Quota; 8] = [
     Quota { name: "f16", percent: 30, has: |c| c.dtype == Dtype::F16 },
     Quota { name: "bf16", percent: 30, has: |c| c.dtype == Dtype::Bf16 },
 ];
-const LINE: usize = 79;
-/// Names that are offered for one that does not exist.
-const NEAREST: usize = 5;
+/// The largest random cases have two to this power of elements.
+pub const RANDOM_POWER_MAX: u32 = 28;
 const MEAN_ELEMENTS: f64 = 65536.0;
 /// Numbers of rows for each width of the grid, and widths for each number of rows.
 const PER_WIDTH: usize = 5;
@@ -281,6 +309,9 @@ const STREAMED: usize = 20_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::identity_alone;
+    use crate::{Fill, Operands, Outcome, Subject};
+    use rmsnorm_cuda::Cpu;
     use std::collections::BTreeSet;
 
     #[test]
@@ -341,16 +372,9 @@ mod tests {
                 assert_eq!(named(&item.name).unwrap().case.to_string(), item.case.to_string());
             }
         }
-    }
-
-    #[test]
-    fn an_unknown_name_is_told_the_nearest() {
-        let error = named("idle_groups_782").unwrap_err().to_string();
-        assert!(error.contains("idle_groups_781") && error.len() < 1000, "{error}");
-        for known in ["idle_groups_781", "class-bf16-", "random-18-7", "deep-7"] {
-            assert!(list().contains(known), "{known}");
+        for unknown in ["idle_groups_782", "random-99-1", "random-x", "deep-", "grid-1"] {
+            assert!(named(unknown).is_none(), "{unknown}");
         }
-        assert!(named("random-99-1").is_err() && named("random-x").is_err());
     }
 
     #[test]
@@ -358,5 +382,18 @@ mod tests {
         let coverage = Coverage::of(&[Item { name: String::new(), case: Case::new(1 << 10, 2000, Dtype::F32) }]);
         let missed = coverage.shortfalls().join("; ");
         assert!(missed.contains("bf16") && missed.contains("odd N") && !missed.contains("N > 1024"), "{missed}");
+    }
+
+    /// Alone in memory they are legal calls, and of one the rows must be scaled.
+    #[test]
+    fn families_run_alone() {
+        let subject = Subject::of(Cpu);
+        for case in families().concat() {
+            let outcome = identity_alone(&subject, &case);
+            assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
+            let outputs = Operands::new(&case, Fill::Alone).run(&Cpu).unwrap();
+            let infinite = (0..case.rows).any(|i| outputs.rstd.get(i).is_infinite());
+            assert_eq!(infinite, matches!(case.x, Values::Scaled(_)), "{case}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Property 11: no product of a row and a stride is 32 bits wide.
 
-use crate::property::{Evidence, Finding, Outcome, Stop, judged};
+use crate::finding::{Evidence, Finding, Stop};
+use crate::subject::Subject;
 use half::slice::HalfBitsSliceExt;
 use rmsnorm_cuda::{
     Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
@@ -9,11 +10,8 @@ use rmsnorm_cuda::{
 /// *Two rows so far apart that the second begins beyond 2^31 elements, and in `x` beyond 2^32, give the bits that they give side by
 /// side.* The memory between them is never touched, so the system need not provide it (an executor that copies whole buffers
 /// needs 22 GB).
-pub fn products(executor: &dyn Executor) -> Outcome {
-    judged("products", executor, "", || compare(executor))
-}
-
-fn compare(executor: &dyn Executor) -> Finding {
+pub(crate) fn far_rows(subject: &Subject) -> Finding {
+    let executor = &*subject.executor;
     let mut evidence = Evidence::default();
     let near = run(executor, HIDDEN, HIDDEN)?;
     let far = run(executor, (1 << 32) + 24, (1 << 31) + 24)?;

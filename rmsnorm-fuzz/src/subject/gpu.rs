@@ -1,0 +1,137 @@
+//! The CUDA executor as it is judged: on several streams, beside competing kernels, replayed from graphs, with every launch.
+
+use super::{Again, FORCED_BLOCKS, OtherLaunch, Subject};
+use rmsnorm_cuda::cuda::checks::replay::{Beside, Replayed};
+use rmsnorm_cuda::cuda::{Cuda, Tuning};
+use rmsnorm_cuda::plan::{Arch, variants};
+use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, SliceMut};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+impl Subject {
+    /// The CUDA executor on the GPU of `cuda`. For a quick run, plans of other GPUs that need kernels of their own are rare: compiling
+    /// is what takes the time.
+    pub fn cuda(cuda: &Cuda, quick: bool) -> Result<Subject, Error> {
+        cuda.keep_freed_memory().ok(); // Only speed depends on it.
+        let streams = Streams::new(cuda)?;
+        let replayed = || Box::new(Streams { replayed: true, ..streams.clone() });
+        let beside = Beside::new(&cuda.on_new_stream()?)?;
+        let blocks = Some(u32::MAX); // More than a grid can have.
+        let again = |how, executor| Again { executor: Some(executor), ..Again::itself(how) };
+        Ok(Subject {
+            name: "cuda",
+            again: vec![
+                Again { at_once: true, ..Again::itself("on another stream, both at once") },
+                again("beside competing kernels", Box::new(beside)),
+                again("replayed from a graph after its inputs changed", replayed()),
+            ],
+            strict: Some(replayed()),
+            launches: launches(&streams, cuda.arch(), quick),
+            refused: Some(Box::new(streams.with(Tuning { blocks, ..streams.tuning }))),
+            ..Subject::of(streams)
+        })
+    }
+}
+
+/// Numbers of blocks that the plan would not choose, the plans of other GPUs, and other classes.
+fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<OtherLaunch> {
+    let forced = FORCED_BLOCKS
+        .map(|forced| OtherLaunch::forced(forced, streams.with(Tuning { blocks: Some(forced.0), ..streams.tuning })));
+    let planned = Arch::ALL.map(|(name, arch)| {
+        // Shared memory and bulk copies are what a plan may need that another GPU lacks.
+        let fits = arch.block_shared_bytes <= gpu.block_shared_bytes
+            && (arch.compute_capability < (9, 0) || gpu.compute_capability >= (9, 0));
+        OtherLaunch {
+            elements_max: if fits { usize::MAX } else { 0 },
+            left_out: "a plan that does not fit this GPU",
+            rare: quick && arch.block_shared_bytes != gpu.block_shared_bytes,
+            ..OtherLaunch::new(format!("planned for {name}"), streams.with(Tuning { arch, ..streams.tuning }))
+        }
+    });
+    let others = (0..VARIANTS).map(|turn| {
+        let varied = Varied { streams: streams.clone(), turn };
+        OtherLaunch { rare: true, ..OtherLaunch::new(format!("variant {turn}"), varied) }
+    });
+    forced.into_iter().chain(planned).chain(others).collect()
+}
+
+/// Each call with another of the classes that can work on its rows than the plan's; which, is drawn from the shape and `turn`.
+struct Varied {
+    streams: Streams,
+    turn: usize,
+}
+
+impl Varied {
+    fn streams(&self, rows: usize, hidden: usize, dtype: Dtype) -> Streams {
+        let classes = variants(hidden, dtype);
+        let class = Some(classes[(rows * 31 + hidden * 17 + self.turn) % classes.len()]);
+        self.streams.with(Tuning { forward: class, backward: class, ..self.streams.tuning })
+    }
+}
+
+impl Executor for Varied {
+    fn name(&self) -> String {
+        self.streams.name()
+    }
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.streams(call.rows, call.hidden, call.x.data.dtype()).forward(call)
+    }
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.streams(call.rows, call.hidden, call.x.data.dtype()).backward(call)
+    }
+}
+
+/// The CUDA executor on several streams, each call on the one that has been idle for longest: what runs beside a call changes
+/// from call to call.
+#[derive(Clone)]
+struct Streams {
+    first: Cuda,
+    tuning: Tuning,
+    replayed: bool,
+    idle: Arc<Mutex<VecDeque<Cuda>>>,
+}
+
+impl Streams {
+    fn new(cuda: &Cuda) -> Result<Streams, Error> {
+        let idle = VecDeque::from([cuda.clone(), cuda.on_new_stream()?]);
+        Ok(Streams { first: cuda.clone(), tuning: cuda.tuning(), replayed: false, idle: Arc::new(Mutex::new(idle)) })
+    }
+
+    fn with(&self, tuning: Tuning) -> Streams {
+        Streams { tuning, ..self.clone() }
+    }
+
+    fn run(&self, call: impl FnOnce(&dyn Executor) -> Result<(), Error>) -> Result<(), Error> {
+        let found = self.idle().pop_front();
+        let cuda = found.map_or_else(|| self.first.on_new_stream(), Ok)?;
+        let chosen = cuda.with_tuning(self.tuning);
+        if self.replayed {
+            // A stream whose capture failed is not used again.
+            Replayed::new(&chosen).and_then(|replayed| call(&replayed))?;
+            self.idle().push_back(cuda);
+            return Ok(());
+        }
+        let done = call(&chosen);
+        self.idle().push_back(cuda);
+        done
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Cuda>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Executor for Streams {
+    fn name(&self) -> String {
+        self.first.name()
+    }
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.run(|executor| executor.forward(call))
+    }
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.run(|executor| executor.backward(call))
+    }
+}
+
+/// Variants that a case is tried with.
+const VARIANTS: usize = 2;
