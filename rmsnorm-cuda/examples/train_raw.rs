@@ -35,12 +35,18 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     let [wanted, weight, rstd, dw, scratch] = [4, 5, 6, 7, 8].map(|i| Vector::from(memory(i)));
 
     let forward = |weight, y| {
-        let call = Forward { rows, hidden, eps, weight_offset, x, weight: Some(weight), y, rstd: Some(rstd) };
+        let call = Forward {
+            weight_offset,
+            weight: Some(weight),
+            rstd: Some(rstd),
+            ..Forward::with_rows((rows, hidden), eps, x, y)
+        };
         // SAFETY: `data` holds all operands, and they are used on this stream only.
         unsafe { kernels.forward(&call, raw) }
     };
     let (w, dw_to) = (Some(weight), Some(WeightGradient { dw, scratch }));
-    let backward = Backward { rows, hidden, weight_offset, x, weight: w, rstd, dy: y, dx, dw: dw_to };
+    let backward =
+        Backward { weight_offset, weight: w, dw: dw_to, ..Backward::with_rows((rows, hidden), x, rstd, y, dx) };
     let same = Some(dtype);
     kernels.prepare(&Calls { rows, hidden, dtype, weight: same, weight_offset, dw: same, aligned: true })?;
     forward(wanted, target)?;

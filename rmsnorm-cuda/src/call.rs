@@ -5,7 +5,7 @@
 //! `_bytes`.
 
 use crate::order::{HIDDEN_MAX, column_order};
-use crate::view::{Role, Rows, Vector, check_overlap, rows_extent, vector_extent};
+use crate::view::{self, Role, Rows, Table, TableLine, Types, Vector};
 use crate::{Dtype, Error, Operand};
 
 /// What is added to the weight before it multiplies: nothing, or one ("zero-centred" weights).
@@ -83,6 +83,20 @@ pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
 }
 
 impl<In: Operand, Out: Operand> Forward<In, Out> {
+    /// The operands that are there: what is checked of each, and where it lies.
+    #[doc(hidden)]
+    pub fn operands(&self) -> Table {
+        use Role::{Read, Written};
+        let (shape, dtype) = ((self.rows, self.hidden), self.x.data.dtype());
+        let mut table = Table::new();
+        table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
+        table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
+        table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape));
+        let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, self.rows, false);
+        table.extend(self.rstd.iter().map(rstd));
+        table
+    }
+
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
         check_hidden(self.hidden)?;
@@ -91,24 +105,22 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {
             return Err(Error::Eps { got: self.eps });
         }
-        let dtype = self.x.data.dtype();
-        let mut operands = Vec::with_capacity(4);
-        operands.push(rows_extent("x", &self.x, Role::Read, self.rows, self.hidden)?);
-        if let Some(weight) = &self.weight {
-            check_type_or_f32("weight", &weight.data, dtype)?;
-            operands.push(vector_extent("weight", weight, Role::Read, self.hidden)?);
-        }
-        check_type("y", &self.y.data, dtype)?;
-        operands.push(rows_extent("y", &self.y, Role::Written, self.rows, self.hidden)?);
-        if let Some(rstd) = &self.rstd {
-            check_type("rstd", &rstd.data, Dtype::F32)?;
-            operands.push(vector_extent("rstd", rstd, Role::Written, self.rows)?);
-        }
-        check_overlap(&operands)
+        view::check(&self.operands())
     }
 }
 
 impl<In, Out> Forward<In, Out> {
+    /// Rows without gaps, and nothing that may be absent: no weight, no `rstd`. The rest by struct update:
+    /// `Forward { weight: Some(w), ..Forward::new(…) }`.
+    pub fn new((rows, hidden): (usize, usize), eps: f32, x: In, y: Out) -> Self {
+        Forward::with_rows((rows, hidden), eps, Rows::contiguous(x, hidden), Rows::contiguous(y, hidden))
+    }
+
+    /// The same of any rows.
+    pub fn with_rows((rows, hidden): (usize, usize), eps: f32, x: Rows<In>, y: Rows<Out>) -> Self {
+        Forward { rows, hidden, eps, weight_offset: WeightOffset::Zero, x, weight: None, y, rstd: None }
+    }
+
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
     pub fn try_map<I, O, E>(
         self,
@@ -129,35 +141,52 @@ impl<In, Out> Forward<In, Out> {
 }
 
 impl<In: Operand, Out: Operand> Backward<In, Out> {
+    /// The operands that are there: what is checked of each, and where it lies.
+    #[doc(hidden)]
+    pub fn operands(&self) -> Table {
+        use Role::{Read, Scratch, Written};
+        let (shape, dtype) = ((self.rows, self.hidden), self.x.data.dtype());
+        let f32 = Types::One(Dtype::F32);
+        let mut table = Table::new();
+        table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
+        table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
+        table.push(TableLine::vector("rstd", Read, f32, &self.rstd, self.rows, false));
+        table.push(TableLine::rows("dy", Read, Types::One(dtype), &self.dy, shape));
+        table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape));
+        if let Some(WeightGradient { dw, scratch }) = &self.dw {
+            let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
+            let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
+            table.push(TableLine::vector("dw", Written, Types::OrF32(weight), dw, self.hidden, false));
+            table.push(TableLine::vector("scratch", Scratch, f32, scratch, partials, true));
+        }
+        table
+    }
+
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
         check_hidden(self.hidden)?;
-        let dtype = self.x.data.dtype();
-        let mut operands = Vec::with_capacity(7);
-        operands.push(rows_extent("x", &self.x, Role::Read, self.rows, self.hidden)?);
-        if let Some(weight) = &self.weight {
-            check_type_or_f32("weight", &weight.data, dtype)?;
-            operands.push(vector_extent("weight", weight, Role::Read, self.hidden)?);
-        }
-        check_type("rstd", &self.rstd.data, Dtype::F32)?;
-        operands.push(vector_extent("rstd", &self.rstd, Role::Read, self.rows)?);
-        check_type("dy", &self.dy.data, dtype)?;
-        operands.push(rows_extent("dy", &self.dy, Role::Read, self.rows, self.hidden)?);
-        check_type("dx", &self.dx.data, dtype)?;
-        operands.push(rows_extent("dx", &self.dx, Role::Written, self.rows, self.hidden)?);
-        if let Some(WeightGradient { dw, scratch }) = &self.dw {
-            let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
-            check_type_or_f32("dw", &dw.data, weight)?;
-            operands.push(vector_extent("dw", dw, Role::Written, self.hidden)?);
-            check_type("scratch", &scratch.data, Dtype::F32)?;
-            let needed = scratch_len(self.rows, self.hidden)?;
-            operands.push(vector_extent("scratch", scratch, Role::Written, needed)?);
-        }
-        check_overlap(&operands)
+        view::check(&self.operands())
     }
 }
 
 impl<In, Out> Backward<In, Out> {
+    /// Rows without gaps, and nothing that may be absent: no weight, no `dw`. The rest by struct update, as of [`Forward::new`].
+    pub fn new((rows, hidden): (usize, usize), x: In, rstd: In, dy: In, dx: Out) -> Self {
+        let [x, dy] = [x, dy].map(|data| Rows::contiguous(data, hidden));
+        Backward::with_rows((rows, hidden), x, rstd.into(), dy, Rows::contiguous(dx, hidden))
+    }
+
+    /// The same of any rows.
+    pub fn with_rows(
+        (rows, hidden): (usize, usize),
+        x: Rows<In>,
+        rstd: Vector<In>,
+        dy: Rows<In>,
+        dx: Rows<Out>,
+    ) -> Self {
+        Backward { rows, hidden, weight_offset: WeightOffset::Zero, x, weight: None, rstd, dy, dx, dw: None }
+    }
+
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
     pub fn try_map<I, O, E>(
         self,
@@ -185,16 +214,6 @@ fn check_hidden(hidden: usize) -> Result<(), Error> {
     if hidden == 0 || hidden > HIDDEN_MAX { Err(Error::Hidden { got: hidden }) } else { Ok(()) }
 }
 
-fn check_type(operand: &'static str, data: &impl Operand, expected: Dtype) -> Result<(), Error> {
-    let got = data.dtype();
-    if got == expected { Ok(()) } else { Err(Error::ElementType { operand, expected: expected.to_string(), got }) }
-}
-
-fn check_type_or_f32(operand: &'static str, data: &impl Operand, dtype: Dtype) -> Result<(), Error> {
-    let got = data.dtype();
-    if got == dtype || got == Dtype::F32 {
-        return Ok(());
-    }
-    let expected = if dtype == Dtype::F32 { "f32".into() } else { format!("{dtype} or f32") };
-    Err(Error::ElementType { operand, expected, got })
+fn weight_line<D: Operand>(weight: &Vector<D>, hidden: usize, dtype: Dtype) -> TableLine {
+    TableLine::vector("weight", Role::Read, Types::OrF32(dtype), weight, hidden, true)
 }

@@ -8,11 +8,13 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+mod layer;
 mod memory;
 mod row;
 mod threads;
 
 use self::convert::Packed;
+pub use self::layer::Layer;
 use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut};
 use self::row::{
     Accumulators, Row, add_products, add_squares, ahead, prefetch, products, specialised, squares, tiles, tree, x_hat,

@@ -2,18 +2,15 @@
 //! the grid, the batch, alignment or strides, what the scratch held, nor of whether a GPU or the CPU computed it.
 //!
 //! ```
-//! use rmsnorm_cuda::{Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightOffset};
+//! use rmsnorm_cuda::{Cpu, Executor, Forward, Slice, SliceMut};
 //!
 //! let (rows, hidden) = (2, 4);
 //! let x = [1.0_f32, -1.0, 1.0, -1.0, 2.0e30, 0.0, 0.0, 0.0]; // the squares of the second row overflow
 //! let weight = [1.0_f32, 2.0, 3.0, 4.0];
 //! let mut y = [f32::NAN; 8];
 //! Cpu.forward(Forward {
-//!     rows, hidden, eps: 0.0, weight_offset: WeightOffset::Zero,
-//!     x: Rows::contiguous(Slice::F32(&x), hidden),
 //!     weight: Some(Slice::F32(&weight).into()),
-//!     y: Rows::contiguous(SliceMut::F32(&mut y), hidden),
-//!     rstd: None,
+//!     ..Forward::new((rows, hidden), 0.0, Slice::F32(&x), SliceMut::F32(&mut y))
 //! })?;
 //! assert_eq!(y, [1.0, -2.0, 3.0, -4.0, 2.0, 0.0, 0.0, 0.0]);
 //! # Ok::<(), rmsnorm_cuda::Error>(())
@@ -21,7 +18,8 @@
 //!
 //! | you have | you call |
 //! | --- | --- |
-//! | operands in host memory | [`Cpu`], by [`Executor::forward`] and [`Executor::backward`] |
+//! | rows without gaps in host memory | [`Layer`] |
+//! | any operands in host memory | [`Cpu`], by [`Executor::forward`] and [`Executor::backward`] |
 //! | rows without gaps in cudarc's slices, and a stream | `cuda::Layer` |
 //! | any rows in cudarc's slices, and a stream | `cuda::Kernels::forward_on`, `backward_on` |
 //! | device pointers and a raw stream: candle, burn, FFI | `cuda::Kernels::forward`, `backward`, which are unsafe |
@@ -30,7 +28,7 @@
 //! All of them take the same description of a call, [`Forward`] or [`Backward`]. The gradients, wherever they are computed:
 //!
 //! ```
-//! use rmsnorm_cuda::{Backward, Cpu, Executor, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len};
+//! use rmsnorm_cuda::{Backward, Cpu, Executor, Slice, SliceMut, WeightGradient, scratch_len};
 //!
 //! let (rows, hidden) = (1, 4);
 //! let x = [2.0_f32, -2.0, 2.0, -2.0];
@@ -38,13 +36,8 @@
 //! let dy = [1.0_f32, 0.0, 0.0, 0.0];
 //! let (mut dx, mut dw, mut scratch) = ([0.0_f32; 4], [0.0_f32; 4], vec![0.0_f32; scratch_len(rows, hidden)?]);
 //! Cpu.backward(Backward {
-//!     rows, hidden, weight_offset: WeightOffset::Zero,
-//!     x: Rows::contiguous(Slice::F32(&x), hidden),
-//!     weight: None,
-//!     rstd: Slice::F32(&rstd).into(),
-//!     dy: Rows::contiguous(Slice::F32(&dy), hidden),
-//!     dx: Rows::contiguous(SliceMut::F32(&mut dx), hidden),
 //!     dw: Some(WeightGradient { dw: SliceMut::F32(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+//!     ..Backward::new((rows, hidden), Slice::F32(&x), Slice::F32(&rstd), Slice::F32(&dy), SliceMut::F32(&mut dx))
 //! })?;
 //! assert_eq!(dx, [0.375, 0.125, -0.125, 0.125]);
 //! assert_eq!(dw, [1.0, 0.0, 0.0, 0.0]);
@@ -54,8 +47,8 @@
 //! Scratch, where a call needs some, is lent by the caller and may hold anything; [`scratch_len`] says how much. A call that
 //! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
 //!
-//! Read in this order: [`call`] (what a call is), [`order`] and [`arith`] (the specification: all bits), [`plan`] (which launch),
-//! `forward.cu` and `backward.cu` (how rows move through it), [`cpu`], [`cuda`].
+//! The sources in this order: `call.rs` (what a call is), [`order`] and [`arith`] (the specification: all bits), `plan.rs` (which launch: all
+//! speed), `kernels/rows.cuh`, `forward.cu`, `source.cuh` and `backward.cu` (how rows move through it), `cpu.rs`, [`cuda`].
 
 #![deny(unsafe_code)]
 
@@ -65,27 +58,29 @@
 struct Readme;
 
 pub mod arith;
-pub mod call;
-pub mod cpu;
+mod call;
+mod cpu;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub mod cuda;
-pub mod dtype;
-pub mod error;
+mod dtype;
+mod error;
 pub mod order;
 #[doc(hidden)]
 pub mod plan;
 mod process;
+#[doc(hidden)]
 pub mod view;
 
 pub use call::{Backward, Forward, WeightGradient, WeightOffset, scratch_len};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, Layer};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use dtype::{Dtype, Operand, Slice, SliceMut};
 pub use error::{Error, FloatingPoint};
 pub use half::{bf16, f16};
 pub use order::{BITS_VERSION, HIDDEN_MAX};
+#[doc(inline)]
 pub use view::{Rows, Vector};
 
 /// Carries out a call on host memory. This is how checks see an executor; a GPU's users have their data there already and use

@@ -302,9 +302,14 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let rows_at_once = if calls.hidden <= NARROW { 2 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
-    // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them.
+    // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
     let little = rows.exact && class.packs <= 4 && calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
-    let blocks_per_sm = if little && !class.is_streamed() { 1024 / class.threads() } else { 1 };
+    let blocks_per_sm = match () {
+        _ if class.is_streamed() => 1,
+        _ if calls.hidden <= NARROW => 1536 / class.threads(),
+        _ if little => 1024 / class.threads(),
+        _ => 1,
+    };
     ForwardPlan { rows, blocks_per_sm, rows_at_once }
 }
 

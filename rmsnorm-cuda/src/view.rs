@@ -1,6 +1,8 @@
 //! Where operands lie in their buffers, and which bytes of them a call touches. All sizes, offsets and strides are in elements.
 
-use crate::{Error, Operand};
+use arrayvec::ArrayVec;
+
+use crate::{Dtype, Error, Operand};
 
 /// A matrix inside a buffer: row `r` is `data[offset + r·row_stride ..][..hidden]`.
 #[derive(Clone, Copy, Debug)]
@@ -46,16 +48,157 @@ impl<D> Vector<D> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+/// What a call does with an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Reads it. Its row stride may be 0: one row seen many times.
     Read,
+    /// Writes it. It shares memory with no other operand.
     Written,
+    /// The same, and what it holds before and after is irrelevant.
+    Scratch,
+}
+
+/// Which element types an operand may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Types {
+    /// Any.
+    Any,
+    /// This one.
+    One(Dtype),
+    /// This one or f32.
+    OrF32(Dtype),
+}
+
+/// One operand of a call, as a line of the table that [`Forward::operands`](crate::Forward::operands) and
+/// [`Backward::operands`](crate::Backward::operands) make: all that is checked of it, and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableLine {
+    /// Its name in errors: that of the field.
+    pub name: &'static str,
+    /// What the call does with it.
+    pub role: Role,
+    /// What it may hold.
+    pub types: Types,
+    /// Whether kernels load or store it 16 bytes at once where it is aligned: so are rows and what is as long as one.
+    pub in_packs: bool,
+    /// Rows; of a vector 1, or 0 if it has no elements.
+    pub rows: usize,
+    /// Elements of a row.
+    pub len: usize,
+    /// From one row to the next.
+    pub row_stride: usize,
+    /// Where the first row begins in the buffer.
+    pub offset: usize,
+    /// What the buffer holds.
+    pub dtype: Dtype,
+    /// Elements of the buffer.
+    pub elements: usize,
+    /// Address of the buffer.
+    pub address: u64,
+}
+
+/// The operands of a call that are there, inputs first.
+pub type Table = ArrayVec<TableLine, 8>;
+
+impl TableLine {
+    pub(crate) fn rows<D: Operand>(
+        name: &'static str,
+        role: Role,
+        types: Types,
+        view: &Rows<D>,
+        (rows, hidden): (usize, usize),
+    ) -> Self {
+        let (dtype, elements, address) = (view.data.dtype(), view.data.elements(), view.data.address());
+        // The stride of a single row is irrelevant.
+        let row_stride = if rows < 2 { hidden } else { view.row_stride };
+        let (len, offset, in_packs) = (hidden, view.offset, true);
+        TableLine { name, role, types, in_packs, rows, len, row_stride, offset, dtype, elements, address }
+    }
+
+    pub(crate) fn vector<D: Operand>(
+        name: &'static str,
+        role: Role,
+        types: Types,
+        view: &Vector<D>,
+        len: usize,
+        in_packs: bool,
+    ) -> Self {
+        let (dtype, elements, address) = (view.data.dtype(), view.data.elements(), view.data.address());
+        let (rows, row_stride, offset) = (usize::from(len > 0), len, view.offset);
+        TableLine { name, role, types, in_packs, rows, len, row_stride, offset, dtype, elements, address }
+    }
+
+    /// Whether every row begins on 16 bytes.
+    pub fn is_aligned(&self) -> bool {
+        let bytes = self.dtype.bytes();
+        let first = self.address.wrapping_add(self.offset.wrapping_mul(bytes) as u64);
+        first.is_multiple_of(16) && (self.rows < 2 || (self.row_stride % 16 * bytes).is_multiple_of(16))
+    }
+
+    /// What of it the call touches, if it may have the operand.
+    fn check(&self) -> Result<Extent, Error> {
+        let TableLine { name: operand, dtype: got, rows, len, row_stride, offset, elements, address, .. } = *self;
+        let (allowed, or_f32) = match self.types {
+            Types::Any => (got, false),
+            Types::One(dtype) => (dtype, false),
+            Types::OrF32(dtype) => (dtype, dtype != Dtype::F32),
+        };
+        if got != allowed && !(or_f32 && got == Dtype::F32) {
+            let expected = if or_f32 { format!("{allowed} or f32") } else { allowed.to_string() };
+            return Err(Error::ElementType { operand, expected, got });
+        }
+        let broadcast = self.role == Role::Read;
+        if row_stride < len && !(row_stride == 0 && broadcast) {
+            return Err(Error::RowStride { operand, got: row_stride, hidden: len, broadcast });
+        }
+        let bytes = got.bytes();
+        let too_far = Error::AddressRange { operand, rows, row_stride, offset };
+        let needed = match rows {
+            0 => 0,
+            _ => (rows - 1)
+                .checked_mul(row_stride)
+                .and_then(|last| last.checked_add(len))
+                .and_then(|span| span.checked_add(offset))
+                .filter(|needed| *needed <= isize::MAX as usize / bytes)
+                .ok_or_else(|| too_far.clone())?,
+        };
+        if needed > elements {
+            return Err(Error::Length { operand, needed, got: elements });
+        }
+        if !address.is_multiple_of(bytes as u64) {
+            return Err(Error::Misaligned { operand, address, bytes });
+        }
+        // No sum below can overflow: `needed` elements lie inside a buffer that exists.
+        if address.checked_add((needed * bytes) as u64).is_none() {
+            return Err(too_far);
+        }
+        // The offset of an operand without elements was not compared with anything above: it may not even be countable in bytes.
+        let [start, stride, run] = [offset, row_stride, len].map(|elements| elements.saturating_mul(bytes) as u64);
+        Ok(Extent { start: if rows == 0 { 0 } else { address + start }, run, stride, count: rows as u64 })
+    }
+}
+
+/// Whether a call may have these operands.
+pub(crate) fn check(table: &Table) -> Result<(), Error> {
+    let mut extents = ArrayVec::<Extent, 8>::new();
+    for line in table {
+        extents.push(line.check()?);
+    }
+    for (i, output) in table.iter().enumerate().filter(|(_, line)| line.role != Role::Read) {
+        for (j, other) in table.iter().enumerate() {
+            // Of two outputs the earlier one is named first, and none is compared with itself.
+            let seen = other.role != Role::Read && j <= i;
+            if !seen && extents[i].overlaps(&extents[j]) {
+                return Err(Error::Overlap { output: output.name, other: other.name });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The bytes an operand touches: `count` runs of `run` bytes, `stride` apart, from `start`.
-pub(crate) struct Extent {
-    operand: &'static str,
-    role: Role,
+struct Extent {
     start: u64,
     run: u64,
     stride: u64,
@@ -78,77 +221,4 @@ impl Extent {
         let ahead = (i128::from(other.start) - i128::from(self.start)).rem_euclid(i128::from(self.stride)) as u64;
         ahead < self.run || self.stride - ahead < other.run
     }
-}
-
-pub(crate) fn rows_extent<D: Operand>(
-    operand: &'static str,
-    view: &Rows<D>,
-    role: Role,
-    rows: usize,
-    hidden: usize,
-) -> Result<Extent, Error> {
-    let stride = if rows < 2 { hidden } else { view.row_stride };
-    let broadcast = role == Role::Read;
-    if stride < hidden && !(stride == 0 && broadcast) {
-        return Err(Error::RowStride { operand, got: stride, hidden, broadcast });
-    }
-    extent(operand, role, &view.data, view.offset, rows, stride, hidden)
-}
-
-pub(crate) fn vector_extent<D: Operand>(
-    operand: &'static str,
-    view: &Vector<D>,
-    role: Role,
-    len: usize,
-) -> Result<Extent, Error> {
-    extent(operand, role, &view.data, view.offset, usize::from(len > 0), len, len)
-}
-
-fn extent(
-    operand: &'static str,
-    role: Role,
-    data: &impl Operand,
-    offset: usize,
-    count: usize,
-    stride: usize,
-    run: usize,
-) -> Result<Extent, Error> {
-    let bytes = data.dtype().bytes();
-    let too_far = Error::AddressRange { operand, rows: count, row_stride: stride, offset };
-    let needed = match count {
-        0 => 0,
-        _ => (count - 1)
-            .checked_mul(stride)
-            .and_then(|last| last.checked_add(run))
-            .and_then(|span| span.checked_add(offset))
-            .filter(|needed| *needed <= isize::MAX as usize / bytes)
-            .ok_or_else(|| too_far.clone())?,
-    };
-    if needed > data.elements() {
-        return Err(Error::Length { operand, needed, got: data.elements() });
-    }
-    let address = data.address();
-    if !address.is_multiple_of(bytes as u64) {
-        return Err(Error::Misaligned { operand, address, bytes });
-    }
-    // No sum below can overflow: `needed` elements lie inside a buffer that exists.
-    if address.checked_add((needed * bytes) as u64).is_none() {
-        return Err(too_far);
-    }
-    // The offset of an operand without elements was not compared with anything above: it may not even be countable in bytes.
-    let [start, stride, run] = [offset, stride, run].map(|elements| elements.saturating_mul(bytes) as u64);
-    Ok(Extent { operand, role, start: if count == 0 { 0 } else { address + start }, run, stride, count: count as u64 })
-}
-
-pub(crate) fn check_overlap(operands: &[Extent]) -> Result<(), Error> {
-    for (i, output) in operands.iter().enumerate().filter(|(_, e)| e.role == Role::Written) {
-        for (j, other) in operands.iter().enumerate() {
-            // Of two outputs the earlier one is named first, and none is compared with itself.
-            let seen = other.role == Role::Written && j <= i;
-            if !seen && output.overlaps(other) {
-                return Err(Error::Overlap { output: output.operand, other: other.operand });
-            }
-        }
-    }
-    Ok(())
 }

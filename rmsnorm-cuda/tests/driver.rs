@@ -18,7 +18,7 @@ use rmsnorm_cuda::cuda::{Cuda, Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaStream, DriverError};
 use rmsnorm_cuda::{
-    Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
+    Backward, Error, Executor, Forward, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
 };
 
 mod machine;
@@ -288,25 +288,14 @@ fn host_calls(cuda: &Cuda, rows: usize) -> Result<(), Error> {
     let (mut y, mut dx, mut dw) = (x.clone(), x.clone(), weight.clone());
     let (mut rstd, mut scratch) = (vec![0.0_f32; rows], vec![0.0_f32; scratch_len(rows, hidden)?]);
     cuda.forward(Forward {
-        rows,
-        hidden,
-        eps: 1e-6,
-        weight_offset: WeightOffset::Zero,
-        x: Rows::contiguous(Slice::Bf16(&x), hidden),
         weight: Some(Slice::Bf16(&weight).into()),
-        y: Rows::contiguous(SliceMut::Bf16(&mut y), hidden),
         rstd: Some(SliceMut::F32(&mut rstd).into()),
+        ..Forward::new((rows, hidden), 1e-6, Slice::Bf16(&x), SliceMut::Bf16(&mut y))
     })?;
     cuda.backward(Backward {
-        rows,
-        hidden,
-        weight_offset: WeightOffset::Zero,
-        x: Rows::contiguous(Slice::Bf16(&x), hidden),
         weight: Some(Slice::Bf16(&weight).into()),
-        rstd: Slice::F32(&rstd).into(),
-        dy: Rows::contiguous(Slice::Bf16(&y), hidden),
-        dx: Rows::contiguous(SliceMut::Bf16(&mut dx), hidden),
         dw: Some(WeightGradient { dw: SliceMut::Bf16(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+        ..Backward::new((rows, hidden), Slice::Bf16(&x), Slice::F32(&rstd), Slice::Bf16(&y), SliceMut::Bf16(&mut dx))
     })
 }
 

@@ -5,8 +5,7 @@
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rmsnorm_cuda::arith::environment;
 use rmsnorm_cuda::{
-    Backward, Cpu, Error, Executor, FloatingPoint, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset,
-    scratch_len,
+    Backward, Cpu, Error, Executor, FloatingPoint, Forward, Rows, Slice, SliceMut, WeightGradient, scratch_len,
 };
 use std::arch::asm;
 
@@ -79,25 +78,20 @@ impl Inputs {
         let mut scratch = buffer(scratch_len(rows, HIDDEN).unwrap());
         let read = |data| Rows::contiguous(Slice::F32(data), HIDDEN);
         let forward = Cpu.forward(Forward {
-            rows,
-            hidden: HIDDEN,
-            eps: 0.0,
-            weight_offset: WeightOffset::Zero,
-            x: read(&self.x),
             weight: Some(Slice::F32(&self.weight).into()),
-            y: Rows::contiguous(SliceMut::F32(&mut y), HIDDEN),
             rstd: Some(SliceMut::F32(&mut rstd).into()),
+            ..Forward::with_rows((rows, HIDDEN), 0.0, read(&self.x), Rows::contiguous(SliceMut::F32(&mut y), HIDDEN))
         });
         let backward = Cpu.backward(Backward {
-            rows,
-            hidden: HIDDEN,
-            weight_offset: WeightOffset::Zero,
-            x: read(&self.x),
             weight: Some(Slice::F32(&self.weight).into()),
-            rstd: Slice::F32(&self.rstd).into(),
-            dy: read(&self.dy),
-            dx: Rows::contiguous(SliceMut::F32(&mut dx), HIDDEN),
             dw: Some(WeightGradient { dw: SliceMut::F32(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+            ..Backward::with_rows(
+                (rows, HIDDEN),
+                read(&self.x),
+                Slice::F32(&self.rstd).into(),
+                read(&self.dy),
+                Rows::contiguous(SliceMut::F32(&mut dx), HIDDEN),
+            )
         });
         let bits = [y, rstd, dx, dw, scratch].map(|values| values.iter().map(|v| v.to_bits()).collect());
         Run { results: [forward, backward], bits }
@@ -177,16 +171,7 @@ fn a_check_refuses_the_same_in_every_mode() {
     for bits in MODES.map(|(bits, _)| bits).into_iter().chain([0]) {
         for (eps, refused) in [(0x8000_0001, true), (0x807f_ffff, true), (0x8000_0000, false), (1, false), (0, false)] {
             let mut y = [0.0_f32; HIDDEN];
-            let call = Forward {
-                rows: 1,
-                hidden: HIDDEN,
-                eps: f32::from_bits(eps),
-                weight_offset: WeightOffset::Zero,
-                x: Rows::contiguous(Slice::F32(&x), HIDDEN),
-                weight: None,
-                y: Rows::contiguous(SliceMut::F32(&mut y), HIDDEN),
-                rstd: None,
-            };
+            let call = Forward::new((1, HIDDEN), f32::from_bits(eps), Slice::F32(&x), SliceMut::F32(&mut y));
             let result = in_mode(bits, || call.check());
             assert_eq!(matches!(result, Err(Error::Eps { .. })), refused, "eps {eps:#x}, mode {bits:#x}: {result:?}");
         }

@@ -1,6 +1,6 @@
 //! What a caller reads: each text names the mistake, what was expected and what came.
 
-use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightGradient, WeightOffset};
+use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Operand, Vector, WeightGradient};
 
 /// Memory that need not exist.
 #[derive(Clone, Copy)]
@@ -28,28 +28,17 @@ fn memory(dtype: Dtype, place: u64) -> Memory {
 
 fn forward(x: Dtype, weight: Dtype) -> Forward<Memory, Memory> {
     Forward {
-        rows: ROWS,
-        hidden: HIDDEN,
-        eps: 1e-5,
-        weight_offset: WeightOffset::Zero,
-        x: Rows::contiguous(memory(x, 1), HIDDEN),
         weight: Some(memory(weight, 2).into()),
-        y: Rows::contiguous(memory(x, 3), HIDDEN),
         rstd: Some(memory(Dtype::F32, 4).into()),
+        ..Forward::new((ROWS, HIDDEN), 1e-5, memory(x, 1), memory(x, 3))
     }
 }
 
 fn backward(x: Dtype, weight: Dtype, dw: Dtype) -> Backward<Memory, Memory> {
     Backward {
-        rows: ROWS,
-        hidden: HIDDEN,
-        weight_offset: WeightOffset::Zero,
-        x: Rows::contiguous(memory(x, 1), HIDDEN),
         weight: Some(memory(weight, 2).into()),
-        rstd: memory(Dtype::F32, 3).into(),
-        dy: Rows::contiguous(memory(x, 4), HIDDEN),
-        dx: Rows::contiguous(memory(x, 5), HIDDEN),
         dw: Some(WeightGradient { dw: memory(dw, 6).into(), scratch: memory(Dtype::F32, 7).into() }),
+        ..Backward::new((ROWS, HIDDEN), memory(x, 1), memory(Dtype::F32, 3), memory(x, 4), memory(x, 5))
     }
 }
 

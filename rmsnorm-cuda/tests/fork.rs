@@ -3,9 +3,7 @@
 #![cfg(target_os = "linux")]
 
 use rayon::ThreadPoolBuilder;
-use rmsnorm_cuda::{
-    Backward, Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len,
-};
+use rmsnorm_cuda::{Backward, Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, scratch_len};
 use std::ffi::{c_int, c_uint};
 
 unsafe extern "C" {
@@ -44,27 +42,17 @@ fn outputs(rows: usize, hidden: usize) -> [Vec<u32>; 3] {
     let (mut y, mut dx, mut dw) = (vec![0.0_f32; x.len()], vec![0.0_f32; x.len()], vec![0.0_f32; hidden]);
     let mut scratch = vec![f32::NAN; scratch_len(rows, hidden).unwrap()];
     let read = |data| Rows::contiguous(Slice::F32(data), hidden);
-    Cpu.forward(Forward {
-        rows,
-        hidden,
-        eps: 1e-5,
-        weight_offset: WeightOffset::Zero,
-        x: read(&x),
-        weight: None,
-        y: Rows::contiguous(SliceMut::F32(&mut y), hidden),
-        rstd: None,
-    })
-    .unwrap();
+    Cpu.forward(Forward::with_rows((rows, hidden), 1e-5, read(&x), Rows::contiguous(SliceMut::F32(&mut y), hidden)))
+        .unwrap();
     Cpu.backward(Backward {
-        rows,
-        hidden,
-        weight_offset: WeightOffset::Zero,
-        x: read(&x),
-        weight: None,
-        rstd: Slice::F32(&rstd).into(),
-        dy: read(&x),
-        dx: Rows::contiguous(SliceMut::F32(&mut dx), hidden),
         dw: Some(WeightGradient { dw: SliceMut::F32(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+        ..Backward::with_rows(
+            (rows, hidden),
+            read(&x),
+            Slice::F32(&rstd).into(),
+            read(&x),
+            Rows::contiguous(SliceMut::F32(&mut dx), hidden),
+        )
     })
     .unwrap();
     [y, dx, dw].map(|values| values.iter().map(|v| v.to_bits()).collect())

@@ -115,26 +115,23 @@ impl Problem {
         let x = Rows::contiguous(Slice::Bf16(&self.x), hidden);
         let weight = Some(Slice::F32(&self.weight).into());
         Cpu.forward(Forward {
-            rows,
-            hidden,
-            eps: EPS,
             weight_offset,
-            x,
             weight,
-            y: Rows::contiguous(SliceMut::Bf16(&mut y), hidden),
             rstd: Some(SliceMut::F32(&mut rstd).into()),
+            ..Forward::with_rows((rows, hidden), EPS, x, Rows::contiguous(SliceMut::Bf16(&mut y), hidden))
         })
         .expect("a call");
         Cpu.backward(Backward {
-            rows,
-            hidden,
             weight_offset,
-            x,
             weight,
-            rstd: Slice::F32(&rstd).into(),
-            dy: Rows::contiguous(Slice::Bf16(&self.dy), hidden),
-            dx: Rows::contiguous(SliceMut::Bf16(&mut dx), hidden),
             dw: Some(WeightGradient { dw: SliceMut::F32(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+            ..Backward::with_rows(
+                (rows, hidden),
+                x,
+                Slice::F32(&rstd).into(),
+                Rows::contiguous(Slice::Bf16(&self.dy), hidden),
+                Rows::contiguous(SliceMut::Bf16(&mut dx), hidden),
+            )
         })
         .expect("a call");
         Solved { y, rstd, dx, dw }
@@ -174,7 +171,12 @@ impl Work {
         let Problem { rows, hidden, weight_offset, .. } = self.problem;
         let ([x, _, y, _], [weight, rstd, ..]) = (self.matrices(), self.vectors());
         let (x, y) = (Rows::contiguous(x, hidden), Rows::contiguous(y, hidden));
-        Forward { rows, hidden, eps: EPS, weight_offset, x, weight: Some(weight.into()), y, rstd: Some(rstd.into()) }
+        Forward {
+            weight_offset,
+            weight: Some(weight.into()),
+            rstd: Some(rstd.into()),
+            ..Forward::with_rows((rows, hidden), EPS, x, y)
+        }
     }
 
     fn backward(&self) -> Backward<DeviceMemory, DeviceMemory> {
@@ -182,15 +184,10 @@ impl Work {
         let ([x, dy, _, dx], [weight, rstd, dw, scratch]) = (self.matrices(), self.vectors());
         let matrix = |memory| Rows::contiguous(memory, hidden);
         Backward {
-            rows,
-            hidden,
             weight_offset,
-            x: matrix(x),
             weight: Some(weight.into()),
-            rstd: rstd.into(),
-            dy: matrix(dy),
-            dx: matrix(dx),
             dw: Some(WeightGradient { dw: dw.into(), scratch: scratch.into() }),
+            ..Backward::with_rows((rows, hidden), matrix(x), rstd.into(), matrix(dy), matrix(dx))
         }
     }
 

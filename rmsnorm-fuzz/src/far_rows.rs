@@ -41,26 +41,28 @@ fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<b
     let (mut rstd, mut dw) = ([0.0f32; 2], vec![bf16::ZERO; hidden]);
     let mut scratch = vec![f32::NAN; scratch_len(rows, hidden)?];
     let forward = executor.forward(Forward {
-        rows,
-        hidden,
-        eps: 1e-5,
         weight_offset,
-        x: Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
         weight: Some(Slice::Bf16(&weight).into()),
-        y: Rows { data: SliceMut::Bf16(y.reinterpret_cast_mut()), offset: 0, row_stride: stride },
         rstd: Some(SliceMut::F32(&mut rstd).into()),
+        ..Forward::with_rows(
+            (rows, hidden),
+            1e-5,
+            Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
+            Rows { data: SliceMut::Bf16(y.reinterpret_cast_mut()), offset: 0, row_stride: stride },
+        )
     });
     forward.map_err(no_memory)?;
     let backward = executor.backward(Backward {
-        rows,
-        hidden,
         weight_offset,
-        x: Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
         weight: Some(Slice::Bf16(&weight).into()),
-        rstd: Slice::F32(&rstd).into(),
-        dy: Rows { data: Slice::Bf16(dy.reinterpret_cast()), offset: 0, row_stride: stride },
-        dx: Rows { data: SliceMut::Bf16(dx.reinterpret_cast_mut()), offset: 0, row_stride: stride },
         dw: Some(WeightGradient { dw: SliceMut::Bf16(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+        ..Backward::with_rows(
+            (rows, hidden),
+            Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
+            Slice::F32(&rstd).into(),
+            Rows { data: Slice::Bf16(dy.reinterpret_cast()), offset: 0, row_stride: stride },
+            Rows { data: SliceMut::Bf16(dx.reinterpret_cast_mut()), offset: 0, row_stride: stride },
+        )
     });
     backward.map_err(no_memory)?;
     let rows_of = |tensor: &[u16]| {

@@ -94,27 +94,23 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     pieces.par_iter_mut().enumerate().for_each(|(b, (y, rstd))| {
         let rows = rmsnorm_cuda::Operand::elements(rstd);
         let call = Forward {
-            rows,
-            hidden,
-            eps,
             weight_offset,
-            x: from_row(&x, b * block),
             weight,
-            y: Rows::contiguous(reborrow(y), hidden),
             rstd: Some(reborrow(rstd).into()),
+            ..Forward::with_rows((rows, hidden), eps, from_row(&x, b * block), Rows::contiguous(reborrow(y), hidden))
         };
         Literal.forward(call).expect("a good call");
     });
     let backward = |first: usize, rows: usize, dx| Backward {
-        rows,
-        hidden,
         weight_offset,
-        x: from_row(&x, first),
         weight,
-        rstd: Vector { data: rstd.slice(), offset: first },
-        dy: from_row(&dy, first),
-        dx: Rows::contiguous(dx, hidden),
-        dw: None,
+        ..Backward::with_rows(
+            (rows, hidden),
+            from_row(&x, first),
+            Vector { data: rstd.slice(), offset: first },
+            from_row(&dy, first),
+            Rows::contiguous(dx, hidden),
+        )
     };
     dx.pieces_mut(block * hidden).into_par_iter().enumerate().for_each(|(b, dx)| {
         let rows = rmsnorm_cuda::Operand::elements(&dx) / hidden;

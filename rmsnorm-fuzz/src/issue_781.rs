@@ -12,7 +12,7 @@ use crate::subject::Subject;
 use ndarray::{Array1, Array2};
 use rmsnorm_cuda::plan::column_order;
 use rmsnorm_cuda::{
-    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset, scratch_len,
+    Backward, Dtype, Error, Executor, Forward, Slice, SliceMut, Vector, WeightGradient, WeightOffset, scratch_len,
 };
 use rmsnorm_ref::layer_norm_forward;
 use serde::{Deserialize, Serialize};
@@ -216,26 +216,17 @@ impl Step {
         let (rows, hidden, weight_offset) = (self.rows, HIDDEN, WeightOffset::Zero);
         let weight: Option<Vector<Slice<'_>>> = Some(self.weight.slice().into());
         executor.forward(Forward {
-            rows,
-            hidden,
-            eps: self.eps,
             weight_offset,
-            x: Rows::contiguous(self.x.slice(), hidden),
             weight,
-            y: Rows::contiguous(self.y.slice_mut(), hidden),
             rstd: Some(self.rstd.slice_mut().into()),
+            ..Forward::new((rows, hidden), self.eps, self.x.slice(), self.y.slice_mut())
         })?;
         let scratch: SliceMut<'_> = (&mut self.scratch[..]).into();
         executor.backward(Backward {
-            rows,
-            hidden,
             weight_offset,
-            x: Rows::contiguous(self.x.slice(), hidden),
             weight,
-            rstd: self.rstd.slice().into(),
-            dy: Rows::contiguous(self.dy.slice(), hidden),
-            dx: Rows::contiguous(self.dx.slice_mut(), hidden),
             dw: Some(WeightGradient { dw: self.dw.slice_mut().into(), scratch: scratch.into() }),
+            ..Backward::new((rows, hidden), self.x.slice(), self.rstd.slice(), self.dy.slice(), self.dx.slice_mut())
         })
     }
 

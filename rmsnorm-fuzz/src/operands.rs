@@ -119,14 +119,15 @@ impl Operands {
         let Case { rows, hidden, eps, weight_offset, .. } = self.case;
         let [x, weight, y, rstd, ..] = &mut self.buffers;
         Forward {
-            rows,
-            hidden,
-            eps,
             weight_offset,
-            x: x.as_ref().expect("always there").rows(),
             weight: weight.as_ref().map(Buffer::vector),
-            y: y.as_mut().expect("always there").rows_mut(),
             rstd: rstd.as_mut().filter(|_| with_rstd).map(Buffer::vector_mut),
+            ..Forward::with_rows(
+                (rows, hidden),
+                eps,
+                x.as_ref().expect("always there").rows(),
+                y.as_mut().expect("always there").rows_mut(),
+            )
         }
     }
 
@@ -136,15 +137,16 @@ impl Operands {
         let [x, weight, _, rstd, dy, dx, dw, scratch] = &mut self.buffers;
         let dw = dw.as_mut().zip(scratch.as_mut());
         Backward {
-            rows,
-            hidden,
             weight_offset,
-            x: x.as_ref().expect("always there").rows(),
             weight: weight.as_ref().map(Buffer::vector),
-            rstd: rstd.as_ref().expect("always there").vector(),
-            dy: dy.as_ref().expect("always there").rows(),
-            dx: dx.as_mut().expect("always there").rows_mut(),
             dw: dw.map(|(dw, scratch)| WeightGradient { dw: dw.vector_mut(), scratch: scratch.vector_mut() }),
+            ..Backward::with_rows(
+                (rows, hidden),
+                x.as_ref().expect("always there").rows(),
+                rstd.as_ref().expect("always there").vector(),
+                dy.as_ref().expect("always there").rows(),
+                dx.as_mut().expect("always there").rows_mut(),
+            )
         }
     }
 

@@ -186,7 +186,7 @@ impl Executor for Broken {
         // The lost row is lost in dw only, and with it the group's last step.
         let dw = call.dw.as_mut().map(|d| WeightGradient { dw: lend(&mut d.dw), scratch: lend(&mut d.scratch) });
         let dx = Rows { data: relend(&mut call.dx.data), ..call.dx };
-        Cpu.backward(Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx, dw })?;
+        Cpu.backward(Backward { weight_offset, weight, dw, ..Backward::with_rows((rows, hidden), x, rstd, dy, dx) })?;
         let Some(out) = &mut call.dw else { return Ok(()) };
         for j in 0..hidden {
             let at = out.dw.offset + j;
@@ -220,7 +220,7 @@ fn run_forward(defect: Defect, call: &mut Forward<Slice<'_>, SliceMut<'_>>) -> R
     }
     let rstd = call.rstd.as_mut().map(lend);
     let y = Rows { data: relend(&mut call.y.data), ..call.y };
-    Literal.forward(Forward { rows, hidden, eps, weight_offset, x, weight, y, rstd })?;
+    Literal.forward(Forward { weight_offset, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) })?;
     for i in 0..rows {
         let z: Vec<f32> = (0..hidden).map(|j| get(x.data, x.offset + i * x.row_stride + j)).collect();
         let mean = |s: f32| z.iter().map(|z| (z * s) * (z * s)).sum::<f32>() / hidden as f32;

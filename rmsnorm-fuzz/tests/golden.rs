@@ -54,7 +54,12 @@ fn a_digest_sees_one_bit() {
             let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw } = call;
             let SliceMut::F32(data) = &mut dx.data else { panic!("another type") };
             let lent = Rows { data: SliceMut::F32(data), offset: dx.offset, row_stride: dx.row_stride };
-            Literal.backward(Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx: lent, dw })?;
+            Literal.backward(Backward {
+                weight_offset,
+                weight,
+                dw,
+                ..Backward::with_rows((rows, hidden), x, rstd, dy, lent)
+            })?;
             data[dx.offset] = f32::from_bits(data[dx.offset].to_bits() ^ 1);
             Ok(())
         }

@@ -11,7 +11,8 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 
 use super::{DeviceMemory, Kernels, Tuning, context, driver_error};
 use crate::plan::Arch;
-use crate::{Backward, Error, Executor, Forward, Operand, Rows, Slice, SliceMut, Vector};
+use crate::view::{Role, Table, TableLine};
+use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
 /// Runs calls on host memory on a GPU: copies the buffers there, launches, and copies the outputs back.
 ///
@@ -73,7 +74,7 @@ impl Cuda {
         how: impl FnOnce(&Placed<'_, '_>, &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         call.check()?;
-        self.with_memory(Extents::of_forward(&call), |placed| {
+        self.with_memory(Extents::of(&call.operands()), |placed| {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: each operand is live memory of this stream's device, as long as the host buffer that `check` measured, and
             // no two overlap.
@@ -88,7 +89,7 @@ impl Cuda {
         how: impl FnOnce(&Placed<'_, '_>, &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         call.check()?;
-        self.with_memory(Extents::of_backward(&call), |placed| {
+        self.with_memory(Extents::of(&call.operands()), |placed| {
             let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
             // SAFETY: as in `forward_as`.
             how(placed, &|stream| unsafe { self.kernels.backward_tuned(&call, &self.tuning, stream) })
@@ -373,17 +374,15 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    fn rows<D>(view: &Rows<D>, count: usize, len: usize) -> Extent {
-        let (offset, stride) = (view.offset, view.row_stride);
+    fn of(line: &TableLine) -> Extent {
+        let TableLine { rows: count, len, row_stride: stride, offset, .. } = *line;
         match (count, stride) {
+            // Nobody promises that scratch is written.
+            _ if line.role == Role::Scratch => Extent { offset, stride, count: 0, len },
             (2.., 0) => Extent { offset, stride, count: 1, len },
             _ if stride == len => Extent { offset, stride, count: count.min(1), len: count * len },
             _ => Extent { offset, stride, count, len },
         }
-    }
-
-    fn vector<D>(view: &Vector<D>, len: usize) -> Extent {
-        Extent { offset: view.offset, stride: len, count: 1, len }
     }
 
     /// The pieces, in bytes.
@@ -402,28 +401,10 @@ pub(super) struct Extents {
 }
 
 impl Extents {
-    pub(super) fn of_forward<In, Out>(call: &Forward<In, Out>) -> Extents {
-        let (rows, hidden) = (call.rows, call.hidden);
-        let weight = call.weight.as_ref().map(|weight| Extent::vector(weight, hidden));
-        let rstd = call.rstd.as_ref().map(|rstd| Extent::vector(rstd, rows));
-        Extents {
-            read: [Extent::rows(&call.x, rows, hidden)].into_iter().chain(weight).collect(),
-            written: [Extent::rows(&call.y, rows, hidden)].into_iter().chain(rstd).collect(),
-        }
-    }
-
-    /// Nobody promises that scratch is written: it has an extent of nothing.
-    pub(super) fn of_backward<In, Out>(call: &Backward<In, Out>) -> Extents {
-        let (rows, hidden) = (call.rows, call.hidden);
-        let weight = call.weight.as_ref().map(|weight| Extent::vector(weight, hidden));
-        let dw = call.dw.iter().flat_map(|gradient| {
-            [Extent::vector(&gradient.dw, hidden), Extent { count: 0, ..Extent::vector(&gradient.scratch, 0) }]
-        });
-        let others = [Extent::vector(&call.rstd, rows), Extent::rows(&call.dy, rows, hidden)];
-        Extents {
-            read: [Extent::rows(&call.x, rows, hidden)].into_iter().chain(weight).chain(others).collect(),
-            written: [Extent::rows(&call.dx, rows, hidden)].into_iter().chain(dw).collect(),
-        }
+    pub(super) fn of(table: &Table) -> Extents {
+        let (read, written): (Vec<_>, Vec<_>) = table.iter().partition(|line| line.role == Role::Read);
+        let extents = |lines: Vec<&TableLine>| lines.into_iter().map(Extent::of).collect();
+        Extents { read: extents(read), written: extents(written) }
     }
 }
 

@@ -315,16 +315,7 @@ impl Calls {
     #[doc(hidden)]
     pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
         let mut memory = self.memory();
-        Ok(Forward {
-            rows: self.rows,
-            hidden: self.hidden,
-            eps: 0.0,
-            weight_offset: self.weight_offset,
-            x: self.matrix(&mut memory)?,
-            weight: self.weight.map(|dtype| Ok(memory(dtype, self.hidden)?.into())).transpose()?,
-            y: self.matrix(&mut memory)?,
-            rstd: None,
-        })
+        Ok(Forward { weight_offset: self.weight_offset, weight: self.weight.map(|dtype| Ok(memory(dtype, self.hidden)?.into())).transpose()?, ..Forward::with_rows((self.rows, self.hidden), 0.0, self.matrix(&mut memory)?, self.matrix(&mut memory)?) })
     }
 
     /// The same.
@@ -332,23 +323,13 @@ impl Calls {
     pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
         let mut memory = self.memory();
         let needed = scratch_len(self.rows, self.hidden)?;
-        Ok(Backward {
-            rows: self.rows,
-            hidden: self.hidden,
-            weight_offset: self.weight_offset,
-            x: self.matrix(&mut memory)?,
-            weight: self.weight.map(|dtype| Ok(memory(dtype, self.hidden)?.into())).transpose()?,
-            rstd: memory(Dtype::F32, self.rows)?.into(),
-            dy: self.matrix(&mut memory)?,
-            dx: self.matrix(&mut memory)?,
-            dw: match self.dw {
+        Ok(Backward { weight_offset: self.weight_offset, weight: self.weight.map(|dtype| Ok(memory(dtype, self.hidden)?.into())).transpose()?, dw: match self.dw {
                 Some(dw) => Some(WeightGradient {
                     dw: memory(dw, self.hidden)?.into(),
                     scratch: memory(Dtype::F32, needed)?.into(),
                 }),
                 None => None,
-            },
-        })
+            }, ..Backward::with_rows((self.rows, self.hidden), self.matrix(&mut memory)?, memory(Dtype::F32, self.rows)?.into(), self.matrix(&mut memory)?, self.matrix(&mut memory)?) })
     }
 
     /// Operands of such a call, one behind the other, where no memory need be.

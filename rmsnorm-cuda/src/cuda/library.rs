@@ -1,6 +1,6 @@
 //! Finds the two libraries that are not part of this crate, at run time: the driver and NVRTC.
 //!
-//! A machine without them gets an [`Error::Library`] that says what was looked for and where. cudarc panics in that case, so
+//! A machine without them gets an `Error::Library` that says what was looked for and where. cudarc panics in that case, so
 //! nothing of cudarc is called before [`driver()`] has succeeded, and NVRTC is called through the functions found here.
 
 mod driver;

@@ -34,20 +34,11 @@ impl Rows<DeviceMemory> {
     fn pointer(&self) -> u64 {
         self.data.address + (self.offset * self.data.dtype.bytes()) as u64
     }
-
-    fn is_aligned(&self) -> bool {
-        // A single row may have any stride, also one that overflows.
-        self.pointer().is_multiple_of(16) && (self.row_stride % 16 * self.data.dtype.bytes()).is_multiple_of(16)
-    }
 }
 
 impl Vector<DeviceMemory> {
     fn pointer(&self) -> u64 {
         self.data.address + (self.offset * self.data.dtype.bytes()) as u64
-    }
-
-    fn is_aligned(&self) -> bool {
-        self.pointer().is_multiple_of(16)
     }
 }
 
@@ -99,7 +90,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         dw: None,
-        aligned: [&call.x, &call.y].into_iter().all(Rows::is_aligned) && call.weight.is_none_or(|w| w.is_aligned()),
+        aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once } = plan::forward(&calls, tuning);
     let arguments = ForwardArguments {
@@ -143,9 +134,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
-        aligned: [&call.x, &call.dy, &call.dx].into_iter().all(Rows::is_aligned)
-            && call.weight.is_none_or(|w| w.is_aligned())
-            && call.dw.as_ref().is_none_or(|gradient| gradient.scratch.is_aligned()),
+        aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
     let plan = plan::backward(&calls, tuning);
     let over_rows = over_rows(call, &calls, &plan);

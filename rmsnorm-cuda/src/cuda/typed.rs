@@ -118,14 +118,10 @@ impl Layer {
         self.kernels.forward_on(
             &self.stream,
             Forward {
-                rows: x.len().div_ceil(hidden),
-                hidden,
-                eps: self.eps,
                 weight_offset: self.weight_offset,
-                x: Rows::contiguous(x, hidden),
                 weight: weight.map(Vector::from),
-                y: Rows::contiguous(y.into(), hidden),
                 rstd: rstd.map(Vector::from),
+                ..Forward::new((x.len().div_ceil(hidden), hidden), self.eps, x, y.into())
             },
         )
     }
@@ -145,15 +141,16 @@ impl Layer {
         self.kernels.backward_on(
             &self.stream,
             Backward {
-                rows: x.len().div_ceil(hidden),
-                hidden,
                 weight_offset: self.weight_offset,
-                x: Rows::contiguous(x, hidden),
                 weight: weight.map(Vector::from),
-                rstd: Vector::from(rstd.into()),
-                dy: Rows::contiguous(dy.into(), hidden),
-                dx: Rows::contiguous(dx.into(), hidden),
                 dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
+                ..Backward::with_rows(
+                    (x.len().div_ceil(hidden), hidden),
+                    Rows::contiguous(x, hidden),
+                    Vector::from(rstd.into()),
+                    Rows::contiguous(dy.into(), hidden),
+                    Rows::contiguous(dx.into(), hidden),
+                )
             },
         )
     }

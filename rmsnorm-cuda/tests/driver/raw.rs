@@ -44,32 +44,27 @@ impl Operands {
 
     pub(super) fn forward(&self) -> Forward<DeviceMemory, DeviceMemory> {
         Forward {
-            rows: self.rows,
-            hidden: self.hidden,
-            eps: 1e-6,
-            weight_offset: WeightOffset::Zero,
-            x: self.matrix(),
             weight: Some(self.memory(self.dtype, self.hidden).into()),
-            y: self.matrix(),
             rstd: Some(self.memory(Dtype::F32, self.rows).into()),
+            ..Forward::with_rows((self.rows, self.hidden), 1e-6, self.matrix(), self.matrix())
         }
     }
 
     fn backward(&self) -> Backward<DeviceMemory, DeviceMemory> {
         let needed = scratch_len(self.rows, self.hidden).expect("a width");
         Backward {
-            rows: self.rows,
-            hidden: self.hidden,
-            weight_offset: WeightOffset::Zero,
-            x: self.matrix(),
             weight: Some(self.memory(self.dtype, self.hidden).into()),
-            rstd: self.memory(Dtype::F32, self.rows).into(),
-            dy: self.matrix(),
-            dx: self.matrix(),
             dw: Some(WeightGradient {
                 dw: DeviceMemory { dtype: self.dtype, address: self.dw.as_ptr() as u64, elements: self.hidden }.into(),
                 scratch: self.memory(Dtype::F32, needed).into(),
             }),
+            ..Backward::with_rows(
+                (self.rows, self.hidden),
+                self.matrix(),
+                self.memory(Dtype::F32, self.rows).into(),
+                self.matrix(),
+                self.matrix(),
+            )
         }
     }
 }
@@ -113,7 +108,7 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
     (
         65536,
         128,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 4096x1x1 block 256x1x1 shared 0 stream 77"],
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1024x1x1 block 512x1x1 shared 0 stream 77"],
         &[
             "cuCtxGetCurrent",
             "cuLaunchKernel backward grid 512x1x1 block 256x1x1 shared 0 stream 77",

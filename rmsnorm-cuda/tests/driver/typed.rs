@@ -6,7 +6,7 @@ use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver};
 use rmsnorm_cuda::cuda::{Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::CUresult;
 use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
-use rmsnorm_cuda::{Dtype, Error, Forward, Rows, WeightOffset, bf16};
+use rmsnorm_cuda::{Dtype, Error, Forward, WeightOffset, bf16};
 
 use super::raw::Operands;
 use super::{Library, alone, begin_capture, calls_of, context_and_stream, end_capture, names};
@@ -247,16 +247,7 @@ fn untracked_memory() {
         let (x, mut y) = (&training.matrices[0], stream.alloc_zeros::<bf16>(64 * 4096).expect("memory"));
         let null = again.default_stream();
         let mut call = || {
-            let call = Forward {
-                rows: 64,
-                hidden: 4096,
-                eps: 0.0,
-                weight_offset: WeightOffset::Zero,
-                x: Rows::contiguous(x.into(), 4096),
-                weight: None,
-                y: Rows::contiguous((&mut y).into(), 4096),
-                rstd: None,
-            };
+            let call = Forward::new((64, 4096), 0.0, x.into(), (&mut y).into());
             let mut result = Ok(());
             let calls = calls_of(|| result = kernels.forward_on(&null, call));
             (result, calls)

@@ -4,7 +4,7 @@ use super::report::Differ;
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::checks::meter::{Downloaded, EPS, Host};
 use rmsnorm_cuda::{
-    Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Rows, Slice, WeightGradient, WeightOffset, scratch_len,
+    Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Slice, WeightGradient, WeightOffset, scratch_len,
 };
 
 /// Computes y, rstd, dx and dw of `hidden` columns again on the CPU, whole, and counts the elements that differ in any bit.
@@ -14,27 +14,18 @@ pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
     let mut out = Host::zeros(dtype, rows * hidden);
     let (mut rstd, mut dw) = (Host::zeros(Dtype::F32, rows), Host::zeros(dtype, hidden));
     Cpu.forward(Forward {
-        rows,
-        hidden,
-        eps: EPS,
         weight_offset,
-        x: Rows::contiguous(got.x.slice(), hidden),
         weight: Some(got.weight.slice().into()),
-        y: Rows::contiguous(out.slice_mut(), hidden),
         rstd: Some(rstd.slice_mut().into()),
+        ..Forward::new((rows, hidden), EPS, got.x.slice(), out.slice_mut())
     })?;
     let y = count(got.y.slice(), out.slice());
     let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden)?);
     Cpu.backward(Backward {
-        rows,
-        hidden,
         weight_offset,
-        x: Rows::contiguous(got.x.slice(), hidden),
         weight: Some(got.weight.slice().into()),
-        rstd: rstd.slice().into(),
-        dy: Rows::contiguous(got.dy.slice(), hidden),
-        dx: Rows::contiguous(out.slice_mut(), hidden),
         dw: Some(WeightGradient { dw: dw.slice_mut().into(), scratch: scratch.slice_mut().into() }),
+        ..Backward::new((rows, hidden), got.x.slice(), rstd.slice(), got.dy.slice(), out.slice_mut())
     })?;
     Ok(Differ {
         elements: (2 * rows * hidden + rows + hidden) as u64,
@@ -96,28 +87,19 @@ mod tests {
         };
         let weight_offset = WeightOffset::Zero;
         let call = Forward {
-            rows,
-            hidden,
-            eps: EPS,
             weight_offset,
-            x: Rows::contiguous(all.x.slice(), hidden),
             weight: Some(all.weight.slice().into()),
-            y: Rows::contiguous(all.y.slice_mut(), hidden),
             rstd: Some(all.rstd.slice_mut().into()),
+            ..Forward::new((rows, hidden), EPS, all.x.slice(), all.y.slice_mut())
         };
         Cpu.forward(call).unwrap();
         let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden).unwrap());
         let dw = Some(WeightGradient { dw: all.dw.slice_mut().into(), scratch: scratch.slice_mut().into() });
         let call = Backward {
-            rows,
-            hidden,
             weight_offset,
-            x: Rows::contiguous(all.x.slice(), hidden),
             weight: Some(all.weight.slice().into()),
-            rstd: all.rstd.slice().into(),
-            dy: Rows::contiguous(all.dy.slice(), hidden),
-            dx: Rows::contiguous(all.dx.slice_mut(), hidden),
             dw,
+            ..Backward::new((rows, hidden), all.x.slice(), all.rstd.slice(), all.dy.slice(), all.dx.slice_mut())
         };
         Cpu.backward(call).unwrap();
         all

@@ -10,8 +10,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use rmsnorm_cuda::plan::{column_order, row_order};
 use rmsnorm_cuda::{
-    Backward, Cpu, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, arith, bf16, f16,
-    scratch_len, with_dtype,
+    Backward, Cpu, Executor, Forward, Slice, SliceMut, WeightGradient, arith, bf16, f16, scratch_len, with_dtype,
 };
 use std::hint::black_box;
 use std::time::Instant;
@@ -119,31 +118,26 @@ struct Operands<T> {
 impl<T: Element> Operands<T> {
     fn forward(&mut self, rows: usize, hidden: usize) -> Result<(), rmsnorm_cuda::Error> {
         Cpu.forward(Forward {
-            rows,
-            hidden,
-            eps: 1e-5,
-            weight_offset: WeightOffset::Zero,
-            x: Rows::contiguous(T::slice(&self.x), hidden),
             weight: Some(Slice::F32(&self.weight).into()),
-            y: Rows::contiguous(T::slice_mut(&mut self.out), hidden),
             rstd: Some(SliceMut::F32(&mut self.rstd).into()),
+            ..Forward::new((rows, hidden), 1e-5, T::slice(&self.x), T::slice_mut(&mut self.out))
         })
     }
 
     fn backward(&mut self, rows: usize, hidden: usize) -> Result<(), rmsnorm_cuda::Error> {
         Cpu.backward(Backward {
-            rows,
-            hidden,
-            weight_offset: WeightOffset::Zero,
-            x: Rows::contiguous(T::slice(&self.x), hidden),
             weight: Some(Slice::F32(&self.weight).into()),
-            rstd: Slice::F32(&self.rstd).into(),
-            dy: Rows::contiguous(T::slice(&self.dy), hidden),
-            dx: Rows::contiguous(T::slice_mut(&mut self.out), hidden),
             dw: Some(WeightGradient {
                 dw: SliceMut::F32(&mut self.dw).into(),
                 scratch: SliceMut::F32(&mut self.scratch).into(),
             }),
+            ..Backward::new(
+                (rows, hidden),
+                T::slice(&self.x),
+                Slice::F32(&self.rstd),
+                T::slice(&self.dy),
+                T::slice_mut(&mut self.out),
+            )
         })
     }
 }

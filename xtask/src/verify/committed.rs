@@ -196,7 +196,12 @@ mod tests {
             let at = dx.offset;
             let SliceMut::F32(data) = &mut dx.data else { panic!("another type") };
             let lent = Rows { data: SliceMut::F32(data), offset: at, row_stride: dx.row_stride };
-            Cpu.backward(Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx: lent, dw })?;
+            Cpu.backward(Backward {
+                weight_offset,
+                weight,
+                dw,
+                ..Backward::with_rows((rows, hidden), x, rstd, dy, lent)
+            })?;
             if hidden == self.0 {
                 data[at] = f32::from_bits(data[at].to_bits() ^ 1);
             }

@@ -38,25 +38,14 @@ pub fn host_times(kernels: &Arc<Kernels>, stream: &Arc<CudaStream>) -> Result<[H
     let of_f32 = |buffer: &CudaSlice<f32>| memory(stream, buffer, Dtype::F32);
     let rows = |buffer: &CudaSlice<bf16>| Rows::contiguous(of(buffer), HIDDEN);
     let forward = Forward {
-        rows: ROWS,
-        hidden: HIDDEN,
-        eps: EPS,
-        weight_offset: WeightOffset::Zero,
-        x: rows(&x),
         weight: Some(of(&weight).into()),
-        y: rows(&y),
         rstd: Some(of_f32(&rstd).into()),
+        ..Forward::with_rows((ROWS, HIDDEN), EPS, rows(&x), rows(&y))
     };
     let backward = Backward {
-        rows: ROWS,
-        hidden: HIDDEN,
-        weight_offset: WeightOffset::Zero,
-        x: rows(&x),
         weight: Some(of(&weight).into()),
-        rstd: of_f32(&rstd).into(),
-        dy: rows(&dy),
-        dx: rows(&dx),
         dw: Some(WeightGradient { dw: of(&dw).into(), scratch: of_f32(&scratch).into() }),
+        ..Backward::with_rows((ROWS, HIDDEN), rows(&x), of_f32(&rstd).into(), rows(&dy), rows(&dx))
     };
     let raw = stream.cu_stream();
     // SAFETY: the buffers live until the end of this function, which waits, and are used on this stream only.

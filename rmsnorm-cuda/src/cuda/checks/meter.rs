@@ -12,8 +12,7 @@ use crate::cuda::compile::compile_source;
 use crate::cuda::kernels::{Current, arg, launch};
 use crate::cuda::{Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
 use crate::{
-    Backward, Dtype, Error, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
-    with_dtype,
+    Backward, Dtype, Error, Forward, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len, with_dtype,
 };
 
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
@@ -389,28 +388,17 @@ impl Meter {
 impl Set {
     fn forward(&self, cell: Cell) -> Forward<DeviceMemory, DeviceMemory> {
         Forward {
-            rows: cell.rows,
-            hidden: cell.hidden,
-            eps: EPS,
-            weight_offset: WeightOffset::Zero,
-            x: Rows::contiguous(self.x.memory, cell.hidden),
             weight: Some(self.weight.memory.into()),
-            y: Rows::contiguous(self.y.memory, cell.hidden),
             rstd: Some(self.rstd.memory.into()),
+            ..Forward::new((cell.rows, cell.hidden), EPS, self.x.memory, self.y.memory)
         }
     }
 
     fn backward(&self, cell: Cell) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
         Ok(Backward {
-            rows: cell.rows,
-            hidden: cell.hidden,
-            weight_offset: WeightOffset::Zero,
-            x: Rows::contiguous(self.x.memory, cell.hidden),
             weight: Some(self.weight.memory.into()),
-            rstd: self.rstd.memory.into(),
-            dy: Rows::contiguous(self.dy.memory, cell.hidden),
-            dx: Rows::contiguous(self.dx.memory, cell.hidden),
             dw: Some(WeightGradient { dw: self.dw.memory.into(), scratch: self.scratch.memory.into() }),
+            ..Backward::new((cell.rows, cell.hidden), self.x.memory, self.rstd.memory, self.dy.memory, self.dx.memory)
         })
     }
 }

@@ -74,7 +74,7 @@ impl Executor for Plain {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let memory = Memory::of(Extents::of_forward(&call));
+        let memory = Memory::of(Extents::of(&call.operands()));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
@@ -85,7 +85,7 @@ impl Executor for Plain {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
-        let memory = Memory::of(Extents::of_backward(&call));
+        let memory = Memory::of(Extents::of(&call.operands()));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
         // SAFETY: as in `forward`.
         unsafe { self.kernels.backward_tuned(&call, &self.tuning, self.stream.cu_stream())? };

@@ -8,9 +8,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 
 use crate::cuda::host::Placed;
 use crate::cuda::{Cuda, DeviceMemory, driver_error, library};
-use crate::{
-    Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len,
-};
+use crate::{Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, scratch_len};
 
 impl Cuda {
     /// Lets the device's memory pool keep what is freed. Otherwise every wait gives memory back to the system, and the next call asks
@@ -117,18 +115,17 @@ impl Beside {
         let matrix = |data| Rows::contiguous(data, hidden);
         let (t, f32) = (Dtype::Bf16, Dtype::F32);
         let call = Backward {
-            rows,
-            hidden,
-            weight_offset: WeightOffset::Zero,
-            x: matrix(tensor(t, rows * hidden)?),
-            weight: None,
-            rstd: tensor(f32, rows)?.into(),
-            dy: matrix(tensor(t, rows * hidden)?),
-            dx: matrix(tensor(t, rows * hidden)?),
             dw: Some(WeightGradient {
                 dw: tensor(f32, hidden)?.into(),
                 scratch: tensor(f32, scratch_len(rows, hidden)?)?.into(),
             }),
+            ..Backward::with_rows(
+                (rows, hidden),
+                matrix(tensor(t, rows * hidden)?),
+                tensor(f32, rows)?.into(),
+                matrix(tensor(t, rows * hidden)?),
+                matrix(tensor(t, rows * hidden)?),
+            )
         };
         other.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))?;
         Ok(Beside { cuda: cuda.clone(), other, _tensors: tensors, call })
