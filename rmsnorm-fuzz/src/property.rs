@@ -30,7 +30,7 @@ enum Check {
     Own(fn(&Subject) -> Finding),
 }
 
-/// Every property. The first three hold every operand once and every output twice, the others at most twice that.
+/// Every property. Each holds every operand at most twice and every output at most four times.
 pub const PROPERTIES: &[Property] = &[
     Property {
         number: 1,
