@@ -188,7 +188,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "one_element_short",
         defect: "a buffer that ends one element early is not refused",
         on: On::Cpu,
-        patches: &[patch("view.rs", "    if needed > data.elements() {", "    if needed > data.elements() + 1 {")],
+        patches: &[patch("view.rs", "        if needed > elements {", "        if needed > elements + 1 {")],
         property: "refusal",
         case: || hard("rows_17"),
         column: false,
