@@ -7,8 +7,10 @@ mod driver;
 mod nvrtc;
 mod places;
 
-pub use driver::{DRIVER_FUNCTIONS, driver};
+#[cfg(feature = "checks")]
+pub use driver::DRIVER_FUNCTIONS;
 pub(super) use driver::context_id;
+pub use driver::driver;
 #[cfg(feature = "checks")]
 pub(super) use driver::driver_with;
 pub use nvrtc::{Nvrtc, nvrtc};
