@@ -1,7 +1,7 @@
 //! Judges executors: adversarial inputs, the specification as plain loops, and the properties that every executor must have.
 //!
 //! Read in this order: [`case`] and [`values`] (what an input is), [`operands`], [`buffer`] and [`elements`] (the memory
-//! made from it), [`hard`] and [`sets`] (the named inputs), [`literal`] (the specification with plain loops), [`subject`] (what is judged),
+//! made from it), [`hard`] and [`sets`] (the named inputs), [`literal`] (the specification with plain loops), [`mod@subject`] (what is judged),
 //! [`finding`] (what can be found), [`mod@property`] (the list of properties) and then one file for each kind of property:
 //! [`identity`], [`accuracy`], [`runs`], [`memory`], [`issue_781`], [`launches`], [`batch`], [`scaling`], [`refusal`],
 //! [`far_rows`], [`exact`]. [`golden`] freezes the bits, [`targets`] fuzzes, [`mutants`] are what must be caught.

@@ -1,7 +1,7 @@
 //! The defects that the checks must catch: small textual patches of the code that computes. `cargo xtask verify --mutants`
 //! builds each into a copy of `rmsnorm-cuda` and lets it be judged like the original; nothing of them is in the original.
 //!
-//! Read in this order: [`Mutant`], [`MUTANTS`] (the list), [`subject!`](crate::subject) (a copy as what is judged) and
+//! Read in this order: [`Mutant`], [`MUTANTS`] (the list), [`subject!`](macro@crate::subject) (a copy as what is judged) and
 //! [`judge_main`].
 
 use crate::case::{Case, Gap, Name, Place};
