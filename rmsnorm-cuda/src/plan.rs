@@ -504,6 +504,7 @@ pub(crate) const STAGE_ROWS: u32 = 2;
 pub(crate) const FOLD_WARPS: u32 = 32;
 
 /// Highest level of a fold.
+#[cfg(any(feature = "cuda", test))]
 pub(crate) const FOLD_LEVEL_MAX: u32 = 5;
 
 /// Most blocks of a grid.
