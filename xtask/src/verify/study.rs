@@ -69,7 +69,7 @@ fn build() -> Result<std::path::PathBuf> {
     for (name, mutant) in [("broken", Some(broken)), ("repaired", Some(&repaired)), ("real", None)] {
         copies.add(&format!("kernels_{name}"), mutant, false)?;
         dependencies += &format!(
-            "kernels_{name} = {{ path = \"../kernels_{name}\", default-features = false, features = [\"emulator\"] }}\n"
+            "kernels_{name} = {{ path = \"../kernels_{name}\", default-features = false, features = [\"checks\"] }}\n"
         );
         arms += &format!("        \"{name}\" => rmsnorm_fuzz::subject!(kernels_{name}, On::Kernels, device),\n");
     }
