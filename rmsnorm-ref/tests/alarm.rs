@@ -59,6 +59,11 @@ fn correct_columns_raise_none() {
         let verdict = case.verdict();
         assert!(verdict.passed(), "{index}: {}", verdict.dw);
         alarms += verdict.dw.alarms;
+        // In f16 an interval is often one value: the right one raises no alarm either.
+        if index % 30 == 0 {
+            case.format = Format::F16;
+            alarms += case.verdict().dw.alarms;
+        }
     }
     assert_eq!(alarms, 0);
 }

@@ -3,6 +3,7 @@
 mod simulation;
 
 use ndarray::ArrayView2;
+use rmsnorm_ref::bound::ColumnSums;
 use rmsnorm_ref::{Allowed, Columns, Depth, Format, Setting, bound, check_backward_rows, check_forward, depth};
 use simulation::{Case, Computed, Mutant, Random, Verdict};
 
@@ -294,4 +295,83 @@ fn case_of_width(hidden: usize, x: &[f32], dy: &[f32], weight: Option<&[f32]>, e
         groups: 2,
         format,
     }
+}
+
+/// What one block knows of NaN and infinity, the whole knows.
+#[test]
+fn special_values_of_one_block_reach_the_whole() {
+    let of = |x_hat: f64, dy: f64| {
+        let mut sums = ColumnSums::default();
+        sums.add(x_hat, 1e-7, dy);
+        sums
+    };
+    let ordinary = of(1.0, 1.0);
+    for (special, dw, db) in [
+        (of(f64::NAN, 1.0), Allowed::Nan, None),
+        (of(1.0, f64::INFINITY), Allowed::NotFinite, Some(Allowed::NotFinite)),
+    ] {
+        for (mut into, from) in [(special, ordinary), (ordinary, special)] {
+            into.merge(&from);
+            assert_eq!(into.dw(3, Format::F32), dw);
+            assert_eq!(matches!(into.db(3, Format::F32), Allowed::NotFinite), db.is_some());
+        }
+    }
+}
+
+/// The error counts towards the range, too: sums that end just below the threshold may leave it on their way.
+#[test]
+fn an_error_that_reaches_over_the_threshold_permits_infinity() {
+    let threshold = Format::F32.overflow_threshold();
+    // γ of 2^16 roundings is 2^-8, four times the slack.
+    let deep = 1 << 16;
+    for (part, expected) in [(1.0 - 2f64.powi(-9), true), (1.0 - 2f64.powi(-6), false)] {
+        let mut sums = ColumnSums::default();
+        sums.add(1.0, 1e-7, part * threshold);
+        for allowed in [sums.dw(deep, Format::F32), sums.db(deep, Format::F32)] {
+            let Allowed::Near { may_overflow, .. } = allowed else { panic!("{allowed:?}") };
+            assert_eq!(may_overflow, expected, "{part}: {allowed:?}");
+        }
+    }
+}
+
+/// Either side of the values at which another line of the formula of ρ begins to hold.
+#[test]
+fn rho_changes_its_formula_where_the_page_says() {
+    let rho = |v: f64| bound::relative_rstd(v, 10);
+    assert_eq!([f64::NAN, 0.0, f64::INFINITY].map(rho), [0.0; 3]);
+    let (gamma, u) = (bound::gamma(12), Format::F32.unit_roundoff());
+    let of_tau = |tau: f64| 0.5 * (gamma + tau) / (1.0 - gamma - tau) + 2.0 * u;
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-6 * b;
+    let (low, high, far) = (2f64.powi(-127), 2f64.powi(103), 2f64.powi(250));
+    assert!(close(rho(low.next_down()), of_tau(0.0)) && close(rho(low), of_tau(2f64.powi(-22))));
+    // Below 2^103 nothing of τ is left; from there on it is 2^-51, half of which reaches ρ.
+    let (below, at) = (rho(high.next_down()), rho(high));
+    assert!(at > below && at - below < 2f64.powi(-51), "{below:e} {at:e}");
+    // rstd = 2^-125 is stored without a subnormal's rounding; the next smaller one is not.
+    assert!(rho(far.next_up().next_up()) - rho(far) > 0.9 * 2f64.powi(-25), "{:e}", rho(far));
+}
+
+/// One failure, in rstd or in y, fails both.
+#[test]
+fn forward_passes_if_both_outputs_do() {
+    let good = rmsnorm_ref::Tally::default();
+    let bad = rmsnorm_ref::Tally { failures: 1, ..good.clone() };
+    for (rstd, y, passed) in [(&good, &good, true), (&bad, &good, false), (&good, &bad, false), (&bad, &bad, false)] {
+        assert_eq!(rmsnorm_ref::ForwardTallies { rstd: rstd.clone(), y: y.clone() }.passed(), passed);
+    }
+}
+
+/// A weight that is made by an addition may be wrong by its rounding, and no other.
+#[test]
+fn only_an_offset_widens_the_weight() {
+    let x = [1.0, 2.0, 3.0];
+    let x = ArrayView2::from_shape((1, 3), &x).unwrap();
+    let ratio = |weight: f64, weight_offset: f64| {
+        let weight = [weight; 3];
+        let depth = Depth { forward: 3, backward: 3, column: 1 };
+        let setting = Setting { weight: Some(weight[..].into()), weight_offset, eps: 0.0, depth };
+        let y = rmsnorm_ref::forward(x, setting.weight, weight_offset, 0.0).y * (1.0 + 1e-6);
+        check_forward(&setting, Format::F32, 0, x, None, y.view()).y.worst
+    };
+    assert!(ratio(2.0, 1.0) < 0.95 * ratio(3.0, 0.0), "{} {}", ratio(2.0, 1.0), ratio(3.0, 0.0));
 }
