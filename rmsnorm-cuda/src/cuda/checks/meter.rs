@@ -1,19 +1,21 @@
 //! Times calls and the ceilings they are compared with: replays of a CUDA graph over buffer sets larger than the L2 cache.
 
+mod tensors;
+
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUevent, CUstream};
-use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaContext, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
+pub use tensors::{Downloaded, Host, Tensors};
+
 use super::host_time::{HostTime, host_times};
 use crate::cuda::compile::compile_source;
-use crate::cuda::kernels::{Current, arg, launch};
-use crate::cuda::{Calls, DeviceMemory, Kernels, Tuning, driver_error, library};
-use crate::{
-    Backward, Dtype, Error, Forward, Slice, SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len, with_dtype,
-};
+use crate::cuda::kernels::{Current, launch};
+use crate::cuda::{Calls, Kernels, Tuning, driver_error, library};
+use crate::{Dtype, Error, WeightOffset};
 
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,120 +61,6 @@ pub struct Meter {
     module: Arc<CudaModule>,
 }
 
-/// The tensors of a cell, several times over.
-pub struct Tensors {
-    meter: Arc<Meter>,
-    cell: Cell,
-    sets: Vec<Set>,
-}
-
-impl Tensors {
-    /// How many times over.
-    pub fn sets(&self) -> usize {
-        self.sets.len()
-    }
-
-    /// Times forward.
-    pub fn forward(&self, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
-        self.meter.time(self.sets.len(), replays, |set, stream| {
-            let call = self.sets[set].forward(self.cell);
-            // SAFETY: the buffers live as long as `self`, were sized by `Meter::set` on the stream of the same meter, and are used on no other.
-            unsafe { self.meter.kernels.forward_tuned(&call, tuning, stream) }
-        })
-    }
-
-    /// Times backward, dx and dw. Run [`Tensors::forward`] first: it stores rstd.
-    pub fn backward(&self, tuning: &Tuning, replays: usize) -> Result<Timing, Error> {
-        self.meter.time(self.sets.len(), replays, |set, stream| {
-            let call = self.sets[set].backward(self.cell)?;
-            // SAFETY: as in `forward`.
-            unsafe { self.meter.kernels.backward_tuned(&call, tuning, stream) }
-        })
-    }
-
-    /// The fastest of the ways to read one tensor of the cell and write another, with its name.
-    pub fn ceiling_forward(&self, replays: usize) -> Result<(Timing, String), Error> {
-        let mut best = self.meter.ceiling(self, replays, &COPIES, |set| [&set.x, &set.x, &set.y])?;
-        let copied = self.meter.time(self.sets.len(), replays, |set, stream| {
-            let (x, y) = (&self.sets[set].x, &self.sets[set].y);
-            // SAFETY: both buffers have this length.
-            unsafe { sys::cuMemcpyDtoDAsync_v2(y.memory.address, x.memory.address, x.bytes.len(), stream) }
-                .result()
-                .map_err(|e| driver_error("cuMemcpyDtoDAsync", e))
-        })?;
-        if copied.us_median < best.0.us_median {
-            best = (copied, "cuMemcpyDtoD".into());
-        }
-        Ok(best)
-    }
-
-    /// The fastest of the ways to read two tensors of the cell and write one, with its name.
-    pub fn ceiling_backward(&self, replays: usize) -> Result<(Timing, String), Error> {
-        self.meter.ceiling(self, replays, &ADDS, |set| [&set.x, &set.dy, &set.dx])
-    }
-
-    /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
-    pub fn download(&self) -> Result<Downloaded, Error> {
-        let set = &self.sets[0];
-        Ok(Downloaded {
-            x: self.meter.to_host(&set.x)?,
-            dy: self.meter.to_host(&set.dy)?,
-            weight: self.meter.to_host(&set.weight)?,
-            y: self.meter.to_host(&set.y)?,
-            rstd: self.meter.to_host(&set.rstd)?,
-            dx: self.meter.to_host(&set.dx)?,
-            dw: self.meter.to_host(&set.dw)?,
-        })
-    }
-}
-
-struct Set {
-    x: Buffer,
-    dy: Buffer,
-    weight: Buffer,
-    y: Buffer,
-    rstd: Buffer,
-    dx: Buffer,
-    dw: Buffer,
-    scratch: Buffer,
-}
-
-struct Buffer {
-    memory: DeviceMemory,
-    bytes: CudaSlice<u8>,
-}
-
-/// Launch shapes of the ceilings: kernel, blocks (0: as many as take all in one go, otherwise so many per multiprocessor),
-/// threads. The digit is the number of 16-byte accesses of a thread to each tensor in one go.
-const COPIES: [(&str, u32, u32); 10] = [
-    ("copy_1", 0, 512),
-    ("copy_1", 0, 256),
-    ("copy_2", 8, 256),
-    ("copy_4", 4, 512),
-    ("copy_4", 8, 256),
-    ("copy_4", 2, 1024),
-    ("copy_cached_1", 0, 128),
-    ("copy_cached_1", 0, 512),
-    ("copy_cached_2", 0, 256),
-    ("copy_cached_4", 0, 128),
-];
-const ADDS: [(&str, u32, u32); 12] = [
-    ("add_1", 0, 512),
-    ("add_1", 0, 256),
-    ("add_2", 8, 256),
-    ("add_4", 4, 512),
-    ("add_2", 4, 512),
-    ("add_1", 2, 1024),
-    ("add_cached_1", 0, 128),
-    ("add_cached_1", 0, 256),
-    ("add_cached_1", 0, 1024),
-    ("add_cached_2", 0, 128),
-    ("add_cached_2", 0, 256),
-    ("add_cached_4", 0, 128),
-];
-
-/// Most buffer sets of a cell: one graph node or more for each.
-const SETS_MAX: usize = 1 << 14;
 /// No more than so many timed calls of one kind, unless that leaves too few replays for a spread.
 const LAUNCHES_MAX: usize = 1 << 16;
 const REPLAYS_OF_LONG_GRAPHS: usize = 9;
@@ -219,16 +107,6 @@ impl Meter {
         Ok(2.0 * khz * 1e3 * bits / 8.0)
     }
 
-    /// Fills x, dy and weight of `cell` with normal numbers and the outputs with NaN, in so many sets that x and y alone are four
-    /// times as large as the L2 cache, but no more than 2^14.
-    pub fn tensors(self: &Arc<Self>, cell: Cell) -> Result<Tensors, Error> {
-        let bytes = cell.rows * cell.hidden * cell.dtype.bytes();
-        let sets = (4 * self.l2_bytes()?).div_ceil(2 * bytes.max(1)).clamp(2, SETS_MAX);
-        let sets = (0..sets as u32).map(|i| self.set(cell, i)).collect::<Result<_, _>>()?;
-        self.wait()?;
-        Ok(Tensors { meter: self.clone(), cell, sets })
-    }
-
     /// What a call costs the host.
     pub fn host_times(&self) -> Result<[HostTime; 2], Error> {
         host_times(&self.kernels, &self.stream)
@@ -240,85 +118,6 @@ impl Meter {
             // SAFETY: `nothing` takes nothing.
             unsafe { self.launch("nothing", 1, 32, &[], stream) }
         })
-    }
-
-    fn to_host(&self, buffer: &Buffer) -> Result<Host, Error> {
-        let mut host = Host::zeros(buffer.memory.dtype, buffer.memory.elements);
-        let mut data = host.slice_mut();
-        let bytes = data.bytes_mut();
-        if !bytes.is_empty() {
-            let copied = self.stream.memcpy_dtoh(&buffer.bytes.slice(..bytes.len()), bytes);
-            copied.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
-        }
-        self.wait()?;
-        Ok(host)
-    }
-
-    fn set(&self, cell: Cell, seed: u32) -> Result<Set, Error> {
-        let n = cell.rows * cell.hidden;
-        let t = cell.dtype;
-        let set = Set {
-            x: self.buffer(t, n)?,
-            dy: self.buffer(t, n)?,
-            weight: self.buffer(t, cell.hidden)?,
-            y: self.buffer(t, n)?,
-            rstd: self.buffer(Dtype::F32, cell.rows)?,
-            dx: self.buffer(t, n)?,
-            dw: self.buffer(t, cell.hidden)?,
-            scratch: self.buffer(Dtype::F32, scratch_len(cell.rows, cell.hidden)?)?,
-        };
-        for (i, buffer) in [&set.x, &set.dy, &set.weight].into_iter().enumerate() {
-            let (address, n) = (buffer.memory.address, buffer.memory.elements as u64);
-            let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 3 * seed + i as u32);
-            let arguments = [arg(&address), arg(&n), arg(&bytes), arg(&half), arg(&seed)];
-            let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
-            // SAFETY: `fill_normal` writes n elements of so many bytes, which the buffer has.
-            unsafe { self.launch("fill_normal", blocks, 256, &arguments, self.stream.cu_stream())? };
-        }
-        // All ones are a NaN of every type: an element that no launch writes is found.
-        for output in [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch] {
-            // SAFETY: the buffer has this length.
-            unsafe { sys::cuMemsetD8Async(output.memory.address, 0xff, output.bytes.len(), self.stream.cu_stream()) }
-                .result()
-                .map_err(|e| driver_error("cuMemsetD8Async", e))?;
-        }
-        Ok(set)
-    }
-
-    fn buffer(&self, dtype: Dtype, elements: usize) -> Result<Buffer, Error> {
-        // SAFETY: `set` writes all of it before anything reads it.
-        let bytes = unsafe { self.stream.alloc::<u8>((elements * dtype.bytes()).max(16)) }
-            .map_err(|e| driver_error("cuMemAllocAsync", e))?;
-        let address = bytes.device_ptr(&self.stream).0;
-        Ok(Buffer { memory: DeviceMemory { dtype, address, elements }, bytes })
-    }
-
-    fn ceiling(
-        &self,
-        tensors: &Tensors,
-        replays: usize,
-        shapes: &[(&'static str, u32, u32)],
-        operands: impl Fn(&Set) -> [&Buffer; 3],
-    ) -> Result<(Timing, String), Error> {
-        let mut best: Option<(Timing, String)> = None;
-        for &(name, per_sm, threads) in shapes {
-            let timing = self.time(tensors.sets.len(), replays, |set, stream| {
-                let [a, b, o] = operands(&tensors.sets[set]);
-                let n = (o.bytes.len() / 16) as u64;
-                let depth = u64::from(name.as_bytes()[name.len() - 1] - b'0');
-                let blocks = match per_sm {
-                    0 => n.div_ceil(depth * u64::from(threads)).max(1) as u32,
-                    _ => per_sm * self.kernels.tuning().arch.sm_count,
-                };
-                let arguments = [arg(&a.memory.address), arg(&b.memory.address), arg(&o.memory.address), arg(&n)];
-                // SAFETY: both kinds of kernel take three buffers of n times 16 bytes.
-                unsafe { self.launch(name, blocks, threads, &arguments, stream) }
-            })?;
-            if best.as_ref().is_none_or(|(b, _)| timing.us_median < b.us_median) {
-                best = Some((timing, format!("{name} {per_sm}×{threads}")));
-            }
-        }
-        best.ok_or(Error::Driver { call: "ceiling", code: "no shape".into() })
     }
 
     /// Captures `launch(0) … launch(sets − 1)` in a graph and replays it, less often if it is long; a time is that of one launch.
@@ -383,74 +182,6 @@ impl Meter {
     fn wait(&self) -> Result<(), Error> {
         self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
     }
-}
-
-impl Set {
-    fn forward(&self, cell: Cell) -> Forward<DeviceMemory, DeviceMemory> {
-        Forward {
-            weight: Some(self.weight.memory.into()),
-            rstd: Some(self.rstd.memory.into()),
-            ..Forward::new((cell.rows, cell.hidden), EPS, self.x.memory, self.y.memory)
-        }
-    }
-
-    fn backward(&self, cell: Cell) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
-        Ok(Backward {
-            weight: Some(self.weight.memory.into()),
-            dw: Some(WeightGradient { dw: self.dw.memory.into(), scratch: self.scratch.memory.into() }),
-            ..Backward::new((cell.rows, cell.hidden), self.x.memory, self.rstd.memory, self.dy.memory, self.dx.memory)
-        })
-    }
-}
-
-/// A tensor on the host.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Host {
-    /// f32.
-    F32(Vec<f32>),
-    /// f16.
-    F16(Vec<f16>),
-    /// bf16.
-    Bf16(Vec<bf16>),
-}
-
-impl Host {
-    /// `elements` zeros.
-    pub fn zeros(dtype: Dtype, elements: usize) -> Host {
-        match dtype {
-            Dtype::F32 => Host::F32(vec![0.0; elements]),
-            Dtype::F16 => Host::F16(vec![f16::ZERO; elements]),
-            Dtype::Bf16 => Host::Bf16(vec![bf16::ZERO; elements]),
-        }
-    }
-
-    /// As an operand that is read.
-    pub fn slice(&self) -> Slice<'_> {
-        with_dtype!(Host(data) = self => data[..].into())
-    }
-
-    /// As an operand that is written.
-    pub fn slice_mut(&mut self) -> SliceMut<'_> {
-        with_dtype!(Host(data) = self => (&mut data[..]).into())
-    }
-}
-
-/// What the launches on one set read and wrote.
-pub struct Downloaded {
-    /// Rows × hidden.
-    pub x: Host,
-    /// Rows × hidden.
-    pub dy: Host,
-    /// Hidden.
-    pub weight: Host,
-    /// Rows × hidden.
-    pub y: Host,
-    /// Rows, f32.
-    pub rstd: Host,
-    /// Rows × hidden.
-    pub dx: Host,
-    /// Hidden.
-    pub dw: Host,
 }
 
 /// A driver event that records time.
