@@ -48,7 +48,7 @@ fn train() -> Result<(), Box<dyn std::error::Error>> {
     let backward =
         Backward { weight_offset, weight: w, dw: dw_to, ..Backward::with_rows((rows, hidden), x, rstd, y, dx) };
     let same = Some(dtype);
-    kernels.prepare(&Calls { rows, hidden, dtype, weight: same, weight_offset, dw: same, aligned: true })?;
+    kernels.prepare(&Calls { weight: same, weight_offset, dw: same, ..Calls::new((rows, hidden), dtype) })?;
     forward(wanted, target)?;
 
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;

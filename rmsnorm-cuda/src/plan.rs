@@ -88,6 +88,13 @@ pub struct Calls {
     pub aligned: bool,
 }
 
+impl Calls {
+    /// Of aligned rows, without anything that may be absent: no weight, no gradient of it. The rest by struct update.
+    pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
+        Calls { rows, hidden, dtype, weight: None, weight_offset: WeightOffset::Zero, dw: None, aligned: true }
+    }
+}
+
 /// The GPU to plan for, and what is chosen otherwise than by the plan: for measurements, and for checks that it changes no bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
@@ -524,8 +531,7 @@ mod tests {
     }
 
     fn calls(hidden: usize, dtype: Dtype) -> Calls {
-        let (weight, weight_offset) = (Some(dtype), WeightOffset::Zero);
-        Calls { rows: usize::MAX, hidden, dtype, weight, weight_offset, dw: weight, aligned: true }
+        Calls { weight: Some(dtype), dw: Some(dtype), ..Calls::new((usize::MAX, hidden), dtype) }
     }
 
     #[test]

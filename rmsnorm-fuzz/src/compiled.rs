@@ -36,7 +36,7 @@ pub fn kinds() -> Vec<Calls> {
     };
     let kind = |dtype, weight: Option<Dtype>, weight_offset| {
         let dw = Some(weight.unwrap_or(Dtype::F32));
-        Calls { rows: 1000, hidden: 0, dtype, weight, weight_offset, dw, aligned: true }
+        Calls { weight, weight_offset, dw, ..Calls::new((1000, 0), dtype) }
     };
     let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
     Dtype::ALL.into_iter().flat_map(kinds).collect()

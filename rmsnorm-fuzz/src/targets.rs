@@ -10,7 +10,7 @@ use crate::subject::Subject;
 use crate::values::Random;
 use arbitrary::Unstructured;
 use rmsnorm_cuda::plan::{self, Arch, Calls, Direction, Tuning, classes, column_order};
-use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, WeightOffset, scratch_len};
+use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, scratch_len};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -233,8 +233,7 @@ fn problem(u: &mut Unstructured<'_>) -> arbitrary::Result<(usize, usize, Dtype, 
 
 fn judge_plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Result<(), String> {
     let demand = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
-    let (weight, weight_offset) = (Some(dtype), WeightOffset::Zero);
-    let calls = Calls { rows, hidden, dtype, weight, weight_offset, dw: weight, aligned: true };
+    let calls = Calls { weight: Some(dtype), dw: Some(dtype), ..Calls::new((rows, hidden), dtype) };
     let (forward, plan) = (plan::forward(&calls, &Tuning::of(*arch)), plan::backward(&calls, &Tuning::of(*arch)));
     demand(plan.column == column_order(rows, hidden), "the order of rows is not that of the shape")?;
     let groups = plan.column.groups;

@@ -17,7 +17,7 @@ use super::module::Module;
 use super::steps::{DeviceMemory, Kernel, Step, backward, forward};
 use super::{driver_error, library};
 use crate::plan::{Arch, Calls, Tuning};
-use crate::{Backward, Dtype, Error, Forward, Rows, WeightGradient, scratch_len};
+use crate::{Backward, Error, Forward};
 
 /// The kernels of this crate on one GPU, compiled as they are first needed. One value serves any number of threads and streams
 /// of its context.
@@ -307,53 +307,6 @@ impl Kernels {
         let cubin = self.cache.cubin(module, self.tuning.arch.compute_capability)?;
         let loaded = Loaded::new(module, &cubin, self.tuning.arch.block_shared_bytes)?;
         Ok(slot.loaded.get_or_init(|| loaded))
-    }
-}
-
-impl Calls {
-    /// Such a call over memory that need not be there.
-    #[doc(hidden)]
-    pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
-        let mut memory = self.memory();
-        Ok(Forward { weight_offset: self.weight_offset, weight: self.weight.map(|dtype| Ok(memory(dtype, self.hidden)?.into())).transpose()?, ..Forward::with_rows((self.rows, self.hidden), 0.0, self.matrix(&mut memory)?, self.matrix(&mut memory)?) })
-    }
-
-    /// The same.
-    #[doc(hidden)]
-    pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
-        let mut memory = self.memory();
-        let needed = scratch_len(self.rows, self.hidden)?;
-        Ok(Backward { weight_offset: self.weight_offset, weight: self.weight.map(|dtype| Ok(memory(dtype, self.hidden)?.into())).transpose()?, dw: match self.dw {
-                Some(dw) => Some(WeightGradient {
-                    dw: memory(dw, self.hidden)?.into(),
-                    scratch: memory(Dtype::F32, needed)?.into(),
-                }),
-                None => None,
-            }, ..Backward::with_rows((self.rows, self.hidden), self.matrix(&mut memory)?, memory(Dtype::F32, self.rows)?.into(), self.matrix(&mut memory)?, self.matrix(&mut memory)?) })
-    }
-
-    /// Operands of such a call, one behind the other, where no memory need be.
-    fn memory(&self) -> impl FnMut(Dtype, usize) -> Result<DeviceMemory, Error> {
-        let (rows, row_stride) = (self.rows, self.hidden);
-        let mut end = 512_u64;
-        move |dtype, elements| {
-            let address = end;
-            let bytes = elements.checked_mul(dtype.bytes()).and_then(|bytes| bytes.checked_next_multiple_of(512));
-            let next = bytes.and_then(|bytes| end.checked_add(bytes as u64));
-            end = next.ok_or(Error::AddressRange { operand: "a call to prepare", rows, row_stride, offset: 0 })?;
-            Ok(DeviceMemory { dtype, address, elements })
-        }
-    }
-
-    fn matrix(
-        &self,
-        memory: &mut impl FnMut(Dtype, usize) -> Result<DeviceMemory, Error>,
-    ) -> Result<Rows<DeviceMemory>, Error> {
-        // One element too many in front is what keeps every row from beginning on 16 bytes.
-        let offset = usize::from(!self.aligned);
-        let elements = self.rows.checked_mul(self.hidden).and_then(|elements| elements.checked_add(offset));
-        let data = memory(self.dtype, elements.unwrap_or(usize::MAX))?;
-        Ok(Rows { data, offset, row_stride: self.hidden })
     }
 }
 

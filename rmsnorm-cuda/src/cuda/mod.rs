@@ -11,6 +11,7 @@
 //! compiled before, and `compile` has NVRTC do it; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
 
 mod cache;
+mod calls;
 #[cfg(feature = "checks")]
 #[doc(hidden)]
 pub mod checks;

@@ -102,8 +102,8 @@ impl Layer {
     /// Compiles and loads what calls on whole buffers of cudarc's need: `rows` rows; x, y, dy and dx of type `dtype`; a weight
     /// and its gradient, if any, of these types. See [`Kernels::prepare`].
     pub fn prepare(&self, rows: usize, dtype: Dtype, weight: Option<Dtype>, dw: Option<Dtype>) -> Result<(), Error> {
-        let (hidden, weight_offset) = (self.hidden, self.weight_offset);
-        self.kernels.prepare(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned: true })
+        let weight_offset = self.weight_offset;
+        self.kernels.prepare(&Calls { weight, weight_offset, dw, ..Calls::new((rows, self.hidden), dtype) })
     }
 
     /// Writes y and, if asked, rstd, of as many rows as x has.

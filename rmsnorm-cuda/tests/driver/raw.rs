@@ -211,7 +211,7 @@ fn a_prepared_call_only_launches() {
                         let weight_offset = if rows == 5 { WeightOffset::One } else { WeightOffset::Zero };
                         let dw = Some(weight.unwrap_or(Dtype::F32));
                         kernels
-                            .prepare(&Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned })
+                            .prepare(&Calls { weight, weight_offset, dw, aligned, ..Calls::new((rows, hidden), dtype) })
                             .expect("prepared");
                         // Whole buffers with rows of 16-byte packs, or one element into them.
                         let operands = Operands::new(dtype, rows, hidden);
@@ -245,15 +245,8 @@ fn a_prepared_call_only_launches() {
         }
         println!("{prepared} kinds of calls");
         // Prepared without rows, called with any number of them.
-        let kind = Calls {
-            rows: 0,
-            hidden: 256,
-            dtype: Dtype::Bf16,
-            weight: Some(Dtype::Bf16),
-            weight_offset: WeightOffset::Zero,
-            dw: Some(Dtype::Bf16),
-            aligned: true,
-        };
+        let bf16 = Some(Dtype::Bf16);
+        let kind = Calls { weight: bf16, dw: bf16, ..Calls::new((0, 256), Dtype::Bf16) };
         assert_eq!(kernels.prepare(&kind), Ok(()));
         for rows in [1, 100_000] {
             let operands = Operands::new(Dtype::Bf16, rows, kind.hidden);
@@ -266,15 +259,7 @@ fn a_prepared_call_only_launches() {
             let expected = ["cuCtxGetCurrent", "cuLaunchKernel", "cuCtxGetCurrent", "cuLaunchKernel", "cuLaunchKernel"];
             assert_eq!(names(&calls), expected);
         }
-        let kind = Calls {
-            rows: 8,
-            hidden: 4096,
-            dtype: Dtype::F32,
-            weight: None,
-            weight_offset: WeightOffset::Zero,
-            dw: None,
-            aligned: true,
-        };
+        let kind = Calls::new((8, 4096), Dtype::F32);
         assert_eq!(kernels.prepare(&Calls { hidden: 0, ..kind }), Err(Error::Hidden { got: 0 }));
         for rows in [usize::MAX, usize::MAX / 4096, usize::MAX / 4096 / 5, usize::MAX / 4096 / 12] {
             let Err(Error::AddressRange { .. }) = kernels.prepare(&Calls { rows, ..kind }) else {
@@ -339,15 +324,7 @@ fn captures_beside_other_kernels() {
                 let beside = || {
                     drop(others);
                     let others = Kernels::new(&context).expect("a stand-in");
-                    let kind = Calls {
-                        rows: 8,
-                        hidden,
-                        dtype: Dtype::F32,
-                        weight: None,
-                        weight_offset: WeightOffset::Zero,
-                        dw: Some(Dtype::F32),
-                        aligned: true,
-                    };
+                    let kind = Calls { dw: Some(Dtype::F32), ..Calls::new((8, hidden), Dtype::F32) };
                     others.prepare(&kind).expect("prepared");
                     let other_stream = context.new_stream().expect("a stand-in");
                     forward(&others, hidden, other_stream.cu_stream()).expect("a first call on another stream");

@@ -15,7 +15,7 @@ use super::host_time::{HostTime, host_times};
 use crate::cuda::compile::compile_source;
 use crate::cuda::kernels::{Current, launch};
 use crate::cuda::{Calls, Kernels, Tuning, driver_error, library};
-use crate::{Dtype, Error, WeightOffset};
+use crate::{Dtype, Error};
 
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ impl Cell {
     /// Its calls, as a plan sees them.
     pub fn calls(&self) -> Calls {
         let Cell { dtype, rows, hidden } = *self;
-        let (weight, dw, weight_offset) = (Some(dtype), Some(dtype), WeightOffset::Zero);
-        Calls { rows, hidden, dtype, weight, weight_offset, dw, aligned: (hidden * dtype.bytes()).is_multiple_of(16) }
+        let aligned = (hidden * dtype.bytes()).is_multiple_of(16);
+        Calls { weight: Some(dtype), dw: Some(dtype), aligned, ..Calls::new((rows, hidden), dtype) }
     }
 }
 

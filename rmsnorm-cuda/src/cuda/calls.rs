@@ -1,0 +1,66 @@
+//! A kind of call as a call: what [`Kernels::prepare`](super::Kernels::prepare) compiles for.
+
+use super::DeviceMemory;
+use crate::plan::Calls;
+use crate::{Backward, Dtype, Error, Forward, Rows, Vector, WeightGradient, scratch_len};
+
+impl Calls {
+    /// Such a call over memory that need not be there.
+    #[doc(hidden)]
+    pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
+        let memory = &mut self.memory();
+        let (x, y) = (self.matrix(memory)?, self.matrix(memory)?);
+        Ok(Forward {
+            weight_offset: self.weight_offset,
+            weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
+            ..Forward::with_rows((self.rows, self.hidden), 0.0, x, y)
+        })
+    }
+
+    /// The same.
+    #[doc(hidden)]
+    pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
+        let memory = &mut self.memory();
+        let (x, dy, dx) = (self.matrix(memory)?, self.matrix(memory)?, self.matrix(memory)?);
+        let rstd = memory(Dtype::F32, self.rows)?;
+        let needed = scratch_len(self.rows, self.hidden)?;
+        let mut gradient = |dw| {
+            let dw = self.vector(dw, memory)?;
+            Ok(WeightGradient { dw, scratch: memory(Dtype::F32, needed)?.into() })
+        };
+        let dw = self.dw.map(&mut gradient).transpose()?;
+        Ok(Backward {
+            weight_offset: self.weight_offset,
+            weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
+            dw,
+            ..Backward::with_rows((self.rows, self.hidden), x, rstd.into(), dy, dx)
+        })
+    }
+
+    /// Operands of such a call, one behind the other, where no memory need be.
+    fn memory(&self) -> impl FnMut(Dtype, usize) -> Result<DeviceMemory, Error> + use<> {
+        let (rows, row_stride) = (self.rows, self.hidden);
+        let mut end = 512_u64;
+        move |dtype, elements| {
+            let address = end;
+            let bytes = elements.checked_mul(dtype.bytes()).and_then(|bytes| bytes.checked_next_multiple_of(512));
+            let next = bytes.and_then(|bytes| end.checked_add(bytes as u64));
+            end = next.ok_or(Error::AddressRange { operand: "a call to prepare", rows, row_stride, offset: 0 })?;
+            Ok(DeviceMemory { dtype, address, elements })
+        }
+    }
+
+    fn matrix(&self, memory: &mut Memory) -> Result<Rows<DeviceMemory>, Error> {
+        // One element too many in front is what keeps every row from beginning on 16 bytes.
+        let offset = usize::from(!self.aligned);
+        let elements = self.rows.checked_mul(self.hidden).and_then(|elements| elements.checked_add(offset));
+        let data = memory(self.dtype, elements.unwrap_or(usize::MAX))?;
+        Ok(Rows { data, offset, row_stride: self.hidden })
+    }
+
+    fn vector(&self, dtype: Dtype, memory: &mut Memory) -> Result<Vector<DeviceMemory>, Error> {
+        Ok(memory(dtype, self.hidden)?.into())
+    }
+}
+
+type Memory<'a> = dyn FnMut(Dtype, usize) -> Result<DeviceMemory, Error> + 'a;
