@@ -94,5 +94,11 @@ __device__ __forceinline__ float gradient(float t, RowScale row) { return __fmul
 
 __device__ __forceinline__ float gradient(float t, OrdinaryRow row) { return __fmul_rn(t, row.rstd); }
 
+__device__ __forceinline__ float gradient_with(float t, RowScale row, float dz) {
+    return row.pre == 1.0f ? __fmaf_rn(t, row.post, dz) : __fmaf_rn(__fmul_rn(t, row.post), row.pre, dz);
+}
+
+__device__ __forceinline__ float gradient_with(float t, OrdinaryRow row, float dz) { return __fmaf_rn(t, row.rstd, dz); }
+
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
 // dw = reduce(G, dy·x_hat) over the rows: chain(dy, x_hat, acc), then fold over the row groups, then total.

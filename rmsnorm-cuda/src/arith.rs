@@ -216,5 +216,11 @@ pub fn gradient(t: f32, row: RowScale) -> f32 {
     (t * row.post) * row.pre
 }
 
+/// §6 The same where a gradient `dz` arrives at x by another way: added by the last product, in one rounding.
+#[inline(always)]
+pub fn gradient_with(t: f32, row: RowScale, dz: f32) -> f32 {
+    if row.pre == 1.0 { t.mul_add(row.post, dz) } else { (t * row.post).mul_add(row.pre, dz) }
+}
+
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
 // dw = reduce(G, dy·x_hat) over the rows: `chain(dy, x_hat, acc)`, then `fold` over the row groups, then `total`.

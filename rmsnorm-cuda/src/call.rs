@@ -43,7 +43,7 @@ pub struct Forward<In, Out> {
 }
 
 /// The gradients of [`Forward`]: with `x_hat = x·rstd` and `wdy = dy·(weight + weight_offset)`,
-/// `dx = rstd·(wdy − x_hat·mean(wdy·x_hat))` and `dw = Σ_rows dy·x_hat`.
+/// `dx = rstd·(wdy − x_hat·mean(wdy·x_hat)) + dz` and `dw = Σ_rows dy·x_hat`.
 #[derive(Debug)]
 pub struct Backward<In, Out> {
     /// Number of rows, M; with 0 rows `dw` is +0.0.
@@ -60,6 +60,9 @@ pub struct Backward<In, Out> {
     pub rstd: Vector<In>,
     /// M×N, of the type of `x`: the gradient of `y`.
     pub dy: Rows<In>,
+    /// M×N, of the type of `x`: a gradient that arrives at `x` by another way, as past the norm of a residual block. Added before
+    /// dx is rounded. Absent: none.
+    pub dz: Option<Rows<In>>,
     /// M×N, of the type of `x`: the gradient of `x`.
     pub dx: Rows<Out>,
     /// The gradient of the weight. Absent: not computed (a frozen weight).
@@ -152,6 +155,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
         table.push(TableLine::vector("rstd", Read, f32, &self.rstd, self.rows, false));
         table.push(TableLine::rows("dy", Read, Types::One(dtype), &self.dy, shape));
+        table.extend(self.dz.iter().map(|dz| TableLine::rows("dz", Read, Types::One(dtype), dz, shape)));
         table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape));
         if let Some(WeightGradient { dw, scratch }) = &self.dw {
             let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
@@ -170,7 +174,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
 }
 
 impl<In, Out> Backward<In, Out> {
-    /// Rows without gaps, and nothing that may be absent: no weight, no `dw`. The rest by struct update, as of [`Forward::new`].
+    /// Rows without gaps, and nothing that may be absent: no weight, no `dz`, no `dw`. The rest by struct update, as of [`Forward::new`].
     pub fn new((rows, hidden): (usize, usize), x: In, rstd: In, dy: In, dx: Out) -> Self {
         let [x, dy] = [x, dy].map(|data| Rows::contiguous(data, hidden));
         Backward::with_rows((rows, hidden), x, rstd.into(), dy, Rows::contiguous(dx, hidden))
@@ -184,7 +188,7 @@ impl<In, Out> Backward<In, Out> {
         dy: Rows<In>,
         dx: Rows<Out>,
     ) -> Self {
-        Backward { rows, hidden, weight_offset: WeightOffset::Zero, x, weight: None, rstd, dy, dx, dw: None }
+        Backward { rows, hidden, weight_offset: WeightOffset::Zero, x, weight: None, rstd, dy, dz: None, dx, dw: None }
     }
 
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
@@ -204,6 +208,7 @@ impl<In, Out> Backward<In, Out> {
             weight: self.weight.map(|w| w.try_map(&mut read)).transpose()?,
             rstd: self.rstd.try_map(&mut read)?,
             dy: self.dy.try_map(&mut read)?,
+            dz: self.dz.map(|dz| dz.try_map(&mut read)).transpose()?,
             dx: self.dx.try_map(&mut write)?,
             dw: self.dw.map(|g| gradient(g, &mut write)).transpose()?,
         })

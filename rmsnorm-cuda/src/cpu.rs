@@ -21,8 +21,8 @@ use self::row::{
 };
 use self::threads::{JOB, rows_per_job, share, threads};
 use crate::arith::{
-    Element, RowScale, SCALE_UP, centred, chain, environment, fold, gradient, mean, row_scale, scaled_root, statistic,
-    total, weighted,
+    Element, RowScale, SCALE_UP, centred, chain, environment, fold, gradient, gradient_with, mean, row_scale,
+    scaled_root, statistic, total, weighted,
 };
 use crate::order::column_order;
 use crate::{Backward, Error, Executor, Forward, Slice, SliceMut, Vector, WeightGradient, with_dtype};
@@ -72,7 +72,7 @@ impl Executor for Cpu {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         environment()?;
-        let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx, dw } = call;
+        let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dz, dx, dw } = call;
         let weight = &*effective_weights(weight, weight_offset, hidden);
         let (dw, scratch) = match dw {
             Some(WeightGradient { dw, scratch }) => {
@@ -84,8 +84,11 @@ impl Executor for Cpu {
         if rows > 0 {
             let rstd = floats(rstd, rows);
             let at = Layout::new(&dx, rows, hidden);
-            with_dtype!(Slice(xs) = x.data, Slice(dys) = dy.data, SliceMut(dxs) = dx.data => {
-                backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), at.of(dxs), scratch)
+            let there = dz.is_some();
+            let dz = dz.unwrap_or(dy);
+            with_dtype!(Slice(xs) = x.data, Slice(dys) = dy.data, Slice(dzs) = dz.data, SliceMut(dxs) = dx.data => {
+                let dz = there.then(|| Read::new(dzs, &dz));
+                backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dz, at.of(dxs), scratch)
             })?;
         }
         match dw {
@@ -185,6 +188,7 @@ fn backward<T: Packed>(
     weight: &[f32],
     rstd: &[f32],
     dy: Read<T>,
+    dz: Option<Read<T>>,
     dx: Written<T>,
     scratch: &mut [f32],
 ) -> Result<(), Error> {
@@ -207,7 +211,8 @@ fn backward<T: Packed>(
             let (first_group, dx_stride) = (job * per_job, dx.row_stride);
             let sums = &mut sums[..partials.len()];
             sums.fill(0.0); // Where chains start.
-            let job = BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials: sums, acc };
+            let job =
+                BackwardJob { x, weight, rstd, dy, dz, groups, first_group, steps, dx_stride, partials: sums, acc };
             pulp::Arch::new().dispatch(job);
             partials.copy_from_slice(sums);
         },
@@ -221,6 +226,7 @@ struct BackwardJob<'a, T> {
     weight: &'a [f32],
     rstd: &'a [f32],
     dy: Read<'a, T>,
+    dz: Option<Read<'a, T>>,
     groups: usize,
     first_group: usize,
     steps: Vec<&'a mut [T]>,
@@ -235,7 +241,7 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let BackwardJob { x, weight, rstd, dy, groups, first_group, steps, dx_stride, partials, acc } = self;
+        let BackwardJob { x, weight, rstd, dy, dz, groups, first_group, steps, dx_stride, partials, acc } = self;
         let hidden = weight.len();
         let rows = steps.into_iter().enumerate().flat_map(|(step, rows)| {
             rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
@@ -248,7 +254,7 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
         };
         let mut row = operands(first_group, acc);
         let mut sum = products(row, weight, acc);
-        while let Some((_, i, dx)) = rows.next() {
+        while let Some((r, i, dx)) = rows.next() {
             // If c is finite then every x_hat and wdy is, and with them no gradient is NaN: where rstd is 0, so is x_hat, and t
             // is wdy, finite.
             let c = mean(sum, hidden as f32);
@@ -271,9 +277,10 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
                     _ => prefetch(dx, column),
                 }
                 let partial = partials.get_mut(i * hidden..(i + 1) * hidden).map(|p| &mut p[tile.clone()]);
-                let (row, weight, dx) = (row.tile(&tile), &weight[tile.clone()], &mut dx[tile]);
+                let (row, weight, dx) = (row.tile(&tile), &weight[tile.clone()], &mut dx[tile.clone()]);
+                let dz = dz.map(|dz| &dz.row(r, hidden)[tile]);
                 specialised(row.scale, c.is_finite(), |scale, number| {
-                    gradients(Row { scale, ..row }, c, number, weight, dx, partial)
+                    gradients(Row { scale, ..row }, c, number, weight, dz, dx, partial)
                 });
             }
             if let Some((next, _)) = next {
@@ -285,17 +292,35 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
 
 /// §6 One tile of dx, and §7 of the group's partial if there is one.
 #[inline(always)]
-fn gradients<T: Packed>(row: Row<T>, c: f32, number: bool, weight: &[f32], dx: &mut [T], partial: Option<&mut [f32]>) {
+fn gradients<T: Packed>(
+    row: Row<T>,
+    c: f32,
+    number: bool,
+    weight: &[f32],
+    dz: Option<&[T]>,
+    dx: &mut [T],
+    partial: Option<&mut [f32]>,
+) {
     let columns = dx.iter_mut().zip(row.x).zip(row.dy).zip(weight);
-    match partial {
-        Some(partial) => {
+    match (dz, partial) {
+        (Some(dz), partial) => {
+            for ((partial, &x), dy) in partial.unwrap_or_default().iter_mut().zip(row.x).zip(row.dy) {
+                *partial = chain(dy.unpack(), x_hat(x, row.scale), *partial);
+            }
+            for ((((dx, &x), &dy), &w), &dz) in columns.zip(dz) {
+                let t = centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w));
+                // Nothing is known of dz, so its sum may be NaN.
+                *dx = T::pack(gradient_with(t, row.scale, dz.unpack()), false);
+            }
+        }
+        (None, Some(partial)) => {
             for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
                 let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
                 *partial = chain(dy, x_hat, *partial);
                 *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale), number);
             }
         }
-        None => {
+        (None, None) => {
             for (((dx, &x), &dy), &w) in columns {
                 *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale), number);
             }

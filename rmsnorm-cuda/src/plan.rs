@@ -83,15 +83,26 @@ pub struct Calls {
     pub weight_offset: WeightOffset,
     /// Element type of the weight's gradient, if it is computed.
     pub dw: Option<Dtype>,
+    /// Whether backward is given a `dz`.
+    pub dz: bool,
     /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
     /// with rows of a multiple of 16 bytes.
     pub aligned: bool,
 }
 
 impl Calls {
-    /// Of aligned rows, without anything that may be absent: no weight, no gradient of it. The rest by struct update.
+    /// Of aligned rows, without anything that may be absent: no weight, no gradient of it, no `dz`. The rest by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
-        Calls { rows, hidden, dtype, weight: None, weight_offset: WeightOffset::Zero, dw: None, aligned: true }
+        Calls {
+            rows,
+            hidden,
+            dtype,
+            weight: None,
+            weight_offset: WeightOffset::Zero,
+            dw: None,
+            dz: false,
+            aligned: true,
+        }
     }
 }
 
@@ -359,7 +370,7 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
         return None;
     }
     let pitch = (calls.hidden * calls.dtype.bytes()).next_multiple_of(128);
-    let stage_bytes = class.teams as usize * STAGE_ROWS as usize * pitch;
+    let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch;
     // 96 KiB ahead hide the memory's latency; a lone team computes with one of four stages, while the others fill.
     let wanted = if class.teams == 1 { 4 } else { (96usize << 10).div_ceil(stage_bytes) };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
@@ -372,7 +383,7 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
 fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
     let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(90)) / 100;
-    let row_bytes = 3 * calls.hidden * calls.dtype.bytes();
+    let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
     if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
     {
         return 0;
@@ -504,8 +515,10 @@ const STREAMED: Class = Class { team: 1024, teams: 1, pack: 8, packs: 0, sets: 4
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;
 
-/// Rows of a stage: x and dy.
-pub(crate) const STAGE_ROWS: u32 = 2;
+/// Rows of a stage: x, dy and, if it is given, dz.
+pub(crate) const fn stage_rows(dz: bool) -> u32 {
+    2 + dz as u32
+}
 
 /// Warps of a block of the fold, and columns that it folds.
 pub(crate) const FOLD_WARPS: u32 = 32;

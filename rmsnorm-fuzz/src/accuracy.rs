@@ -47,7 +47,9 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
             let (x, dy) = (given(x), given(dy));
             let rstd = Some(&rstd[first..first + rows]);
             forward.merge(&check_forward(&setting, format, first, x.view(), rstd, got(&outputs.y).view()));
-            dx.merge(&check_backward_rows(&setting, format, first, x.view(), dy.view(), got(&outputs.dx).view()));
+            let dz = operands.buffer(Name::Dz).map(given);
+            let dz = dz.as_ref().map(|dz| dz.view());
+            dx.merge(&check_backward_rows(&setting, format, first, x.view(), dy.view(), dz, got(&outputs.dx).view()));
             if wants_dw {
                 columns.add_rows(&setting, x.view(), dy.view());
             }

@@ -55,7 +55,7 @@ impl Buffer {
         let mut elements = Elements::zeros(dtype, len + ALIGNMENT_BYTES / dtype.bytes());
         let start = with_dtype!(Elements(v) = &mut elements => {
             let start = v.as_ptr().align_offset(ALIGNMENT_BYTES);
-            if matches!(name, Name::X | Name::Weight | Name::Dy) && stride == hidden {
+            if name.is_input() && stride == hidden {
                 // All between the redzones will be written.
                 fill_with(&mut v[start..][..offset], 0, fill);
                 fill_with(&mut v[start + offset + span..start + len], offset + span, fill);

@@ -34,6 +34,8 @@ pub struct Case {
     pub dy: Values,
     /// Elements of the weight.
     pub w: Values,
+    /// Elements of `dz`, if it is given.
+    pub dz: Option<Values>,
     /// Where each operand lies, indexed by [`Name`].
     pub places: [Place; Name::ALL.len()],
     /// Decides every random element.
@@ -74,21 +76,27 @@ pub enum Name {
     Dx,
     Dw,
     Scratch,
+    Dz,
 }
 
 impl Name {
     /// Every operand, in the order of [`Case::places`].
-    pub const ALL: [Name; 8] =
-        [Name::X, Name::Weight, Name::Y, Name::Rstd, Name::Dy, Name::Dx, Name::Dw, Name::Scratch];
+    pub const ALL: [Name; 9] =
+        [Name::X, Name::Weight, Name::Y, Name::Rstd, Name::Dy, Name::Dx, Name::Dw, Name::Scratch, Name::Dz];
 
     /// Whether this operand is a matrix and so has a row stride.
     pub fn is_matrix(self) -> bool {
-        matches!(self, Name::X | Name::Y | Name::Dy | Name::Dx)
+        matches!(self, Name::X | Name::Y | Name::Dy | Name::Dx | Name::Dz)
+    }
+
+    /// Whether its elements are those of the case. (rstd is what forward made of them.)
+    pub fn is_input(self) -> bool {
+        matches!(self, Name::X | Name::Weight | Name::Dy | Name::Dz)
     }
 
     /// Whether this operand may have a row stride of 0.
     pub fn may_broadcast(self) -> bool {
-        matches!(self, Name::X | Name::Dy)
+        self.is_matrix() && self.is_input()
     }
 }
 
@@ -136,6 +144,7 @@ impl Case {
             x: Values::Normal,
             dy: Values::Normal,
             w: Values::Normal,
+            dz: None,
             places: [Place { offset: 0, gap: Gap::None }; Name::ALL.len()],
             seed: 0,
         }
@@ -161,6 +170,16 @@ impl Case {
             DwKind::Absent => None,
             DwKind::Same => Some(self.weight_dtype().unwrap_or(Dtype::F32)),
             DwKind::F32 => Some(Dtype::F32),
+        }
+    }
+
+    /// Whether the calls of the case have `operand`.
+    pub fn has(&self, operand: Name) -> bool {
+        match operand {
+            Name::Weight => self.weight != WeightKind::Absent,
+            Name::Dw | Name::Scratch => self.dw != DwKind::Absent,
+            Name::Dz => self.dz.is_some(),
+            _ => true,
         }
     }
 
@@ -195,21 +214,22 @@ impl Case {
         case.dy = matrix_values(u, case.dtype)?;
         case.w = weight_values(u, case.dtype)?;
         if chance(u, 50)? {
-            for operand in Name::ALL {
+            for operand in Name::ALL.into_iter().filter(|o| *o != Name::Dz) {
                 case.places[operand as usize].offset = u.int_in_range(0..=7)?;
             }
         }
         if chance(u, 30)? {
             let spare = (budget / rows.max(1)).saturating_sub(hidden).min(300) as u16;
-            for operand in Name::ALL.into_iter().filter(|o| o.is_matrix()) {
-                case.places[operand as usize].gap = match u.int_in_range(0..=9)? {
-                    0..=3 => Gap::None,
-                    4..=6 => Gap::Elements(u.int_in_range(0..=spare.min(9))?),
-                    7 => Gap::Elements(u.int_in_range(0..=spare)?),
-                    8 => Gap::Broadcast,
-                    _ => Gap::Irrelevant,
-                };
+            for operand in Name::ALL.into_iter().filter(|o| o.is_matrix() && *o != Name::Dz) {
+                case.places[operand as usize].gap = gap(u, spare)?;
             }
+        }
+        // What came later is drawn last, so that the bytes of an older case still give it.
+        if chance(u, 15)? {
+            case.dz = Some(matrix_values(u, case.dtype)?);
+            let offset = if chance(u, 50)? { u.int_in_range(0..=7)? } else { 0 };
+            let gap = if chance(u, 30)? { gap(u, 0)? } else { Gap::None };
+            case = case.with_place(Name::Dz, Place { offset, gap });
         }
         Ok(case)
     }
@@ -250,10 +270,13 @@ impl std::fmt::Display for Case {
             None => write!(f, " dw=absent")?,
             Some(dtype) => write!(f, " dw={dtype}")?,
         }
+        if let Some(dz) = self.dz {
+            write!(f, " dz={dz}")?;
+        }
         if !self.rstd {
             write!(f, " rstd=absent")?;
         }
-        for operand in Name::ALL {
+        for operand in Name::ALL.into_iter().filter(|o| *o != Name::Dz || self.dz.is_some()) {
             let Place { offset, gap } = self.place(operand);
             match gap {
                 Gap::None if offset == 0 => {}
@@ -283,6 +306,16 @@ pub fn boundaries() -> &'static [usize] {
 /// True with this probability; false when the bytes have run out.
 fn chance(u: &mut Unstructured<'_>, percent: u32) -> arbitrary::Result<bool> {
     Ok(u.int_in_range(0..=99)? >= 100 - percent)
+}
+
+fn gap(u: &mut Unstructured<'_>, spare: u16) -> arbitrary::Result<Gap> {
+    Ok(match u.int_in_range(0..=9)? {
+        0..=3 => Gap::None,
+        4..=6 => Gap::Elements(u.int_in_range(0..=spare.min(9))?),
+        7 => Gap::Elements(u.int_in_range(0..=spare)?),
+        8 => Gap::Broadcast,
+        _ => Gap::Irrelevant,
+    })
 }
 
 fn shape(u: &mut Unstructured<'_>, budget: usize) -> arbitrary::Result<(usize, usize)> {

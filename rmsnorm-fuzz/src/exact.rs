@@ -24,7 +24,7 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     let (dy, w) = (Values::Integers(largest), Values::Integers(largest));
     // In a narrow type a sum over many rows would be rounded, and hide a lost row again.
     let dw = if case.dw != DwKind::Absent && rows > 32 { DwKind::F32 } else { case.dw };
-    let case = Case { x: Values::Signed(1.0), dy, w, eps: 0.0, dw, ..*case };
+    let case = Case { x: Values::Signed(1.0), dy, w, dz: case.dz.map(|_| dy), eps: 0.0, dw, ..*case };
     let mut operands = Operands::new(&case, Fill::Plausible);
     let outputs = operands.run(executor)?;
     let mut evidence = Evidence::default();
@@ -44,7 +44,7 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     let weight: Vec<i64> =
         (0..hidden).map(|j| operands.buffer(Name::Weight).map_or(1, |w| w.get(0, j) as i64 + offset)).collect();
     let dx_is_exact =
-        hidden.is_power_of_two() && 2 * hidden as i64 * i64::from(largest) * i64::from(largest + 1) <= EXACT;
+        hidden.is_power_of_two() && 3 * hidden as i64 * i64::from(largest) * i64::from(largest + 1) <= EXACT;
     let mut dw = vec![0_i64; hidden];
     for i in 0..rows {
         let row: Vec<(i64, i64)> = (0..hidden).map(|j| (x.get(i, j) as i64, dy.get(i, j) as i64)).collect();
@@ -54,7 +54,8 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
             dw[j] += x * dy;
             demand("y", i, j, &outputs.y, i * hidden + j, (x * weight[j]) as f64)?;
             if dx_is_exact {
-                let numerator = dy * weight[j] * hidden as i64 - x * dot;
+                let dz = operands.buffer(Name::Dz).map_or(0, |dz| dz.get(i, j) as i64);
+                let numerator = (dy * weight[j] + dz) * hidden as i64 - x * dot;
                 demand("dx", i, j, &outputs.dx, i * hidden + j, numerator as f64 / hidden as f64)?;
             }
         }

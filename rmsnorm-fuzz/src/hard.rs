@@ -38,6 +38,7 @@ pub fn hard_cases() -> &'static [HardCase] {
         rows(&mut list);
         widths(&mut list);
         layouts(&mut list);
+        added_gradients(&mut list);
         numerics::ranges(&mut list);
         numerics::degenerate(&mut list);
         numerics::weights(&mut list);
@@ -189,7 +190,8 @@ fn widths(list: &mut List) {
 fn layouts(list: &mut List) {
     for (i, operand) in Name::ALL.into_iter().enumerate() {
         let place = Place { offset: 1 + i as u8 * 3 % 7, gap: Gap::None };
-        let case = Case::new(6, 264, DTYPES[i % 3]).with_place(operand, place);
+        let dz = (operand == Name::Dz).then_some(Values::Normal);
+        let case = Case { dz, ..Case::new(6, 264, DTYPES[i % 3]) }.with_place(operand, place);
         list.add('E', format!("misaligned_{operand}"), "one operand off the vector's alignment", case);
     }
     let everywhere =
@@ -226,6 +228,40 @@ fn layouts(list: &mut List) {
         "irrelevant_stride",
         "one row, with a stride of 2^40 elements",
         everywhere(Case::new(1, 300, F16), Gap::Irrelevant),
+    );
+}
+
+fn added_gradients(list: &mut List) {
+    let with = |dz, case| Case { dz: Some(dz), ..case };
+    let ordinary = |rows, hidden, dtype| with(Values::Normal, Case::new(rows, hidden, dtype));
+    for (rows, hidden, dtype) in [(40, 64, BF16), (140, 1024, F32), (9, 4096, F16), (3, 16_384, BF16), (5, 20_000, F32)]
+    {
+        list.add(
+            'G',
+            format!("dz_{hidden}"),
+            "a gradient is added to dx before it is rounded",
+            ordinary(rows, hidden, dtype),
+        );
+    }
+    let tiny = Case { x: Values::Scaled(1e-40), eps: 0.0, ..ordinary(6, 300, F32) };
+    list.add('D', "dz_of_infinite_rstd", "dx is scaled back while dz is added", tiny);
+    list.add('D', "dz_bits", "NaN, infinite and subnormal values in dz", with(Values::Bits, Case::new(30, 512, F32)));
+    list.add('D', "dz_outweighs", "dx is far below the last place of dz", with(Values::Max, Case::new(7, 333, BF16)));
+    let nothing = Case { dy: Values::Constant(0.0), ..with(Values::Subnormal, Case::new(7, 129, F16)) };
+    list.add('G', "dz_alone", "dx is dz where dy is zero", nothing);
+    let expanded = Place { offset: 0, gap: Gap::Broadcast };
+    list.add(
+        'E',
+        "dz_expanded",
+        "one row of dz, seen many times",
+        ordinary(40, 512, BF16).with_place(Name::Dz, expanded),
+    );
+    let moved = Place { offset: 3, gap: Gap::Elements(1) };
+    list.add(
+        'E',
+        "dz_moved",
+        "dz alone changes its alignment from row to row",
+        ordinary(13, 2048, F16).with_place(Name::Dz, moved),
     );
 }
 

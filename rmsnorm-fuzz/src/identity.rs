@@ -86,6 +86,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let view = |name| operands.buffer(name).expect("always there").rows();
     let (x, dy) = (view(Name::X), view(Name::Dy));
     let weight = operands.buffer(Name::Weight).map(|w| w.vector());
+    let dz = operands.buffer(Name::Dz).map(|dz| dz.rows());
     let mut y = Elements::zeros(dtype, rows * hidden);
     let mut dx = Elements::zeros(dtype, rows * hidden);
     let mut rstd = Elements::zeros(rmsnorm_cuda::Dtype::F32, rows);
@@ -104,6 +105,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let backward = |first: usize, rows: usize, dx| Backward {
         weight_offset,
         weight,
+        dz: dz.as_ref().map(|dz| from_row(dz, first)),
         ..Backward::with_rows(
             (rows, hidden),
             from_row(&x, first),

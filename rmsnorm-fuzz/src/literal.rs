@@ -45,7 +45,12 @@ impl Executor for Literal {
             let c = reduce(row_order(n).chains, n, 1, |j, _| (wdy(j), x_hat[j]))[0] / n as f32;
             for (j, x_hat) in x_hat.iter().enumerate() {
                 let t = (-x_hat).mul_add(c, wdy(j));
-                let dx = if rstd == f32::INFINITY { (t * root) * UP } else { t * rstd };
+                let dx = match &call.dz {
+                    None if rstd == f32::INFINITY => (t * root) * UP,
+                    None => t * rstd,
+                    Some(dz) if rstd == f32::INFINITY => (t * root).mul_add(UP, element(dz, i, j)),
+                    Some(dz) => t.mul_add(rstd, element(dz, i, j)),
+                };
                 put(&mut call.dx.data, call.dx.offset + i * call.dx.row_stride + j, dx);
             }
         }

@@ -182,7 +182,7 @@ macro_rules! subject {
                 self.0.forward(call).map_err(error)
             }
             fn backward(&self, call: ours::Backward<ours::Slice<'_>, ours::SliceMut<'_>>) -> Result<(), ours::Error> {
-                let ours::Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dx, dw } = call;
+                let ours::Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dz, dx, dw } = call;
                 let call = $theirs::Backward {
                     rows,
                     hidden,
@@ -191,6 +191,7 @@ macro_rules! subject {
                     weight: weight.map(|w| vector(w, slice)),
                     rstd: vector(rstd, slice),
                     dy: rows_of(dy, slice),
+                    dz: dz.map(|dz| rows_of(dz, slice)),
                     dx: rows_of(dx, slice_mut),
                     dw: dw.map(|g| $theirs::WeightGradient {
                         dw: vector(g.dw, slice_mut),

@@ -46,13 +46,15 @@ impl Operands {
         let mut built = Case { rows, ..*case };
         built.eps = (f64::from(case.eps) * 4.0_f64.powi(doubling.x)) as f32;
         let buffer = |name: Name| {
+            if !case.has(name) {
+                return None;
+            }
             let (dtype, shape) = match name {
-                Name::X | Name::Y | Name::Dy | Name::Dx => (case.dtype, (rows, case.hidden)),
+                Name::X | Name::Y | Name::Dy | Name::Dx | Name::Dz => (case.dtype, (rows, case.hidden)),
                 Name::Rstd => (Dtype::F32, (1, rows)),
                 Name::Weight => (case.weight_dtype()?, (1, case.hidden)),
                 Name::Dw => (case.dw_dtype()?, (1, case.hidden)),
                 Name::Scratch => {
-                    case.dw_dtype()?;
                     (Dtype::F32, (1, scratch_len(rows, case.hidden).expect("the width of a case is legal")))
                 }
             };
@@ -61,6 +63,7 @@ impl Operands {
                 Name::X => case.x,
                 Name::Dy => case.dy,
                 Name::Weight => case.w,
+                Name::Dz => case.dz?,
                 _ => return Some(buffer),
             };
             // Another seed for each operand. eps is that of the case: it decides values.
@@ -134,11 +137,12 @@ impl Operands {
     /// The backward call; the forward call has stored `rstd`.
     pub fn backward_call(&mut self) -> Backward<Slice<'_>, SliceMut<'_>> {
         let Case { rows, hidden, weight_offset, .. } = self.case;
-        let [x, weight, _, rstd, dy, dx, dw, scratch] = &mut self.buffers;
+        let [x, weight, _, rstd, dy, dx, dw, scratch, dz] = &mut self.buffers;
         let dw = dw.as_mut().zip(scratch.as_mut());
         Backward {
             weight_offset,
             weight: weight.as_ref().map(Buffer::vector),
+            dz: dz.as_ref().map(Buffer::rows),
             dw: dw.map(|(dw, scratch)| WeightGradient { dw: dw.vector_mut(), scratch: scratch.vector_mut() }),
             ..Backward::with_rows(
                 (rows, hidden),

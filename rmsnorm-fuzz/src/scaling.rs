@@ -19,10 +19,16 @@ pub(crate) fn scaling(subject: &Subject, case: &Case) -> Finding {
     }
     let mut evidence = Evidence::default();
     let mut operands = Operands::new(case, Fill::Nan);
-    let outputs = operands.run(executor)?;
+    let mut outputs = operands.run(executor)?;
     permuted(executor, case, &outputs, &mut evidence)?;
-    dy_doubled(executor, case, &operands, &outputs, &mut evidence)?;
-    x_scaled(executor, case, &mut evidence)?;
+    // A dz does not double with dy.
+    let case = Case { dz: None, ..*case };
+    if operands.case().dz.is_some() {
+        operands = Operands::new(&case, Fill::Nan);
+        outputs = operands.run(executor)?;
+    }
+    dy_doubled(executor, &case, &operands, &outputs, &mut evidence)?;
+    x_scaled(executor, &case, &mut evidence)?;
     Ok(evidence)
 }
 

@@ -3,7 +3,7 @@
 
 use rmsnorm_cuda::{Backward, Cpu, Dtype, Executor, Slice, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
-use rmsnorm_fuzz::{Case, Fill, Literal, Operands, Outputs, Place, Values};
+use rmsnorm_fuzz::{Case, Fill, Literal, Name, Operands, Outputs, Place, Values};
 
 const WEIGHTS: [WeightKind; 3] = [WeightKind::Absent, WeightKind::Same, WeightKind::F32];
 const OFFSETS: [WeightOffset; 2] = [WeightOffset::Zero, WeightOffset::One];
@@ -16,7 +16,12 @@ fn every_narrow_width_and_either_side_of_a_tile() {
             for (i, case) in kinds(rows, hidden).enumerate() {
                 let values = [Values::Normal, Values::Bits, Values::RowScaled(-120, 120), Values::Awkward];
                 let place = Place { offset: (i % 9) as u8, ..Place::default() };
-                let case = Case { x: values[(hidden + rows + i) % 4], dy: values[i % 4], places: [place; 8], ..case };
+                let case = Case {
+                    x: values[(hidden + rows + i) % 4],
+                    dy: values[i % 4],
+                    places: [place; Name::ALL.len()],
+                    ..case
+                };
                 demand_equal(&case, |executor| Operands::new(&case, Fill::Plausible).run(executor).expect("a call"));
             }
         }

@@ -7,7 +7,7 @@ use rmsnorm_cuda::cuda::checks::emulator::Emulator;
 use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
 use rmsnorm_fuzz::case::WeightKind;
-use rmsnorm_fuzz::{Case, Name, Outcome, Place, Subject, hard_case, property};
+use rmsnorm_fuzz::{Case, Name, Outcome, Place, Subject, Values, hard_case, property};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -55,7 +55,8 @@ fn cases(dtype: Dtype) -> Vec<Case> {
             let groups = column_order(usize::MAX, hidden).groups;
             let rows = if groups * hidden < 1 << 20 { groups + 5 } else { 37 };
             let weight = [WeightKind::Absent, WeightKind::Same, WeightKind::F32][i % 3];
-            cases.push(Case { weight, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
+            let dz = (hidden != widest).then_some(Values::Normal);
+            cases.push(Case { weight, dz, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
         }
     }
     cases

@@ -213,7 +213,7 @@ impl BackwardRow {
         Self { rstd, rho, c, c_error, may_overflow, special }
     }
 
-    /// What is allowed for one element of dx, whose exact value is `dx`.
+    /// What is allowed for one element of dx, whose exact value is `dx`, or `dx + dz` where a gradient `dz` is added to it.
     ///
     /// With r̂ = rstd(1 + φ), |φ| ≤ ρ, in x_hat, in c and in the last product alike, φ's share of the error is
     /// `φ(wdy − 3xc) − (3φ² + φ³)xc`, where bounding each place by itself would give `φ(|t| + 2|xc|)`.
@@ -221,8 +221,12 @@ impl BackwardRow {
     /// ```text
     /// b = e_wdy + (1+ρ)(|x|e_c + |c|rnd(x)) + rnd(x)·e_c          what is not φ's
     /// a = rstd·{ρ|wdy − 3xc| + (3ρ² + ρ³)|xc| + (1+ρ)(b + rnd(t))}
+    /// a + u(|dx| + a) instead, if there is a dz and rstd may have been stored as +Inf: then t·r' is rounded by itself
     /// ```
-    pub fn dx(&self, dx: f64, x_hat: f64, dy: f64, scale: Scale, format: Format) -> Allowed {
+    pub fn dx(&self, dx: f64, x_hat: f64, dy: f64, scale: Scale, dz: Option<f64>, format: Format) -> Allowed {
+        if dz.is_some_and(f64::is_nan) {
+            return Allowed::Nan;
+        }
         if let Some(special) = self.special {
             return special;
         }
@@ -237,7 +241,16 @@ impl BackwardRow {
         let t_rounding = if x_hat == 0.0 { 0.0 } else { F32.rounding(t_most) };
         let shared = rho * (wdy - 3.0 * xc).abs() + (3.0 + rho) * rho * rho * xc.abs();
         let before = rstd * (shared + (1.0 + rho) * (own + t_rounding));
-        rounded_once(dx, before, format, self.may_overflow || overflows(t_most))
+        let may_overflow = self.may_overflow || overflows(t_most);
+        let Some(dz) = dz else { return rounded_once(dx, before, format, may_overflow) };
+        let scaled = overflows((1.0 + rho) * rstd);
+        if dz.is_infinite() && dx.is_finite() {
+            // Then nothing but an infinite t·r' changes it.
+            let q_overflows = scaled && overflows((dx.abs() + before) * power_of_two(-100));
+            return allowed(dz, 0.0, may_overflow || q_overflows);
+        }
+        let q_rounding = if scaled { F32.unit_roundoff() * (dx.abs() + before) } else { 0.0 };
+        rounded_once(dx + dz, before + q_rounding, format, may_overflow)
     }
 }
 

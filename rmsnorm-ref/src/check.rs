@@ -76,8 +76,8 @@ pub fn check_forward(
     tallies
 }
 
-/// Checks dx (in `format`) of a block of rows whose first is row `first_row` of the problem. The bound presumes that rstd came
-/// from this arithmetic's own forward.
+/// Checks dx (in `format`) of a block of rows whose first is row `first_row` of the problem, `dz`, if there is one, being added to it.
+/// The bound presumes that rstd came from this arithmetic's own forward.
 ///
 /// # Panics
 /// If shapes differ or hidden is 0.
@@ -87,9 +87,11 @@ pub fn check_backward_rows(
     first_row: usize,
     x: ArrayView2<f64>,
     dy: ArrayView2<f64>,
+    dz: Option<ArrayView2<f64>>,
     dx: ArrayView2<f64>,
 ) -> Tally {
     assert_eq!(x.dim(), dx.dim(), "x and dx differ in shape");
+    assert!(dz.is_none_or(|dz| x.dim() == dz.dim()), "x and dz differ in shape");
     let normalised = forward(x, setting.weight, setting.weight_offset, setting.eps);
     let exact = backward(x, dy, setting.weight, setting.weight_offset, setting.eps);
     let mut tally = Tally::default();
@@ -100,7 +102,8 @@ pub fn check_backward_rows(
         let bounds = BackwardRow::new(normalised.rstd[row], rho, setting.depth.backward, elements);
         for column in 0..x.ncols() {
             let (x_hat, dy, scale) = element(column);
-            let allowed = bounds.dx(exact.dx[[row, column]], x_hat, dy, scale, format);
+            let dz = dz.map(|dz| dz[[row, column]]);
+            let allowed = bounds.dx(exact.dx[[row, column]], x_hat, dy, scale, dz, format);
             judge(&mut tally, (first_row + row, column), allowed, dx[[row, column]], format);
         }
     }

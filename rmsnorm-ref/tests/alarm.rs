@@ -79,6 +79,7 @@ fn long_columns(random: &mut Random, rows: usize) -> Case {
         hidden,
         x: values(),
         dy: values(),
+        dz: None,
         weight: None,
         offset: 0.0,
         eps: 1e-5,

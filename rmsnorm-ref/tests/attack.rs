@@ -50,6 +50,7 @@ fn mutants_are_caught() {
         Mutant::EpsNotScaled,
         Mutant::XHatOff,
         Mutant::LastRowDropped,
+        Mutant::DzIgnored,
         Mutant::Truncates,
     ] {
         let mut random = Random(7);
@@ -105,11 +106,12 @@ fn attack(name: &str, cases: usize, mut make: impl FnMut(&mut Random) -> Case) {
     }
 }
 
-/// hidden · max|dy·w'| ≤ 2^126: no intermediate of dx may leave the range (docs/numerics.md §8).
+/// hidden · max|dy·w'| ≤ 2^126, and no infinite dz: no intermediate of dx may leave the range (docs/numerics.md §8).
 fn promises_dx(case: &Case) -> bool {
     let weight = |j: usize| case.weight.as_ref().map_or(1.0, |w| f64::from(w[j]) + f64::from(case.offset));
     let wdy = |(i, &dy): (usize, &f32)| f64::from(dy) * weight(i % case.hidden);
-    case.dy.iter().enumerate().map(wdy).all(|wdy| wdy.abs() * case.hidden as f64 <= 2f64.powi(126))
+    let finite = case.dz.iter().flatten().all(|dz| dz.is_finite());
+    finite && case.dy.iter().enumerate().map(wdy).all(|wdy| wdy.abs() * case.hidden as f64 <= 2f64.powi(126))
 }
 
 /// A few rows whose magnitudes spread over some binades, the least of them one of `exponents`.
@@ -145,10 +147,17 @@ fn random_case(random: &mut Random, exponents: std::ops::Range<i32>, hidden_max:
     let weight = (random.below(4) > 0).then(|| values(random, hidden, wide));
     let square = x.first().map_or(1.0, |x| x * x);
     let eps = [0.0, 0.0, 1e-5, f32::from_bits(1), 1e30, square][random.below(6)];
-    Case {
+    // Of any size; or what nearly cancels dx.
+    let dz = match random.below(3) {
+        0 => Some(values(random, rows * hidden, true)),
+        _ => None,
+    };
+    let cancels = random.below(3) == 0;
+    let mut case = Case {
         hidden,
         x,
         dy,
+        dz,
         weight,
         offset: [0.0, 1.0][random.below(2)],
         eps: if eps.is_finite() { eps } else { 1e-6 },
@@ -156,5 +165,10 @@ fn random_case(random: &mut Random, exponents: std::ops::Range<i32>, hidden_max:
         chains_backward: 1 + random.below(32),
         groups: 1 + random.below(rows.max(1)),
         format: [Format::F32, Format::F32, Format::F16, Format::Bf16][random.below(4)],
+    };
+    if cancels {
+        let dx = case.run(Mutant::None).dx;
+        case.dz = Some(dx.iter().map(|&dx| -dx as f32 * (1.0 + random.at(-20))).collect());
     }
+    case
 }

@@ -153,7 +153,7 @@ fn an_intermediate_a_little_below_the_threshold_may_overflow() {
             let c = row.iter().map(|(x_hat, dy, _)| x_hat * dy).sum::<f64>() / row.len() as f64;
             let (x_hat, dy, _) = row[of];
             let shared = bound::BackwardRow::new(1.0, 0.0, 1, row.iter().copied());
-            shared.dx(dy - x_hat * c, x_hat, dy, plain, Format::F32)
+            shared.dx(dy - x_hat * c, x_hat, dy, plain, None, Format::F32)
         };
         // wdy of another column; the sum of dot, whose terms cancel; t, larger than both: 0.96·wdy + 0.1·rest.
         assert_eq!(flagged(dx(&[(0.0, most), (1.0, 0.0)], 1)), expected);
@@ -264,7 +264,7 @@ fn blocks_of_rows_merge_to_the_whole() {
         let rstd = &computed.rstd[first..first + 2];
         forward.merge(&check_forward(&setting, Format::F32, first, x.view(), Some(rstd), block(&computed.y).view()));
         let rows = block(&computed.dx);
-        dx.merge(&check_backward_rows(&setting, Format::F32, first, x.view(), dy.view(), rows.view()));
+        dx.merge(&check_backward_rows(&setting, Format::F32, first, x.view(), dy.view(), None, rows.view()));
         let mut part = Columns::new(hidden);
         part.add_rows(&setting, x.view(), dy.view());
         columns.merge(&part);
@@ -287,6 +287,7 @@ fn case_of_width(hidden: usize, x: &[f32], dy: &[f32], weight: Option<&[f32]>, e
         hidden,
         x: x.to_vec(),
         dy: dy.to_vec(),
+        dz: None,
         weight,
         offset: 0.0,
         eps,

@@ -77,8 +77,18 @@ fn dx_as_in_section_6() {
             let shares = rho * (w - 3.0 * xc).abs() + (3.0 * rho.powi(2) + rho.powi(3)) * xc.abs();
             let a = rstd * (shares + (1.0 + rho) * (b + t));
             let dx = (w - xc) * rstd;
-            close(error(shared.dx(dx, e.x, e.dy, e.scale, Format::F32)), a, "dx in f32");
-            close(error(shared.dx(dx, e.x, e.dy, e.scale, Format::F16)), a + rnd(dx.abs() + a), "dx in f16");
+            let allowed = |dz, format| error(shared.dx(dx, e.x, e.dy, e.scale, dz, format));
+            close(allowed(None, Format::F32), a, "dx in f32");
+            close(allowed(None, Format::F16), a + rnd(dx.abs() + a), "dx in f16");
+            close(allowed(Some(-0.5 * dx), Format::F32), a, "dx with dz in f32");
+            close(allowed(Some(-0.5 * dx), Format::F16), a + rnd((0.5 * dx).abs() + a), "dx with dz in f16");
+            let stored_as_infinity =
+                BackwardRow::new(2f64.powi(129), rho, depth, row.iter().map(|e| (e.x, e.dy, e.scale)));
+            let dx = (w - xc) * 2f64.powi(129);
+            let a = a / rstd * 2f64.powi(129);
+            let allowed = |dz| error(stored_as_infinity.dx(dx, e.x, e.dy, e.scale, dz, Format::F32));
+            close(allowed(None), a, "dx of a row whose rstd is +Inf");
+            close(allowed(Some(-0.5 * dx)), a + U * (dx.abs() + a), "dx with dz of such a row");
         }
     }
 }

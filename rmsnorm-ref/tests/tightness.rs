@@ -138,7 +138,19 @@ fn half_ulp(value: f64) -> f64 {
 
 fn case(hidden: usize, chains: usize, x: Vec<f32>, dy: Vec<f32>, weight: Option<Vec<f32>>, eps: f32) -> Case {
     let (chains_forward, chains_backward) = (chains, chains);
-    Case { hidden, x, dy, weight, offset: 0.0, eps, chains_forward, chains_backward, groups: 1, format: Format::F32 }
+    Case {
+        hidden,
+        x,
+        dy,
+        dz: None,
+        weight,
+        offset: 0.0,
+        eps,
+        chains_forward,
+        chains_backward,
+        groups: 1,
+        format: Format::F32,
+    }
 }
 
 /// More tries where a try is cheap: they search the roundings that are not built.

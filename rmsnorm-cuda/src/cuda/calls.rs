@@ -33,6 +33,7 @@ impl Calls {
             weight_offset: self.weight_offset,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             dw,
+            dz: if self.dz { Some(self.matrix(memory)?) } else { None },
             ..Backward::with_rows((self.rows, self.hidden), x, rstd.into(), dy, dx)
         })
     }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::Dtype;
-use crate::plan::{Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, STAGE_ROWS, Source};
+use crate::plan::{Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, stage_rows};
 
 /// What one module is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,8 @@ pub enum Module {
         source: &'static str,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
+        /// Whether a gradient is added to dx.
+        dz: bool,
     },
     /// `fold_partials`.
     Fold {
@@ -72,8 +74,8 @@ impl fmt::Display for Module {
             Module::Forward { rows, blocks_per_sm, rows_at_once } => {
                 write!(f, "forward {rows} {rows_at_once} at once {blocks_per_sm}/SM")
             }
-            Module::Backward { rows, source, blocks_per_sm } => {
-                write!(f, "backward {rows} {source} {blocks_per_sm}/SM")
+            Module::Backward { rows, source, blocks_per_sm, dz } => {
+                write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
             }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
@@ -132,15 +134,18 @@ impl Module {
             }
             Module::Forward { rows, blocks_per_sm, rows_at_once } => {
                 let constants = format!(
-                    "constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once};\n#define FORWARD_PARAMETERS {}\n",
+                    "constexpr bool HAS_DZ = false;\n\
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once};\n#define FORWARD_PARAMETERS {}\n",
                     ForwardArguments::PARAMETERS
                 );
                 let kernel = if rows.class.is_streamed() { FORWARD_STREAMED } else { FORWARD };
                 (rows.constants() + &constants, format!("{ROWS}\n{kernel}"))
             }
-            Module::Backward { rows, source, blocks_per_sm } => {
+            Module::Backward { rows, source, blocks_per_sm, dz } => {
+                let stage_rows = stage_rows(dz);
                 let constants = format!(
-                    "constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {STAGE_ROWS};\n#define BACKWARD_PARAMETERS {}\n",
+                    "constexpr bool HAS_DZ = {dz};\n\
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {stage_rows};\n#define BACKWARD_PARAMETERS {}\n",
                     BackwardArguments::PARAMETERS
                 );
                 let kernels = match rows.class.is_streamed() {
@@ -180,7 +185,7 @@ fn c(dtype: Dtype) -> &'static str {
 pub type Cells = [u64; ARGUMENTS_MAX];
 
 /// As many cells as the longest list of parameters.
-pub const ARGUMENTS_MAX: usize = 15;
+pub const ARGUMENTS_MAX: usize = 17;
 
 /// A kernel's parameters, and a struct with a cell for each.
 macro_rules! arguments {
@@ -215,7 +220,8 @@ arguments! {
 arguments! {
     /// Of `backward` and `columns`. Streamed rows alone need `chains`, a ring alone `stages` and `pace`.
     BackwardArguments:
-    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride,
+    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
+    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride,
     "float*" partial, "u64" rows, "u64" groups, "u32" hidden_given, "u32" chains, "u32" stages, "u32" pace
 }
 

@@ -44,6 +44,7 @@ impl Vector<DeviceMemory> {
 
 /// One thing that a stream is given to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every step is a kernel, and no call allocates")]
 pub enum Step {
     /// Zero bytes.
     Clear {
@@ -90,6 +91,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         dw: None,
+        dz: false,
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once } = plan::forward(&calls, tuning);
@@ -134,6 +136,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
+        dz: call.dz.is_some(),
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
     let plan = plan::backward(&calls, tuning);
@@ -175,6 +178,8 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         x_stride: call.x.row_stride as u64,
         dy: call.dy.pointer(),
         dy_stride: call.dy.row_stride as u64,
+        dz: call.dz.map_or(0, |dz| dz.pointer()),
+        dz_stride: call.dz.map_or(0, |dz| dz.row_stride as u64),
         weight: call.weight.map_or(0, |w| w.pointer()),
         rstd: call.rstd.pointer(),
         dx: call.dx.pointer(),
@@ -192,6 +197,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
             rows: row_kind(launch, calls),
             source: source_type(plan.source),
             blocks_per_sm: plan.blocks_per_sm,
+            dz: calls.dz,
         },
         name: "backward",
         blocks: launch.blocks,

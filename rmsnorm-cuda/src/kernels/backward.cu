@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
     RowFold fold_row{nodes[threadIdx.x / TEAM]};
     __shared__ u64 met;
     Meeting all(&met);
-    const Operands operands{x, x_stride, dy, dy_stride, rstd, rows, groups, hidden};
+    const Operands operands{x, x_stride, dy, dy_stride, dz, dz_stride, rstd, rows, groups, hidden};
     Source source(operands, stages, pace);
 
     // The weight stays in registers for all rows of a team.
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
                 source.met();
 #pragma unroll
                 for (u32 k = 0; k < PACKS; k++)
-                    store_dx(dx + source.row * dx_stride, column_of(k), source.end, source.z(k), source.d(k), w[k], scale, c);
+                    store_dx(dx + source.row * dx_stride, column_of(k), source.end, source.z(k), source.d(k), source.g(k), w[k], scale, c);
             };
             if (source.rstd == INFINITY_F32)
                 work(row_scale(source.rstd, [&] {

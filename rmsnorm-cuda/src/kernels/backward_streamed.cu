@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
         const float c = mean(dot, (float)hidden);
         for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
             store_dx(dx + row * dx_stride, column, hidden, load_pack(z, column, hidden), load_pack(d, column, hidden),
-                     load_weight(weight, column, hidden), scale, c);
+                     load_dz(dz + row * dz_stride, column, hidden), load_weight(weight, column, hidden), scale, c);
     }
 }
 

@@ -6,6 +6,7 @@
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
+//   HAS_DZ        a gradient is added to dx
 //   TEAM, TEAMS   as above; TEAMS is a power of two
 //   PACK          4 or 8 elements
 //   PACKS         packs a thread has of a row, at most; 0: any number, the row is streamed
@@ -86,6 +87,10 @@ __device__ __forceinline__ Pack<W> load_weight(const W* weight, u32 column, u32 
     return HAS_WEIGHT ? load_pack(weight, column, hidden) : Pack<W>{};
 }
 
+__device__ __forceinline__ Pack<T> load_dz(const T* row, u32 column, u32 hidden) {
+    return HAS_DZ ? load_pack(row, column, hidden) : Pack<T>{};
+}
+
 // One step of a lane's chains for each reduction along a row: ss, ss of the scaled row, and dot.
 __device__ __forceinline__ void squares_step(const Pack<T>& z, float (&p)[PACK]) {
 #pragma unroll
@@ -116,11 +121,13 @@ template <typename S> __device__ __forceinline__ void store_y(T* row, u32 column
     store_pack(row, column, hidden, out);
 }
 
-template <typename S> __device__ __forceinline__ void store_dx(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, S scale, float c) {
+template <typename S> __device__ __forceinline__ void store_dx(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<T>& g, const Pack<W>& w, S scale, float c) {
     float out[PACK];
 #pragma unroll
-    for (int i = 0; i < (int)PACK; i++)
-        out[i] = gradient(centred(x_hat(z[i], scale), c, weighted(d[i], weight_of(w, i))), scale);
+    for (int i = 0; i < (int)PACK; i++) {
+        const float t = centred(x_hat(z[i], scale), c, weighted(d[i], weight_of(w, i)));
+        out[i] = HAS_DZ ? gradient_with(t, scale, g[i]) : gradient(t, scale);
+    }
     store_pack(row, column, hidden, out);
 }
 

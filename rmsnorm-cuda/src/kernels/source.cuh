@@ -2,6 +2,7 @@
 //   begin(base)   the block's first group is `base`; this team's is base + team
 //   next()        the next row, if there is one: its number `row`, its `rstd`, and `end`, how many of its elements are to be worked on
 //   z(k), d(k)    pack k of this thread, of x and of dy, as often as asked
+//   g(k)          the same of dz, zeros where there is none
 //   met()         all threads of the team have been here since they asked for a pack of the row before
 // Every team of a block calls them alike; one without a row works on no element.
 
@@ -10,6 +11,8 @@ struct Operands {
     u64 x_stride;
     const T* dy;
     u64 dy_stride;
+    const T* dz;
+    u64 dz_stride;
     const float* rstd;
     u64 rows, groups;
     u32 hidden;
@@ -65,6 +68,7 @@ template <bool KEPT> struct InMemory {
 
     __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_pack(of.x + row * of.x_stride, column_of(k), end); }
     __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_pack(of.dy + row * of.dy_stride, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz(of.dz + row * of.dz_stride, column_of(k), end); }
     __device__ __forceinline__ void met() {}
 };
 
@@ -115,8 +119,8 @@ struct Scales {
     }
 };
 
-// Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x
-// and one of dy, filled by the team's first thread and waited for by all. A stage is filled again once the team has met after its
+// Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x,
+// one of dy, and one of dz if there is one, filled by the team's first thread and waited for by all. A stage is filled again once the team has met after its
 // last reader.
 struct Ringed {
     const Operands& of;
@@ -145,7 +149,7 @@ struct Ringed {
 
     __device__ __forceinline__ u64* full(u32 s) const { return &barriers[threadIdx.x / TEAM][s]; }
     __device__ __forceinline__ u32 row_bytes() const { return of.hidden * (u32)sizeof(T); }
-    // From a row of x to that of dy: bulk copies are fast to multiples of 128 bytes.
+    // From one row of a stage to the next: bulk copies are fast to multiples of 128 bytes.
     __device__ __forceinline__ u32 pitch() const { return (row_bytes() + 127) / 128 * 128; }
     __device__ __forceinline__ unsigned char* at(u32 s) const {
         return (unsigned char*)ring_memory + (threadIdx.x / TEAM * stages + s) * STAGE_ROWS * pitch();
@@ -158,6 +162,7 @@ struct Ringed {
             arrival_expect(full(s), STAGE_ROWS * row_bytes());
             bulk_copy(at(s), of.x + wanted * of.x_stride, row_bytes(), full(s));
             bulk_copy(at(s) + pitch(), of.dy + wanted * of.dy_stride, row_bytes(), full(s));
+            if (HAS_DZ) bulk_copy(at(s) + 2 * pitch(), of.dz + wanted * of.dz_stride, row_bytes(), full(s));
         }
         wanted += of.groups;
         if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
@@ -181,6 +186,8 @@ struct Ringed {
 
     __device__ __forceinline__ Pack<T> z(u32 k) const { return load_pack((const T*)here, column_of(k), end); }
     __device__ __forceinline__ Pack<T> d(u32 k) const { return load_pack((const T*)(here + pitch()), column_of(k), end); }
+
+    __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz((const T*)(here + 2 * pitch()), column_of(k), end); }
 
     __device__ __forceinline__ void met() {
         if (TEAM_WARPS == 1) team_barrier();

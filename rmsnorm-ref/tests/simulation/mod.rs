@@ -18,6 +18,7 @@ pub(crate) enum Mutant {
     EpsNotScaled,
     XHatOff,
     LastRowDropped,
+    DzIgnored,
     Truncates,
 }
 
@@ -26,6 +27,7 @@ pub(crate) struct Case {
     pub(crate) hidden: usize,
     pub(crate) x: Vec<f32>,
     pub(crate) dy: Vec<f32>,
+    pub(crate) dz: Option<Vec<f32>>,
     pub(crate) weight: Option<Vec<f32>>,
     pub(crate) offset: f32,
     pub(crate) eps: f32,
@@ -82,7 +84,8 @@ impl Case {
 
     pub(crate) fn check_at(&self, depth: Depth, computed: &Computed) -> Verdict {
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
-        let (x, dy, weight) = (wide(&self.x), wide(&self.dy), self.weight.as_deref().map(wide));
+        let (x, dy) = (wide(&self.x), wide(&self.dy));
+        let (dz, weight) = (self.dz.as_deref().map(wide), self.weight.as_deref().map(wide));
         let shape = (self.rows(), self.hidden);
         let matrix = |values| ArrayView2::from_shape(shape, values).unwrap();
         let setting = Setting {
@@ -92,7 +95,8 @@ impl Case {
             depth,
         };
         let forward = check_forward(&setting, self.format, 0, matrix(&x), Some(&computed.rstd), matrix(&computed.y));
-        let dx = check_backward_rows(&setting, self.format, 0, matrix(&x), matrix(&dy), matrix(&computed.dx));
+        let dz = dz.as_deref().map(matrix);
+        let dx = check_backward_rows(&setting, self.format, 0, matrix(&x), matrix(&dy), dz, matrix(&computed.dx));
         let mut columns = Columns::new(self.hidden);
         columns.add_rows(&setting, matrix(&x), matrix(&dy));
         let dw = columns.check_dw(setting.depth, self.format, &computed.dw);
@@ -136,7 +140,12 @@ impl Case {
             let c = if mutant == Mutant::CNotDivided { dot } else { dot / n as f32 };
             for j in 0..n {
                 let t = (-normalised[j]).mul_add(c, wdy[j]);
-                out.dx.push(store((t * post) * pre));
+                out.dx.push(store(match &self.dz {
+                    Some(_) if mutant == Mutant::DzIgnored => (t * post) * pre,
+                    None => (t * post) * pre,
+                    Some(dz) if pre == 1.0 => t.mul_add(post, dz[row * n + j]),
+                    Some(dz) => (t * post).mul_add(pre, dz[row * n + j]),
+                }));
             }
         }
         let summed = if mutant == Mutant::LastRowDropped { rows.saturating_sub(1) } else { rows };

@@ -192,7 +192,7 @@ mod tests {
             Cpu.forward(call)
         }
         fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-            let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw } = call;
+            let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw, .. } = call;
             let at = dx.offset;
             let SliceMut::F32(data) = &mut dx.data else { panic!("another type") };
             let lent = Rows { data: SliceMut::F32(data), offset: at, row_stride: dx.row_stride };
