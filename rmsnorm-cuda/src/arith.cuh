@@ -80,6 +80,8 @@ __device__ __forceinline__ float x_hat(float z, OrdinaryRow row) { return __fmul
 
 // §5 Forward --------------------------------------------------------------------------------------------------------------
 
+__device__ __forceinline__ float added(float x, float residual) { return __fadd_rn(x, residual); }
+
 __device__ __forceinline__ float effective_weight(float weight, bool zero_centred) {
     return zero_centred ? __fadd_rn(weight, 1.0f) : weight;
 }

@@ -190,6 +190,13 @@ pub fn x_hat(z: f32, row: RowScale) -> f32 {
 
 // §5 Forward --------------------------------------------------------------------------------------------------------------
 
+/// §5 The sum with a residual before its one conversion. All that follows, and backward, takes the *stored* sum for z, so that
+/// both normalise the same row.
+#[inline(always)]
+pub fn added(x: f32, residual: f32) -> f32 {
+    x + residual
+}
+
 /// §5 The weight that multiplies: `weight + 1` where weights are zero-centred, else no addition.
 #[inline(always)]
 pub fn effective_weight(weight: f32, zero_centred: bool) -> f32 {

@@ -18,7 +18,8 @@ pub enum WeightOffset {
     One,
 }
 
-/// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset)`.
+/// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset)`; with a [`Residual`] of
+/// `z = x + residual` in place of `x`.
 ///
 /// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the
 /// host.
@@ -34,6 +35,8 @@ pub struct Forward<In, Out> {
     pub weight_offset: WeightOffset,
     /// M×N, any element type.
     pub x: Rows<In>,
+    /// What is added to `x`, and where the sum is stored. Absent: nothing is.
+    pub residual: Option<Residual<In, Out>>,
     /// N, of the type of `x` or f32. Absent: a weight of one.
     pub weight: Option<Vector<In>>,
     /// M×N, of the type of `x`.
@@ -69,6 +72,19 @@ pub struct Backward<In, Out> {
     pub dw: Option<WeightGradient<Out>>,
 }
 
+/// What is added to x before it is normalised, and where the sum goes.
+///
+/// The sum is rounded once to the type of `x`, and the *stored* sum is normalised: so the call gives the bits of an addition and a
+/// call without a residual, and a backward call that is given `z` for its `x` differentiates what forward computed. A gradient that
+/// arrives at z by another way is its `dz`; its dx is the gradient of x and of the residual.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<In, Out> {
+    /// M×N, of the type of `x`.
+    pub residual: Rows<In>,
+    /// M×N, of the type of `x`.
+    pub z: Rows<Out>,
+}
+
 /// Where the gradient of the weight goes, and the memory it is computed in.
 #[derive(Debug)]
 pub struct WeightGradient<Out> {
@@ -93,6 +109,10 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         let (shape, dtype) = ((self.rows, self.hidden), self.x.data.dtype());
         let mut table = Table::new();
         table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
+        if let Some(Residual { residual, z }) = &self.residual {
+            table.push(TableLine::rows("residual", Read, Types::One(dtype), residual, shape));
+            table.push(TableLine::rows("z", Written, Types::One(dtype), z, shape));
+        }
         table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
         table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape));
         let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, self.rows, false);
@@ -113,7 +133,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 }
 
 impl<In, Out> Forward<In, Out> {
-    /// Rows without gaps, and nothing that may be absent: no weight, no `rstd`. The rest by struct update:
+    /// Rows without gaps, and nothing that may be absent: no residual, no weight, no `rstd`. The rest by struct update:
     /// `Forward { weight: Some(w), ..Forward::new(…) }`.
     pub fn new((rows, hidden): (usize, usize), eps: f32, x: In, y: Out) -> Self {
         Forward::with_rows((rows, hidden), eps, Rows::contiguous(x, hidden), Rows::contiguous(y, hidden))
@@ -121,7 +141,7 @@ impl<In, Out> Forward<In, Out> {
 
     /// The same of any rows.
     pub fn with_rows((rows, hidden): (usize, usize), eps: f32, x: Rows<In>, y: Rows<Out>) -> Self {
-        Forward { rows, hidden, eps, weight_offset: WeightOffset::Zero, x, weight: None, y, rstd: None }
+        Forward { rows, hidden, eps, weight_offset: WeightOffset::Zero, x, residual: None, weight: None, y, rstd: None }
     }
 
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
@@ -136,6 +156,12 @@ impl<In, Out> Forward<In, Out> {
             eps: self.eps,
             weight_offset: self.weight_offset,
             x: self.x.try_map(&mut read)?,
+            residual: match self.residual {
+                Some(Residual { residual, z }) => {
+                    Some(Residual { residual: residual.try_map(&mut read)?, z: z.try_map(&mut write)? })
+                }
+                None => None,
+            },
             weight: self.weight.map(|w| w.try_map(&mut read)).transpose()?,
             y: self.y.try_map(&mut write)?,
             rstd: self.rstd.map(|r| r.try_map(&mut write)).transpose()?,

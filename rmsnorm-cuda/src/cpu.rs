@@ -21,11 +21,11 @@ use self::row::{
 };
 use self::threads::{JOB, rows_per_job, share, threads};
 use crate::arith::{
-    Element, RowScale, SCALE_UP, centred, chain, environment, fold, gradient, gradient_with, mean, row_scale,
+    Element, RowScale, SCALE_UP, added, centred, chain, environment, fold, gradient, gradient_with, mean, row_scale,
     scaled_root, statistic, total, weighted,
 };
 use crate::order::column_order;
-use crate::{Backward, Error, Executor, Forward, Slice, SliceMut, Vector, WeightGradient, with_dtype};
+use crate::{Backward, Error, Executor, Forward, Residual, Slice, SliceMut, Vector, WeightGradient, with_dtype};
 use pulp::{Simd, WithSimd};
 
 /// The CPU executor. A call of up to 16384 elements, or of one row, is computed on the thread that calls; a larger one on rayon's
@@ -57,16 +57,25 @@ impl Executor for Cpu {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         environment()?;
-        let Forward { rows, hidden, eps, weight_offset, x, weight, y, rstd } = call;
+        let Forward { rows, hidden, eps, weight_offset, x, residual, weight, y, rstd } = call;
         if rows == 0 {
             return Ok(());
         }
         let weight = &*effective_weights(weight, weight_offset, hidden);
         let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
         let at = Layout::new(&y, rows, hidden);
-        with_dtype!(Slice(xs) = x.data, SliceMut(ys) = y.data => {
-            forward(Read::new(xs, &x), weight, eps, at.of(ys), rstd)
-        })
+        match residual {
+            None => with_dtype!(Slice(xs) = x.data, SliceMut(ys) = y.data => {
+                forward(Read::new(xs, &x), None, weight, eps, at.of(ys), rstd)
+            }),
+            Some(Residual { residual, z }) => {
+                let z_at = Layout::new(&z, rows, hidden);
+                with_dtype!(Slice(xs) = x.data, Slice(others) = residual.data, SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
+                    let sum = (Read::new(others, &residual), z_at.of(zs));
+                    forward(Read::new(xs, &x), Some(sum), weight, eps, at.of(ys), rstd)
+                })
+            }
+        }
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
@@ -102,21 +111,64 @@ impl Executor for Cpu {
 
 // Forward -----------------------------------------------------------------------------------------------------------------
 
-fn forward<T: Packed>(x: Read<T>, weight: &[f32], eps: f32, y: Written<T>, rstd: &mut [f32]) -> Result<(), Error> {
+/// `sum`: what is added to x, and where the sums go.
+fn forward<T: Packed>(
+    x: Read<T>,
+    sum: Option<(Read<T>, Written<T>)>,
+    weight: &[f32],
+    eps: f32,
+    y: Written<T>,
+    rstd: &mut [f32],
+) -> Result<(), Error> {
     let hidden = weight.len();
     let rows_per_job = rows_per_job(y.data.len().div_ceil(y.row_stride), hidden);
     let mut rstd = rstd.chunks_mut(rows_per_job);
     let y_stride = y.row_stride;
     let ys = y.data.chunks_mut(rows_per_job.saturating_mul(y_stride));
-    let jobs = ys.map(|y| (y, rstd.next().unwrap_or_default())).collect();
+    let (residual, z) = sum.unzip();
+    let z_stride = z.as_ref().map_or(1, |z| z.row_stride);
+    let mut zs = z.map(|z| z.data.chunks_mut(rows_per_job.saturating_mul(z_stride)));
+    let jobs = ys.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect();
     share(
         jobs,
         || Accumulators::new(hidden),
-        |acc, job, (y, rstd)| {
+        |acc, job, (y, rstd, z)| {
             let first_row = job * rows_per_job;
+            let (x, first_row) = match (residual, z) {
+                (Some(residual), Some(z)) => {
+                    pulp::Arch::new().dispatch(Sums { x, residual, first_row, hidden, z: &mut *z, z_stride });
+                    (Read::of_rows(z, z_stride), 0)
+                }
+                _ => (x, first_row),
+            };
             pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc });
         },
     )
+}
+
+/// §5 The sums of neighbouring rows, stored: a job is small enough to find them in its cache.
+struct Sums<'a, T> {
+    x: Read<'a, T>,
+    residual: Read<'a, T>,
+    first_row: usize,
+    hidden: usize,
+    z: &'a mut [T],
+    z_stride: usize,
+}
+
+impl<T: Packed> WithSimd for Sums<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Sums { x, residual, first_row, hidden, z, z_stride } = self;
+        for (i, z) in z.chunks_mut(z_stride).enumerate() {
+            let (x, residual) = (x.row(first_row + i, hidden), residual.row(first_row + i, hidden));
+            for ((z, x), residual) in z.iter_mut().zip(x).zip(residual) {
+                *z = T::pack(added(x.unpack(), residual.unpack()), false);
+            }
+        }
+    }
 }
 
 /// Neighbouring rows; `rstd` is empty if it is not wanted.

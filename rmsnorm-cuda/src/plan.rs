@@ -83,6 +83,8 @@ pub struct Calls {
     pub weight_offset: WeightOffset,
     /// Element type of the weight's gradient, if it is computed.
     pub dw: Option<Dtype>,
+    /// Whether forward is given a residual.
+    pub residual: bool,
     /// Whether backward is given a `dz`.
     pub dz: bool,
     /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
@@ -91,7 +93,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Of aligned rows, without anything that may be absent: no weight, no gradient of it, no `dz`. The rest by struct update.
+    /// Of aligned rows, without anything that may be absent: no weight, no gradient of it, no residual, no `dz`. The rest by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
             rows,
@@ -100,6 +102,7 @@ impl Calls {
             weight: None,
             weight_offset: WeightOffset::Zero,
             dw: None,
+            residual: false,
             dz: false,
             aligned: true,
         }
@@ -317,13 +320,13 @@ pub struct BackwardPlan {
 pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let class = chosen(Direction::Forward, calls, tuning.forward);
     // Of bf16 rows of 64 and 128, 0.97 of the fastest copy on an H200; with one row at once 0.86.
-    let rows_at_once = if calls.hidden <= NARROW { 2 } else { 1 };
+    let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 2 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
     let little = rows.exact && class.packs <= 4 && calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
     let blocks_per_sm = match () {
-        _ if class.is_streamed() => 1,
+        _ if class.is_streamed() || calls.residual => 1,
         _ if calls.hidden <= NARROW => 1536 / class.threads(),
         _ if little => 1024 / class.threads(),
         _ => 1,

@@ -19,7 +19,12 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
     let outputs = operands.run(&*subject.executor)?;
     let Case { rows, hidden, dtype, .. } = *case;
     let input = |name| operands.buffer(name).expect("always there");
-    let (x, dy) = (input(Name::X), input(Name::Dy));
+    // With a residual the stored sum is normalised. That it is the right one is no question of a bound: it has one value.
+    let sum = operands.buffer(Name::Residual).map(|residual| (residual, input(Name::Z)));
+    if let Some((residual, z)) = sum {
+        demand_sums(case, input(Name::X), residual, z)?;
+    }
+    let (x, dy) = (sum.map_or(input(Name::X), |(_, z)| z), input(Name::Dy));
     let weight: Option<Array1<f64>> =
         operands.buffer(Name::Weight).map(|w| (0..hidden).map(|j| f64::from(w.get(0, j))).collect());
     let setting = Setting {
@@ -80,6 +85,19 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
         evidence.accuracy.insert(output, tally);
     }
     Ok(evidence)
+}
+
+/// z is x + residual in f64, rounded to f32 and then to its type: the sum of two f32 numbers, rounded through f64, is rounded once.
+fn demand_sums(case: &Case, x: &Buffer, residual: &Buffer, z: &Buffer) -> Result<(), Stop> {
+    let format = format(case.dtype);
+    for (i, j) in (0..case.rows).flat_map(|i| (0..case.hidden).map(move |j| (i, j))) {
+        let sum = Format::F32.round(f64::from(x.get(i, j)) + f64::from(residual.get(i, j)));
+        let (want, got) = (format.round(sum), f64::from(z.get(i, j)));
+        if got != want && !(got.is_nan() && want.is_nan()) {
+            return Err(Stop::Failed(format!("z[{i}][{j}]: expected {want:e}, got {got:e}")));
+        }
+    }
+    Ok(())
 }
 
 /// Of the sums of a row and of a column.

@@ -34,6 +34,8 @@ pub struct Case {
     pub dy: Values,
     /// Elements of the weight.
     pub w: Values,
+    /// Elements of the residual, if there is one. Backward then gets `z` for its `x`.
+    pub residual: Option<Values>,
     /// Elements of `dz`, if it is given.
     pub dz: Option<Values>,
     /// Where each operand lies, indexed by [`Name`].
@@ -77,21 +79,39 @@ pub enum Name {
     Dw,
     Scratch,
     Dz,
+    Residual,
+    Z,
 }
 
 impl Name {
     /// Every operand, in the order of [`Case::places`].
-    pub const ALL: [Name; 9] =
-        [Name::X, Name::Weight, Name::Y, Name::Rstd, Name::Dy, Name::Dx, Name::Dw, Name::Scratch, Name::Dz];
+    pub const ALL: [Name; 11] = [
+        Name::X,
+        Name::Weight,
+        Name::Y,
+        Name::Rstd,
+        Name::Dy,
+        Name::Dx,
+        Name::Dw,
+        Name::Scratch,
+        Name::Dz,
+        Name::Residual,
+        Name::Z,
+    ];
 
     /// Whether this operand is a matrix and so has a row stride.
     pub fn is_matrix(self) -> bool {
-        matches!(self, Name::X | Name::Y | Name::Dy | Name::Dx | Name::Dz)
+        !matches!(self, Name::Weight | Name::Rstd | Name::Dw | Name::Scratch)
     }
 
     /// Whether its elements are those of the case. (rstd is what forward made of them.)
     pub fn is_input(self) -> bool {
-        matches!(self, Name::X | Name::Weight | Name::Dy | Name::Dz)
+        matches!(self, Name::X | Name::Weight | Name::Dy | Name::Dz | Name::Residual)
+    }
+
+    /// Whether it came later: then it is drawn last, so that the bytes of an older case still give it.
+    fn is_drawn_late(self) -> bool {
+        matches!(self, Name::Dz | Name::Residual | Name::Z)
     }
 
     /// Whether this operand may have a row stride of 0.
@@ -144,6 +164,7 @@ impl Case {
             x: Values::Normal,
             dy: Values::Normal,
             w: Values::Normal,
+            residual: None,
             dz: None,
             places: [Place { offset: 0, gap: Gap::None }; Name::ALL.len()],
             seed: 0,
@@ -179,6 +200,7 @@ impl Case {
             Name::Weight => self.weight != WeightKind::Absent,
             Name::Dw | Name::Scratch => self.dw != DwKind::Absent,
             Name::Dz => self.dz.is_some(),
+            Name::Residual | Name::Z => self.residual.is_some(),
             _ => true,
         }
     }
@@ -214,22 +236,27 @@ impl Case {
         case.dy = matrix_values(u, case.dtype)?;
         case.w = weight_values(u, case.dtype)?;
         if chance(u, 50)? {
-            for operand in Name::ALL.into_iter().filter(|o| *o != Name::Dz) {
+            for operand in Name::ALL.into_iter().filter(|o| !o.is_drawn_late()) {
                 case.places[operand as usize].offset = u.int_in_range(0..=7)?;
             }
         }
         if chance(u, 30)? {
             let spare = (budget / rows.max(1)).saturating_sub(hidden).min(300) as u16;
-            for operand in Name::ALL.into_iter().filter(|o| o.is_matrix() && *o != Name::Dz) {
+            for operand in Name::ALL.into_iter().filter(|o| o.is_matrix() && !o.is_drawn_late()) {
                 case.places[operand as usize].gap = gap(u, spare)?;
             }
         }
-        // What came later is drawn last, so that the bytes of an older case still give it.
         if chance(u, 15)? {
             case.dz = Some(matrix_values(u, case.dtype)?);
+        }
+        if chance(u, 15)? {
+            case.residual = Some(matrix_values(u, case.dtype)?);
+        }
+        let drawn = case;
+        for operand in Name::ALL.into_iter().filter(|o| o.is_drawn_late() && drawn.has(*o)) {
             let offset = if chance(u, 50)? { u.int_in_range(0..=7)? } else { 0 };
             let gap = if chance(u, 30)? { gap(u, 0)? } else { Gap::None };
-            case = case.with_place(Name::Dz, Place { offset, gap });
+            case.places[operand as usize] = Place { offset, gap };
         }
         Ok(case)
     }
@@ -270,13 +297,16 @@ impl std::fmt::Display for Case {
             None => write!(f, " dw=absent")?,
             Some(dtype) => write!(f, " dw={dtype}")?,
         }
+        if let Some(residual) = self.residual {
+            write!(f, " residual={residual}")?;
+        }
         if let Some(dz) = self.dz {
             write!(f, " dz={dz}")?;
         }
         if !self.rstd {
             write!(f, " rstd=absent")?;
         }
-        for operand in Name::ALL.into_iter().filter(|o| *o != Name::Dz || self.dz.is_some()) {
+        for operand in Name::ALL.into_iter().filter(|o| !o.is_drawn_late() || self.has(*o)) {
             let Place { offset, gap } = self.place(operand);
             match gap {
                 Gap::None if offset == 0 => {}

@@ -39,7 +39,8 @@ pub fn kinds() -> Vec<Calls> {
         Calls { weight, weight_offset, dw, ..Calls::new((1000, 0), dtype) }
     };
     let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
-    let with_dz = |dtype| Calls { dz: true, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
+    // A residual is forward's alone, dz backward's: one kind shows both.
+    let with_dz = |dtype| Calls { residual: true, dz: true, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
     Dtype::ALL.into_iter().flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)])).collect()
 }
 

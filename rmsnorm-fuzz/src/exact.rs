@@ -24,7 +24,8 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     let (dy, w) = (Values::Integers(largest), Values::Integers(largest));
     // In a narrow type a sum over many rows would be rounded, and hide a lost row again.
     let dw = if case.dw != DwKind::Absent && rows > 32 { DwKind::F32 } else { case.dw };
-    let case = Case { x: Values::Signed(1.0), dy, w, dz: case.dz.map(|_| dy), eps: 0.0, dw, ..*case };
+    let residual = case.residual.map(|_| Values::Constant(0.0));
+    let case = Case { x: Values::Signed(1.0), dy, w, dz: case.dz.map(|_| dy), residual, eps: 0.0, dw, ..*case };
     let mut operands = Operands::new(&case, Fill::Plausible);
     let outputs = operands.run(executor)?;
     let mut evidence = Evidence::default();

@@ -20,15 +20,16 @@ pub fn digest(executor: &dyn Executor, case: &Case) -> Result<String, Error> {
     Ok(digest_of(&Operands::new(case, Fill::Plausible).run(executor)?))
 }
 
-/// The same of each output by itself, where there is one.
-pub fn digests(executor: &dyn Executor, case: &Case) -> Result<[Option<String>; 4], Error> {
+/// The same of each output by itself, where there is one; with a residual z is the last.
+pub fn digests(executor: &dyn Executor, case: &Case) -> Result<Vec<Option<String>>, Error> {
     let outputs = Operands::new(case, Fill::Plausible).run(executor)?;
     let digest = |elements| {
         let mut hash = Sha256::new();
         add(&mut hash, elements);
         hex(hash)
     };
-    Ok([Some(&outputs.rstd), Some(&outputs.y), Some(&outputs.dx), outputs.dw.as_ref()].map(|output| output.map(digest)))
+    let always = [Some(&outputs.rstd), Some(&outputs.y), Some(&outputs.dx), outputs.dw.as_ref()];
+    Ok(always.into_iter().chain(outputs.z.as_ref().map(Some)).map(|output| output.map(digest)).collect())
 }
 
 /// What `golden.txt` must contain: computed by the literal executor.
@@ -78,7 +79,7 @@ fn entries(golden: &str) -> impl Iterator<Item = (&str, &str)> {
 
 fn digest_of(outputs: &Outputs) -> String {
     let mut hash = Sha256::new();
-    for elements in [&outputs.rstd, &outputs.y, &outputs.dx].into_iter().chain(&outputs.dw) {
+    for elements in [&outputs.rstd, &outputs.y, &outputs.dx].into_iter().chain(&outputs.dw).chain(&outputs.z) {
         add(&mut hash, elements);
     }
     hex(hash)

@@ -39,6 +39,7 @@ pub fn hard_cases() -> &'static [HardCase] {
         widths(&mut list);
         layouts(&mut list);
         added_gradients(&mut list);
+        residuals(&mut list);
         numerics::ranges(&mut list);
         numerics::degenerate(&mut list);
         numerics::weights(&mut list);
@@ -190,8 +191,9 @@ fn widths(list: &mut List) {
 fn layouts(list: &mut List) {
     for (i, operand) in Name::ALL.into_iter().enumerate() {
         let place = Place { offset: 1 + i as u8 * 3 % 7, gap: Gap::None };
-        let dz = (operand == Name::Dz).then_some(Values::Normal);
-        let case = Case { dz, ..Case::new(6, 264, DTYPES[i % 3]) }.with_place(operand, place);
+        let given = |names: &[Name]| names.contains(&operand).then_some(Values::Normal);
+        let (dz, residual) = (given(&[Name::Dz]), given(&[Name::Residual, Name::Z]));
+        let case = Case { dz, residual, ..Case::new(6, 264, DTYPES[i % 3]) }.with_place(operand, place);
         list.add('E', format!("misaligned_{operand}"), "one operand off the vector's alignment", case);
     }
     let everywhere =
@@ -263,6 +265,46 @@ fn added_gradients(list: &mut List) {
         "dz alone changes its alignment from row to row",
         ordinary(13, 2048, F16).with_place(Name::Dz, moved),
     );
+}
+
+fn residuals(list: &mut List) {
+    let with = |residual, case| Case { residual: Some(residual), ..case };
+    let ordinary = |rows, hidden, dtype| with(Values::Normal, Case::new(rows, hidden, dtype));
+    for (rows, hidden, dtype) in [(40, 64, F32), (140, 1024, BF16), (9, 4096, F16), (3, 16_384, F32), (5, 20_000, BF16)]
+    {
+        list.add('G', format!("residual_{hidden}"), "the stored sum is normalised", ordinary(rows, hidden, dtype));
+    }
+    let both = Case { dz: Some(Values::Normal), ..ordinary(37, 2048, BF16) };
+    list.add('G', "residual_block", "a block of a model: forward adds and norms, backward gets z and dz", both);
+    list.add(
+        'D',
+        "residual_overflows",
+        "sums beyond the range of f16",
+        with(Values::Max, Case { x: Values::Max, ..Case::new(6, 300, F16) }),
+    );
+    list.add(
+        'D',
+        "residual_bits",
+        "NaN, infinite and subnormal values in the residual",
+        with(Values::Bits, Case::new(30, 512, BF16)),
+    );
+    let outweighs = with(Values::Scaled(300.0), Case { x: Values::Scaled(1e-3), ..Case::new(21, 777, BF16) });
+    list.add(
+        'B',
+        "residual_outweighs",
+        "x is below the last place of the sum: who norms the unrounded sum differs",
+        outweighs,
+    );
+    let expanded = Place { offset: 0, gap: Gap::Broadcast };
+    list.add(
+        'E',
+        "residual_expanded",
+        "one row, added to many",
+        ordinary(40, 512, BF16).with_place(Name::Residual, expanded),
+    );
+    let moved = Place { offset: 3, gap: Gap::Elements(1) };
+    let moved = ordinary(13, 2048, F16).with_place(Name::Z, moved);
+    list.add('E', "z_moved", "z alone changes its alignment from row to row", moved);
 }
 
 fn large(list: &mut List) {

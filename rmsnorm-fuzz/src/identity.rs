@@ -8,7 +8,7 @@ use crate::literal::{Literal, dw_columns};
 use crate::operands::{Operands, Outputs};
 use crate::subject::Subject;
 use rayon::prelude::*;
-use rmsnorm_cuda::{Backward, Executor, Forward, Rows, Slice, SliceMut, Vector};
+use rmsnorm_cuda::{Backward, Executor, Forward, Residual, Rows, Slice, SliceMut, Vector};
 
 /// *Every output equals the literal executor's, bit for bit*, NaNs being equal.
 pub(crate) fn identity(subject: &Subject, trial: &mut Trial) -> Finding {
@@ -87,21 +87,33 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let (x, dy) = (view(Name::X), view(Name::Dy));
     let weight = operands.buffer(Name::Weight).map(|w| w.vector());
     let dz = operands.buffer(Name::Dz).map(|dz| dz.rows());
+    let residual = operands.buffer(Name::Residual).map(|residual| residual.rows());
+    let mut z = Elements::zeros(dtype, if residual.is_some() { rows * hidden } else { 0 });
     let mut y = Elements::zeros(dtype, rows * hidden);
     let mut dx = Elements::zeros(dtype, rows * hidden);
     let mut rstd = Elements::zeros(rmsnorm_cuda::Dtype::F32, rows);
     let block = (BLOCK_ELEMENTS / hidden).max(1);
-    let mut pieces: Vec<_> = y.pieces_mut(block * hidden).into_iter().zip(rstd.pieces_mut(block)).collect();
-    pieces.par_iter_mut().enumerate().for_each(|(b, (y, rstd))| {
+    let mut zs = z.pieces_mut(block * hidden).into_iter();
+    let mut pieces: Vec<_> = (y.pieces_mut(block * hidden).into_iter().zip(rstd.pieces_mut(block)))
+        .map(|(y, rstd)| (y, rstd, zs.next()))
+        .collect();
+    pieces.par_iter_mut().enumerate().for_each(|(b, (y, rstd, z))| {
         let rows = rmsnorm_cuda::Operand::elements(rstd);
+        let sum = residual.as_ref().zip(z.as_mut()).map(|(residual, z)| Residual {
+            residual: from_row(residual, b * block),
+            z: Rows::contiguous(reborrow(z), hidden),
+        });
         let call = Forward {
             weight_offset,
+            residual: sum,
             weight,
             rstd: Some(reborrow(rstd).into()),
             ..Forward::with_rows((rows, hidden), eps, from_row(&x, b * block), Rows::contiguous(reborrow(y), hidden))
         };
         Literal.forward(call).expect("a good call");
     });
+    // What forward has normalised.
+    let x = if residual.is_some() { Rows::contiguous(z.slice(), hidden) } else { x };
     let backward = |first: usize, rows: usize, dx| Backward {
         weight_offset,
         weight,
@@ -127,7 +139,8 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
         sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut dw.slice_mut(), j, sum));
         dw
     });
-    Outputs { rows, hidden, y, rstd, dx, dw }
+    let z = residual.is_some().then_some(z);
+    Outputs { rows, hidden, z, y, rstd, dx, dw }
 }
 
 fn from_row<'a>(view: &Rows<Slice<'a>>, row: usize) -> Rows<Slice<'a>> {

@@ -22,6 +22,7 @@ pub mod elements;
 pub mod exact;
 pub mod far_rows;
 pub mod finding;
+pub mod fused;
 pub mod golden;
 pub mod hard;
 pub mod identity;

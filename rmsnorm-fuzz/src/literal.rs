@@ -18,7 +18,14 @@ impl Executor for Literal {
     fn forward(&self, mut call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         for i in 0..call.rows {
-            let z: Vec<f32> = (0..call.hidden).map(|j| element(&call.x, i, j)).collect();
+            let mut z: Vec<f32> = (0..call.hidden).map(|j| element(&call.x, i, j)).collect();
+            if let Some(sum) = &mut call.residual {
+                for (j, z) in z.iter_mut().enumerate() {
+                    let at = sum.z.offset + i * sum.z.row_stride + j;
+                    put(&mut sum.z.data, at, *z + element(&sum.residual, i, j));
+                    *z = get(sum.z.data.as_slice(), at);
+                }
+            }
             let v = mean_square(&z, 1.0) + call.eps;
             let rstd = match v {
                 f32::INFINITY => DOWN * (1.0 / (mean_square(&z, DOWN) + (call.eps * DOWN) * DOWN).sqrt()),

@@ -93,7 +93,7 @@ pub(crate) fn writes(subject: &Subject, case: &Case) -> Finding {
                 None => Ok(()),
             }
         };
-        let inputs = &all_but(&[Name::Y, Name::Rstd]);
+        let inputs = &all_but(&[Name::Y, Name::Rstd, Name::Z]);
         let before = fingerprints(&operands, inputs);
         operands.forward(executor)?;
         demand_unchanged(&operands, inputs, &before, "forward")?;
@@ -125,7 +125,8 @@ mod tests {
     fn injected_corruption_is_seen() {
         for dtype in Dtype::ALL {
             let gapped = Place { offset: 3, gap: Gap::Elements(2) };
-            let full = Case { dz: Some(Values::Normal), ..Case::new(3, 5, dtype) };
+            let normal = Some(Values::Normal);
+            let full = Case { dz: normal, residual: normal, ..Case::new(3, 5, dtype) };
             let case = Name::ALL.into_iter().fold(full, |c, o| c.with_place(o, gapped));
             for fill in [Fill::Nan, Fill::Plausible] {
                 let mut operands = Operands::new(&case, fill);

@@ -168,13 +168,17 @@ macro_rules! subject {
                 self.0.name()
             }
             fn forward(&self, call: ours::Forward<ours::Slice<'_>, ours::SliceMut<'_>>) -> Result<(), ours::Error> {
-                let ours::Forward { rows, hidden, eps, weight_offset, x, weight, y, rstd } = call;
+                let ours::Forward { rows, hidden, eps, weight_offset, x, residual, weight, y, rstd } = call;
                 let call = $theirs::Forward {
                     rows,
                     hidden,
                     eps,
                     weight_offset: offset(weight_offset),
                     x: rows_of(x, slice),
+                    residual: residual.map(|sum| $theirs::Residual {
+                        residual: rows_of(sum.residual, slice),
+                        z: rows_of(sum.z, slice_mut),
+                    }),
                     weight: weight.map(|w| vector(w, slice)),
                     y: rows_of(y, slice_mut),
                     rstd: rstd.map(|r| vector(r, slice_mut)),

@@ -5,7 +5,7 @@ use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, Name};
 use crate::elements::{Difference, Elements};
 use crate::values::{Source, mix, power_of_two};
-use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Slice, SliceMut, WeightGradient, scratch_len};
+use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Residual, Slice, SliceMut, WeightGradient, scratch_len};
 
 /// The operands of a case's two calls.
 pub struct Operands {
@@ -50,13 +50,13 @@ impl Operands {
                 return None;
             }
             let (dtype, shape) = match name {
-                Name::X | Name::Y | Name::Dy | Name::Dx | Name::Dz => (case.dtype, (rows, case.hidden)),
                 Name::Rstd => (Dtype::F32, (1, rows)),
                 Name::Weight => (case.weight_dtype()?, (1, case.hidden)),
                 Name::Dw => (case.dw_dtype()?, (1, case.hidden)),
                 Name::Scratch => {
                     (Dtype::F32, (1, scratch_len(rows, case.hidden).expect("the width of a case is legal")))
                 }
+                _ => (case.dtype, (rows, case.hidden)),
             };
             let mut buffer = Buffer::new(name, dtype, shape, case.place(name), fill);
             let values = match name {
@@ -64,6 +64,7 @@ impl Operands {
                 Name::Dy => case.dy,
                 Name::Weight => case.w,
                 Name::Dz => case.dz?,
+                Name::Residual => case.residual?,
                 _ => return Some(buffer),
             };
             // Another seed for each operand. eps is that of the case: it decides values.
@@ -97,7 +98,7 @@ impl Operands {
 
     /// Fills outputs and scratch anew with what they held before any call. (Not what lies around them.)
     pub fn refill_outputs(&mut self) {
-        for name in [Name::Y, Name::Rstd, Name::Dx, Name::Dw, Name::Scratch] {
+        for name in Name::ALL.into_iter().filter(|name| !name.is_input()) {
             self.buffers[name as usize].iter_mut().for_each(Buffer::refill);
         }
     }
@@ -107,6 +108,7 @@ impl Operands {
         executor.forward(self.forward_call(true))?;
         if !self.case.rstd {
             self.buffer_mut(Name::Y).refill();
+            self.buffers[Name::Z as usize].iter_mut().for_each(Buffer::refill);
             executor.forward(self.forward_call(false))?;
         }
         Ok(())
@@ -120,9 +122,11 @@ impl Operands {
     /// The forward call.
     pub fn forward_call(&mut self, with_rstd: bool) -> Forward<Slice<'_>, SliceMut<'_>> {
         let Case { rows, hidden, eps, weight_offset, .. } = self.case;
-        let [x, weight, y, rstd, ..] = &mut self.buffers;
+        let [x, weight, y, rstd, .., residual, z] = &mut self.buffers;
+        let residual = residual.as_ref().zip(z.as_mut());
         Forward {
             weight_offset,
+            residual: residual.map(|(residual, z)| Residual { residual: residual.rows(), z: z.rows_mut() }),
             weight: weight.as_ref().map(Buffer::vector),
             rstd: rstd.as_mut().filter(|_| with_rstd).map(Buffer::vector_mut),
             ..Forward::with_rows(
@@ -134,10 +138,10 @@ impl Operands {
         }
     }
 
-    /// The backward call; the forward call has stored `rstd`.
+    /// The backward call; the forward call has stored `rstd`, and `z`, which is then the row that was normalised.
     pub fn backward_call(&mut self) -> Backward<Slice<'_>, SliceMut<'_>> {
         let Case { rows, hidden, weight_offset, .. } = self.case;
-        let [x, weight, _, rstd, dy, dx, dw, scratch, dz] = &mut self.buffers;
+        let [x, weight, _, rstd, dy, dx, dw, scratch, dz, _, z] = &mut self.buffers;
         let dw = dw.as_mut().zip(scratch.as_mut());
         Backward {
             weight_offset,
@@ -146,7 +150,7 @@ impl Operands {
             dw: dw.map(|(dw, scratch)| WeightGradient { dw: dw.vector_mut(), scratch: scratch.vector_mut() }),
             ..Backward::with_rows(
                 (rows, hidden),
-                x.as_ref().expect("always there").rows(),
+                z.as_ref().or(x.as_ref()).expect("always there").rows(),
                 rstd.as_ref().expect("always there").vector(),
                 dy.as_ref().expect("always there").rows(),
                 dx.as_mut().expect("always there").rows_mut(),
@@ -160,6 +164,7 @@ impl Operands {
         Outputs {
             rows: self.case.rows,
             hidden: self.case.hidden,
+            z: self.buffer(Name::Z).map(Buffer::copy),
             y: copy(Name::Y),
             rstd: copy(Name::Rstd),
             dx: copy(Name::Dx),
@@ -178,7 +183,7 @@ impl Operands {
 
     /// Moves what lies in the outputs and in scratch of `other`, an earlier call of the same shape, into this one's.
     pub(crate) fn adopt_leftovers(&mut self, other: &Operands) {
-        for name in [Name::Y, Name::Rstd, Name::Dx, Name::Dw, Name::Scratch] {
+        for name in Name::ALL.into_iter().filter(|name| !name.is_input()) {
             if let (Some(new), Some(old)) = (self.buffers[name as usize].as_mut(), other.buffer(name)) {
                 new.overwrite(old);
             }
@@ -205,6 +210,8 @@ pub struct Outputs {
     pub rows: usize,
     /// Length of a row.
     pub hidden: usize,
+    /// M×N, with a residual.
+    pub z: Option<Elements>,
     /// M×N.
     pub y: Elements,
     /// M, f32.
@@ -226,8 +233,10 @@ impl Outputs {
         let [rstd, y, dx] =
             [(&self.rstd, &got.rstd, 1), (&self.y, &got.y, self.hidden), (&self.dx, &got.dx, self.hidden)]
                 .map(|(want, got, width)| want.mapped_difference(got, width, &source));
+        let z = self.z.as_ref().zip(got.z.as_ref());
+        let z = z.and_then(|(want, got)| want.mapped_difference(got, self.hidden, &source));
         let name = |name: &str, d: Option<Difference>| d.map(|d| d.describe(name));
-        name("rstd", rstd).or_else(|| name("y", y)).or_else(|| name("dx", dx))
+        name("z", z).or_else(|| name("rstd", rstd)).or_else(|| name("y", y)).or_else(|| name("dx", dx))
     }
 
     pub(crate) fn dw_difference(&self, got: &Outputs) -> Option<String> {
@@ -237,6 +246,7 @@ impl Outputs {
 
     /// Number of elements of all outputs.
     pub fn elements(&self) -> u64 {
-        (self.y.len() + self.rstd.len() + self.dx.len() + self.dw.as_ref().map_or(0, Elements::len)) as u64
+        let optional = [&self.z, &self.dw].map(|output| output.as_ref().map_or(0, Elements::len));
+        (self.y.len() + self.rstd.len() + self.dx.len() + optional[0] + optional[1]) as u64
     }
 }

@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::finding::{Finding, Outcome};
 use crate::identity::Trial;
 use crate::subject::Subject;
-use crate::{accuracy, batch, exact, far_rows, identity, issue_781, launches, memory, refusal, runs, scaling};
+use crate::{accuracy, batch, exact, far_rows, fused, identity, issue_781, launches, memory, refusal, runs, scaling};
 use std::time::{Duration, Instant};
 
 /// One sentence of the contract, and the function that tries to refute it.
@@ -116,6 +116,12 @@ pub const PROPERTIES: &[Property] = &[
         name: "exact",
         sentence: "Rows of ±1 with eps 0 and small integers give exact integers.",
         check: Check::Case(exact::exact),
+    },
+    Property {
+        number: 14,
+        name: "fused",
+        sentence: "Forward with a residual gives the bits of forward on the sum that it stored.",
+        check: Check::Case(fused::fused),
     },
 ];
 

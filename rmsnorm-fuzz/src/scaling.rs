@@ -21,9 +21,9 @@ pub(crate) fn scaling(subject: &Subject, case: &Case) -> Finding {
     let mut operands = Operands::new(case, Fill::Nan);
     let mut outputs = operands.run(executor)?;
     permuted(executor, case, &outputs, &mut evidence)?;
-    // A dz does not double with dy.
-    let case = Case { dz: None, ..*case };
-    if operands.case().dz.is_some() {
+    // A dz does not double with dy, nor a residual with x.
+    let case = Case { dz: None, residual: None, ..*case };
+    if operands.case().dz.is_some() || operands.case().residual.is_some() {
         operands = Operands::new(&case, Fill::Nan);
         outputs = operands.run(executor)?;
     }

@@ -56,7 +56,7 @@ fn cases(dtype: Dtype) -> Vec<Case> {
             let rows = if groups * hidden < 1 << 20 { groups + 5 } else { 37 };
             let weight = [WeightKind::Absent, WeightKind::Same, WeightKind::F32][i % 3];
             let dz = (hidden != widest).then_some(Values::Normal);
-            cases.push(Case { weight, dz, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
+            cases.push(Case { weight, dz, residual: dz, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
         }
     }
     cases

@@ -81,6 +81,11 @@ impl<'a, T> Read<'a, T> {
         Read { data: &data[view.offset..], row_stride: view.row_stride }
     }
 
+    /// Rows from the start of `data`.
+    pub(super) fn of_rows(data: &'a [T], row_stride: usize) -> Self {
+        Read { data, row_stride }
+    }
+
     #[inline(always)]
     pub(super) fn row(&self, row: usize, hidden: usize) -> &'a [T] {
         &self.data[row * self.row_stride..][..hidden]

@@ -2,7 +2,7 @@
 
 use super::DeviceMemory;
 use crate::plan::Calls;
-use crate::{Backward, Dtype, Error, Forward, Rows, Vector, WeightGradient, scratch_len};
+use crate::{Backward, Dtype, Error, Forward, Residual, Rows, Vector, WeightGradient, scratch_len};
 
 impl Calls {
     /// Such a call over memory that need not be there.
@@ -10,7 +10,12 @@ impl Calls {
     pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
         let memory = &mut self.memory();
         let (x, y) = (self.matrix(memory)?, self.matrix(memory)?);
+        let residual = match self.residual {
+            true => Some(Residual { residual: self.matrix(memory)?, z: self.matrix(memory)? }),
+            false => None,
+        };
         Ok(Forward {
+            residual,
             weight_offset: self.weight_offset,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             ..Forward::with_rows((self.rows, self.hidden), 0.0, x, y)

@@ -17,6 +17,8 @@ pub enum Module {
         blocks_per_sm: u32,
         /// Rows that a team has on their way at once.
         rows_at_once: u32,
+        /// Whether a residual is added to x.
+        residual: bool,
     },
     /// `backward` and, for streamed rows, `columns`.
     Backward {
@@ -71,8 +73,9 @@ impl fmt::Display for RowKind {
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Module::Forward { rows, blocks_per_sm, rows_at_once } => {
-                write!(f, "forward {rows} {rows_at_once} at once {blocks_per_sm}/SM")
+            Module::Forward { rows, blocks_per_sm, rows_at_once, residual } => {
+                let residual = if *residual { " with a residual" } else { "" };
+                write!(f, "forward{residual} {rows} {rows_at_once} at once {blocks_per_sm}/SM")
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
@@ -132,9 +135,9 @@ impl Module {
                 );
                 (constants, FOLD.to_string())
             }
-            Module::Forward { rows, blocks_per_sm, rows_at_once } => {
+            Module::Forward { rows, blocks_per_sm, rows_at_once, residual } => {
                 let constants = format!(
-                    "constexpr bool HAS_DZ = false;\n\
+                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once};\n#define FORWARD_PARAMETERS {}\n",
                     ForwardArguments::PARAMETERS
                 );
@@ -213,7 +216,7 @@ macro_rules! arguments {
 arguments! {
     /// Of `forward`. Streamed rows alone need `chains`.
     ForwardArguments:
-    "const T*" x, "u64" x_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
+    "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
     "u32" chains, "float" eps
 }
 

@@ -91,6 +91,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         dw: None,
+        residual: call.residual.is_some(),
         dz: false,
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
@@ -98,6 +99,10 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     let arguments = ForwardArguments {
         x: call.x.pointer(),
         x_stride: call.x.row_stride as u64,
+        residual: call.residual.map_or(0, |r| r.residual.pointer()),
+        residual_stride: call.residual.map_or(0, |r| r.residual.row_stride as u64),
+        z_out: call.residual.map_or(0, |r| r.z.pointer()),
+        z_stride: call.residual.map_or(0, |r| r.z.row_stride as u64),
         weight: call.weight.map_or(0, |w| w.pointer()),
         y: call.y.pointer(),
         y_stride: call.y.row_stride as u64,
@@ -108,7 +113,12 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         eps: u64::from(call.eps.to_bits()),
     };
     steps.push(Step::Kernel(Kernel {
-        module: Module::Forward { rows: row_kind(&launch, &calls), blocks_per_sm, rows_at_once },
+        module: Module::Forward {
+            rows: row_kind(&launch, &calls),
+            blocks_per_sm,
+            rows_at_once,
+            residual: calls.residual,
+        },
         name: "forward",
         blocks: launch.blocks,
         threads: launch.class.threads(),
@@ -136,6 +146,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
+        residual: false,
         dz: call.dz.is_some(),
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };

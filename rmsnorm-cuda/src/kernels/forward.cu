@@ -18,6 +18,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
                 const u64 row = first + r * TEAMS + team;
                 z[r][k] = load_pack(x + row * x_stride, column_of(k), row < rows ? hidden : 0);
             }
+        if (HAS_RESIDUAL) {
+#pragma unroll
+            for (u32 r = 0; r < ROWS; r++) {
+                const u64 row = first + r * TEAMS + team;
+                const u32 end = row < rows ? hidden : 0;
+                Pack<T> other[PACKS];
+#pragma unroll
+                for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(residual + row * residual_stride, column_of(k), end);
+#pragma unroll
+                for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(z_out + row * z_stride, column_of(k), end, z[r][k], other[k]);
+            }
+        }
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), first + team < rows ? hidden : 0);
 #pragma unroll

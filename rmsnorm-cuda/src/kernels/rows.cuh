@@ -6,6 +6,7 @@
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
+//   HAS_RESIDUAL  something is added to x
 //   HAS_DZ        a gradient is added to dx
 //   TEAM, TEAMS   as above; TEAMS is a power of two
 //   PACK          4 or 8 elements
@@ -57,6 +58,17 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
     return v;
 }
 
+// PACK values, rounded.
+template <typename E> __device__ __forceinline__ Pack<E> rounded(const float (&value)[PACK]) {
+    Pack<E> v;
+#pragma unroll
+    for (int i = 0; i < (int)(PACK * sizeof(E) / 4); i++) {
+        if constexpr (sizeof(E) == 4) v.part[i / 4].word[i % 4] = __float_as_uint(store<E>(value[i]));
+        else v.part[i / 4].word[i % 4] = store_pair<E>(value[2 * i], value[2 * i + 1]);
+    }
+    return v;
+}
+
 // Rounds and writes PACK values, those before the end of the row.
 template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 column, u32 hidden, const float (&value)[PACK]) {
     if (ALIGNED) {
@@ -89,6 +101,15 @@ __device__ __forceinline__ Pack<W> load_weight(const W* weight, u32 column, u32 
 
 __device__ __forceinline__ Pack<T> load_dz(const T* row, u32 column, u32 hidden) {
     return HAS_DZ ? load_pack(row, column, hidden) : Pack<T>{};
+}
+
+// Stores the sums of a pack of x and one of the residual, rounded, and gives what it stored.
+__device__ __forceinline__ Pack<T> store_sum(T* row, u32 column, u32 hidden, const Pack<T>& x, const Pack<T>& residual) {
+    float sum[PACK];
+#pragma unroll
+    for (int i = 0; i < (int)PACK; i++) sum[i] = added(x[i], residual[i]);
+    store_pack(row, column, hidden, sum);
+    return rounded<T>(sum);
 }
 
 // One step of a lane's chains for each reduction along a row: ss, ss of the scaled row, and dot.

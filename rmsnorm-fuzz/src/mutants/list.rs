@@ -573,6 +573,43 @@ pub const MUTANTS: &[Mutant] = &[
         column: false,
     },
     Mutant {
+        name: "residual_ignored",
+        defect: "the residual is not added",
+        on: On::Cpu,
+        patches: &[patch("arith.rs", "    x + residual\n", "    x + 0.0 * residual\n")],
+        property: "accuracy",
+        case: || hard("residual_1024"),
+        column: false,
+    },
+    Mutant {
+        name: "unrounded_sum",
+        defect: "the sum is normalised before it is rounded, and what is stored is another row",
+        on: On::Kernels,
+        patches: &[
+            patch(
+                "kernels/forward.cu",
+                "const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[r][k], p); });",
+                "const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {\n\
+                 for (int i = 0; i < (int)PACK; i++) {\n\
+                 const float v = HAS_RESIDUAL ? added(a[k][i], b[k][i]) : z[r][k][i];\n\
+                 p[i] = chain(v, v, p[i]);\n}\n});",
+            ),
+            patch(
+                "kernels/forward.cu",
+                "Pack<W> w[PACKS];\n",
+                "Pack<W> w[PACKS];\n        Pack<T> a[PACKS], b[PACKS];\n",
+            ),
+            patch(
+                "kernels/forward.cu",
+                "for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(",
+                "for (u32 k = 0; k < PACKS; k++) a[k] = z[r][k], b[k] = other[k], z[r][k] = store_sum(",
+            ),
+        ],
+        property: "fused",
+        case: || Case { residual: Some(Values::Normal), rows: 9, hidden: 512, ..Case::new(9, 512, Dtype::Bf16) },
+        column: false,
+    },
+    Mutant {
         name: "dz_ignored",
         defect: "the gradient that arrives by another way is not added",
         on: On::Cpu,

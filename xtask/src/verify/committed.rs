@@ -25,7 +25,8 @@ pub(super) fn digests(items: &[Item], executor: &dyn Executor, done: impl Fn() +
     let digest = |item: &Item| {
         let outputs = golden::digests(executor, &item.case).with_context(|| format!("digest of {}", item.name))?;
         done();
-        Ok((key(item), outputs.map(|output| output.map_or("-".into(), |hash| hash[..DIGITS].to_string())).join(" ")))
+        let digits = |output: Option<String>| output.map_or("-".into(), |hash| hash[..DIGITS].to_string());
+        Ok((key(item), outputs.into_iter().map(digits).collect::<Vec<_>>().join(" ")))
     };
     let next = AtomicUsize::new(0);
     let work = || std::iter::from_fn(|| items.get(next.fetch_add(1, Ordering::Relaxed)).map(digest)).collect();
@@ -148,7 +149,7 @@ fn reports(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-const OUTPUTS: [&str; 4] = ["rstd", "y", "dx", "dw"];
+const OUTPUTS: [&str; 5] = ["rstd", "y", "dx", "dw", "z"];
 /// Random cases among those that are digested.
 const RANDOM: [(u64, u32); 1] = [(200, 16)];
 const DEEP: u64 = 20;
