@@ -77,6 +77,20 @@ pub struct Backward<In, Out> {
 /// The sum is rounded once to the type of `x`, and the *stored* sum is normalised: so the call gives the bits of an addition and a
 /// call without a residual, and a backward call that is given `z` for its `x` differentiates what forward computed. A gradient that
 /// arrives at z by another way is its `dz`; its dx is the gradient of x and of the residual.
+///
+/// ```
+/// use rmsnorm_cuda::{Cpu, Executor, Forward, Residual, Rows, Slice, SliceMut};
+///
+/// let (x, residual) = ([1.5_f32, -1.5], [0.5_f32, -0.5]);
+/// let (mut z, mut y) = ([0.0_f32; 2], [0.0_f32; 2]);
+/// let residual = Rows::contiguous(Slice::F32(&residual), 2);
+/// Cpu.forward(Forward {
+///     residual: Some(Residual { residual, z: Rows::contiguous(SliceMut::F32(&mut z), 2) }),
+///     ..Forward::new((1, 2), 0.0, Slice::F32(&x), SliceMut::F32(&mut y))
+/// })?;
+/// assert_eq!((z, y), ([2.0, -2.0], [1.0, -1.0]));
+/// # Ok::<(), rmsnorm_cuda::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Residual<In, Out> {
     /// M×N, of the type of `x`.
