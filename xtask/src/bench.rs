@@ -162,7 +162,7 @@ fn measured(options: &Options) -> Result<Report> {
         }
         #[cfg(feature = "cuda")]
         Where::Cuda => {
-            let cells = options.cells(cells::required_cuda());
+            let cells = options.cells(cells::default_cuda());
             let device = gpu::OnGpu::new(&cells, options.replays.unwrap_or(30) as usize);
             let device = device.context("the bench of a GPU takes one; that of the CPU is --device cpu")?;
             (Some(device.describe()?), run::measure(&device, &cells, passes, said(cells.len())))

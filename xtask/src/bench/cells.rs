@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`.
+/// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`; `bf16:32768x4096+residual` with a residual in forward and
+/// a dz in backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Cell {
     pub(super) dtype: Dtype,
     pub(super) rows: usize,
     pub(super) hidden: usize,
+    pub(super) residual: bool,
 }
 
 impl Cell {
@@ -27,18 +29,20 @@ impl FromStr for Cell {
     fn from_str(text: &str) -> Result<Cell, String> {
         let wrong = || format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN, as in bf16:32768x4096");
         let (dtype, shape) = text.split_once(':').ok_or_else(wrong)?;
+        let (shape, residual) = shape.strip_suffix("+residual").map_or((shape, false), |shape| (shape, true));
         let (rows, hidden) = shape.split_once('x').ok_or_else(wrong)?;
         let dtype = Dtype::ALL.into_iter().find(|d| d.to_string() == dtype).ok_or_else(wrong)?;
         let (rows, hidden) = (rows.parse().map_err(|_| wrong())?, hidden.parse().map_err(|_| wrong())?);
         let elements = usize::checked_mul(rows, hidden).filter(|n| (1..=ELEMENTS_MAX).contains(n));
         elements.ok_or_else(|| format!("{text} has no elements or more than 2^32"))?;
-        Ok(Cell { dtype, rows, hidden })
+        Ok(Cell { dtype, rows, hidden, residual })
     }
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}x{}", self.dtype, self.rows, self.hidden)
+        let residual = if self.residual { "+residual" } else { "" };
+        write!(f, "{}:{}x{}{residual}", self.dtype, self.rows, self.hidden)
     }
 }
 
@@ -67,9 +71,10 @@ pub(super) enum Direction {
 impl Direction {
     pub(super) const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
-    /// Tensors of rows × hidden that must move: x and y, or x, dy and dx.
-    pub(super) fn tensors(self) -> usize {
+    /// Tensors of rows × hidden that must move: x and y, or x, dy and dx; residual and z, or dz.
+    pub(super) fn tensors(self, residual: bool) -> usize {
         match self {
+            _ if residual => 4,
             Direction::Forward => 2,
             Direction::Backward => 3,
         }
@@ -77,7 +82,7 @@ impl Direction {
 
     /// The least that must move.
     pub(super) fn bytes(self, cell: Cell) -> usize {
-        self.tensors() * cell.tensor_bytes()
+        self.tensors(cell.residual) * cell.tensor_bytes()
     }
 }
 
@@ -99,7 +104,13 @@ pub(super) struct Target {
 }
 
 /// A cell without a line here has no target.
-pub(super) const TARGETS: [Target; 3] = [
+pub(super) const TARGETS: [Target; 4] = [
+    Target {
+        what: "with a residual, N 1024 to 8192, tensors of 256 MB and more",
+        applies: |c| c.residual && (1024..=8192).contains(&c.hidden) && is_large(c),
+        forward: 0.95,
+        backward: 0.92,
+    },
     Target {
         what: "N 1024 to 8192, multiples of 8, tensors of 256 MB and more",
         applies: |c| (1024..=8192).contains(&c.hidden) && c.hidden.is_multiple_of(8) && is_large(c),
@@ -136,21 +147,29 @@ pub(super) fn is_large(cell: Cell) -> bool {
 
 /// A report of a GPU that leaves one of these out is partial. 2^28 bytes a tensor where the rows are many.
 pub(super) fn required_cuda() -> Vec<Cell> {
-    let large = |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden };
+    let large =
+        |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden, residual: false };
     let mut cells = Vec::new();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
         cells.extend(MIDDLE.map(|hidden| large(dtype, hidden)));
-        cells.extend([4096, 7168].map(|hidden| Cell { dtype, rows: 4096, hidden }));
+        cells.extend([4096, 7168].map(|hidden| Cell { dtype, rows: 4096, hidden, residual: false }));
     }
     cells.extend(NARROW_AND_WIDE.map(|hidden| large(Dtype::Bf16, hidden)));
     cells.push(large(Dtype::F32, 65536));
-    cells.extend(ODD_AND_FEW_ROWS.map(|(rows, hidden)| Cell { dtype: Dtype::Bf16, rows, hidden }));
+    cells.extend(ODD_AND_FEW_ROWS.map(|(rows, hidden)| Cell { dtype: Dtype::Bf16, rows, hidden, residual: false }));
     cells
+}
+
+/// What is measured on a GPU if no cell is named: also those that reports of older versions lack.
+pub(super) fn default_cuda() -> Vec<Cell> {
+    let with_residual = |hidden| Cell { dtype: Dtype::Bf16, rows: (1 << 27) / hidden, hidden, residual: true };
+    required_cuda().into_iter().chain(WITH_RESIDUAL.map(with_residual)).collect()
 }
 
 /// The same for a report of a CPU.
 pub(super) fn required_cpu() -> Vec<Cell> {
-    let large = |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden };
+    let large =
+        |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden, residual: false };
     let hiddens = MIDDLE.into_iter().filter(|&hidden| hidden.is_power_of_two() && hidden >= 1024);
     hiddens.flat_map(|hidden| [Dtype::F32, Dtype::Bf16].map(|dtype| large(dtype, hidden))).collect()
 }
@@ -163,6 +182,7 @@ pub(super) fn is_quick(cell: Cell) -> bool {
 const MIDDLE: [usize; 10] = [512, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192, 16384];
 const NARROW_AND_WIDE: [usize; 5] = [64, 128, 32768, 65536, 131072];
 const ODD_AND_FEW_ROWS: [(usize, usize); 5] = [(8192, 4097), (16384, 1000), (512, 4096), (64, 4096), (1, 4096)];
+const WITH_RESIDUAL: [usize; 4] = [1024, 2048, 4096, 8192];
 /// Of `--quick`: the usual size, another type, small ones.
 const QUICK: [&str; 4] = ["bf16:32768x4096", "f32:8192x8192", "bf16:4096x4096", "bf16:1x4096"];
 const ELEMENTS_MAX: usize = 1 << 32;
@@ -178,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_cell_is_what_it_prints() {
-        let cells = required_cuda();
+        let cells = default_cuda();
         assert!(cells.iter().all(|c| cell(&c.to_string()) == *c));
         assert_eq!(cells.iter().collect::<HashSet<_>>().len(), cells.len());
         for wrong in ["bf16", "bf16:4x", "f64:1x1", "bf16:0x8", "bf16:-1x8", "f32:4294967296x4294967296", "f32:1x1x1"] {
@@ -190,6 +210,7 @@ mod tests {
     fn the_required_cells_are_those_that_were_compared_before() {
         let cells: Vec<String> = required_cuda().iter().map(Cell::to_string).collect();
         assert_eq!(cells.len(), 3 * 12 + 5 + 1 + 5);
+        assert!(default_cuda().contains(&cell("bf16:32768x4096+residual")));
         for known in [
             "bf16:2097152x64",
             "bf16:26214x5120",
@@ -217,6 +238,7 @@ mod tests {
         assert_eq!(both("f32:4096x16384"), [Some(0.97), Some(0.92)]);
         assert_eq!(both("bf16:4096x7168"), [Some(0.93), Some(0.85)]);
         assert_eq!(both("f32:4096x4096"), [Some(0.93), Some(0.85)]);
+        assert_eq!(both("bf16:16384x8192+residual"), [Some(0.95), Some(0.92)]);
         for none in ["bf16:8192x4097", "bf16:32768x4097", "bf16:512x4096", "bf16:4096x32768", "bf16:1048576x128"] {
             assert_eq!(both(none), [None, None], "{none}");
         }

@@ -4,32 +4,38 @@ use super::report::Differ;
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::checks::meter::{Downloaded, EPS, Host};
 use rmsnorm_cuda::{
-    Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Slice, WeightGradient, WeightOffset, scratch_len,
+    Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Residual, Rows, Slice, WeightGradient, scratch_len,
 };
 
 /// Computes y, rstd, dx and dw of `hidden` columns again on the CPU, whole, and counts the elements that differ in any bit.
 pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
     let (rows, dtype) = (got.x.slice().elements() / hidden, got.x.slice().dtype());
-    let weight_offset = WeightOffset::Zero;
     let mut out = Host::zeros(dtype, rows * hidden);
     let (mut rstd, mut dw) = (Host::zeros(Dtype::F32, rows), Host::zeros(dtype, hidden));
+    let mut z = got.sum.as_ref().map(|_| Host::zeros(dtype, rows * hidden));
+    let residual = got.sum.as_ref().zip(z.as_mut()).map(|(sum, z)| Residual {
+        residual: Rows::contiguous(sum.residual.slice(), hidden),
+        z: Rows::contiguous(z.slice_mut(), hidden),
+    });
     Cpu.forward(Forward {
-        weight_offset,
+        residual,
         weight: Some(got.weight.slice().into()),
         rstd: Some(rstd.slice_mut().into()),
         ..Forward::new((rows, hidden), EPS, got.x.slice(), out.slice_mut())
     })?;
     let y = count(got.y.slice(), out.slice());
     let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden)?);
+    let normalised = z.as_ref().unwrap_or(&got.x).slice();
     Cpu.backward(Backward {
-        weight_offset,
         weight: Some(got.weight.slice().into()),
+        dz: got.sum.as_ref().map(|sum| Rows::contiguous(sum.dz.slice(), hidden)),
         dw: Some(WeightGradient { dw: dw.slice_mut().into(), scratch: scratch.slice_mut().into() }),
-        ..Backward::new((rows, hidden), got.x.slice(), rstd.slice(), got.dy.slice(), out.slice_mut())
+        ..Backward::new((rows, hidden), normalised, rstd.slice(), got.dy.slice(), out.slice_mut())
     })?;
     Ok(Differ {
-        elements: (2 * rows * hidden + rows + hidden) as u64,
-        y,
+        elements: ((2 + usize::from(z.is_some())) * rows * hidden + rows + hidden) as u64,
+        // A wrong z is a wrong y.
+        y: y + z.as_ref().zip(got.sum.as_ref()).map_or(0, |(want, got)| count(got.z.slice(), want.slice())),
         rstd: count(got.rstd.slice(), rstd.slice()),
         dx: count(got.dx.slice(), out.slice()),
         dw: count(got.dw.slice(), dw.slice()),
@@ -84,10 +90,9 @@ mod tests {
             rstd: Host::zeros(Dtype::F32, rows),
             dx: Host::zeros(dtype, rows * hidden),
             dw: Host::zeros(dtype, hidden),
+            sum: None,
         };
-        let weight_offset = WeightOffset::Zero;
         let call = Forward {
-            weight_offset,
             weight: Some(all.weight.slice().into()),
             rstd: Some(all.rstd.slice_mut().into()),
             ..Forward::new((rows, hidden), EPS, all.x.slice(), all.y.slice_mut())
@@ -96,7 +101,6 @@ mod tests {
         let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden).unwrap());
         let dw = Some(WeightGradient { dw: all.dw.slice_mut().into(), scratch: scratch.slice_mut().into() });
         let call = Backward {
-            weight_offset,
             weight: Some(all.weight.slice().into()),
             dw,
             ..Backward::new((rows, hidden), all.x.slice(), all.rstd.slice(), all.dy.slice(), all.dx.slice_mut())

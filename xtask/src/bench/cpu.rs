@@ -6,7 +6,7 @@
 use super::cells::{Cell, Direction};
 use super::report::{Ceiling, Differ, Timing};
 use super::run::Device;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use rmsnorm_cuda::plan::{column_order, row_order};
 use rmsnorm_cuda::{
@@ -38,6 +38,7 @@ impl Device for OnCpu {
     }
 
     fn tensors(&self, cell: Cell) -> Result<Times> {
+        ensure!(!cell.residual, "on the CPU calls are timed without a residual");
         with_dtype!(cell.dtype, T => self.times(cell, |i| <T as arith::Element>::store(noise(i))))
     }
 
@@ -47,7 +48,7 @@ impl Device for OnCpu {
 
     fn ceiling(&self, times: &Times, direction: Direction) -> Result<Ceiling> {
         let scaled = |how: &str, moved: f64, Timing { us_median, us_p10, us_p90, replays }: Timing| {
-            let scale = direction.tensors() as f64 / moved;
+            let scale = direction.tensors(false) as f64 / moved;
             let [us_median, us_p10, us_p90] = [us_median, us_p10, us_p90].map(|us| us * scale);
             Ceiling { timing: Timing { us_median, us_p10, us_p90, replays }, how: how.into() }
         };

@@ -15,7 +15,7 @@ pub(super) trait Device {
     fn plan(&self, cell: Cell) -> String;
     fn tensors(&self, cell: Cell) -> Result<Self::Tensors>;
     fn sets(&self, tensors: &Self::Tensors) -> usize;
-    /// Depends on the tensors' size alone. May overwrite the outputs.
+    /// Depends on the tensors' size and number alone. May overwrite the outputs.
     fn ceiling(&self, tensors: &Self::Tensors, direction: Direction) -> Result<Ceiling>;
     fn call(&self, tensors: &Self::Tensors, direction: Direction) -> Result<Timing>;
     /// What the last calls wrote; None: nothing to compare with.
@@ -47,16 +47,17 @@ fn measure_cell<D: Device>(
     device: &D,
     measured: &mut Measured,
     pass: usize,
-    ceilings: &mut HashMap<usize, [Ceiling; 2]>,
+    ceilings: &mut HashMap<(usize, bool), [Ceiling; 2]>,
 ) -> Result<()> {
     let cell = measured.cell;
     let tensors = device.tensors(cell)?;
     measured.sets = device.sets(&tensors);
-    let [copy, add] = match ceilings.get(&cell.tensor_bytes()) {
+    let traffic = (cell.tensor_bytes(), cell.residual);
+    let [copy, add] = match ceilings.get(&traffic) {
         Some(known) if D::SHARES_CEILINGS => known.clone(),
         _ => {
             let [forward, backward] = Direction::BOTH.map(|direction| device.ceiling(&tensors, direction));
-            ceilings.entry(cell.tensor_bytes()).insert_entry([forward?, backward?]).get().clone()
+            ceilings.entry(traffic).insert_entry([forward?, backward?]).get().clone()
         }
     };
     // In this order: backward reads the rstd that forward stored.

@@ -75,11 +75,38 @@ template <int DEPTH, bool STREAMING> __device__ __forceinline__ void add(const W
     }
 }
 
+// Two reads, two writes; three reads, one write. As `add`.
+template <int DEPTH, bool THREE> __device__ __forceinline__ void four(const Words* a, const Words* b, Words* c, Words* d, u64 n) {
+    const u64 first = blockIdx.x * (u64)blockDim.x * DEPTH + threadIdx.x;
+    for (u64 i = first; i < n; i += gridDim.x * (u64)blockDim.x * DEPTH) {
+        Words v[DEPTH], w[DEPTH], u[DEPTH];
+#pragma unroll
+        for (int e = 0; e < DEPTH; e++) {
+            const u64 at = i + e * (u64)blockDim.x;
+            if (at >= n) continue;
+            v[e] = load<false>(a + at), w[e] = load<false>(b + at);
+            if (THREE) u[e] = load<false>(d + at);
+        }
+#pragma unroll
+        for (int e = 0; e < DEPTH; e++) {
+            const u64 at = i + e * (u64)blockDim.x;
+#pragma unroll
+            for (int j = 0; j < 4; j++) v[e].word[j] ^= THREE ? w[e].word[j] ^ u[e].word[j] : w[e].word[j];
+            if (at >= n) continue;
+            store<false>(c + at, v[e]);
+            if (!THREE) store<false>(d + at, w[e]);
+        }
+    }
+}
+
+// Each takes four tensors, and what it does not need of them it does not touch.
 #define CEILINGS(DEPTH) \
-    extern "C" __global__ void copy_##DEPTH(const Words* a, const Words*, Words* o, u64 n) { copy<DEPTH, true>(a, o, n); } \
-    extern "C" __global__ void copy_cached_##DEPTH(const Words* a, const Words*, Words* o, u64 n) { copy<DEPTH, false>(a, o, n); } \
-    extern "C" __global__ void add_##DEPTH(const Words* a, const Words* b, Words* o, u64 n) { add<DEPTH, true>(a, b, o, n); } \
-    extern "C" __global__ void add_cached_##DEPTH(const Words* a, const Words* b, Words* o, u64 n) { add<DEPTH, false>(a, b, o, n); }
+    extern "C" __global__ void copy_##DEPTH(const Words* a, const Words*, Words* o, Words*, u64 n) { copy<DEPTH, true>(a, o, n); } \
+    extern "C" __global__ void copy_cached_##DEPTH(const Words* a, const Words*, Words* o, Words*, u64 n) { copy<DEPTH, false>(a, o, n); } \
+    extern "C" __global__ void add_##DEPTH(const Words* a, const Words* b, Words* o, Words*, u64 n) { add<DEPTH, true>(a, b, o, n); } \
+    extern "C" __global__ void add_cached_##DEPTH(const Words* a, const Words* b, Words* o, Words*, u64 n) { add<DEPTH, false>(a, b, o, n); } \
+    extern "C" __global__ void pair_##DEPTH(const Words* a, const Words* b, Words* c, Words* d, u64 n) { four<DEPTH, false>(a, b, c, d, n); } \
+    extern "C" __global__ void three_##DEPTH(const Words* a, const Words* b, Words* c, Words* d, u64 n) { four<DEPTH, true>(a, b, c, d, n); }
 CEILINGS(1)
 CEILINGS(2)
 CEILINGS(4)

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaContext, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
-pub use tensors::{Downloaded, Host, Tensors};
+pub use tensors::{Downloaded, DownloadedSum, Host, Tensors};
 
 use super::host_time::{HostTime, host_times};
 use crate::cuda::compile::compile_source;
@@ -26,14 +26,23 @@ pub struct Cell {
     pub rows: usize,
     /// Length of a row.
     pub hidden: usize,
+    /// Whether forward adds a residual, and backward a dz.
+    pub residual: bool,
 }
 
 impl Cell {
     /// Its calls, as a plan sees them.
     pub fn calls(&self) -> Calls {
-        let Cell { dtype, rows, hidden } = *self;
+        let Cell { dtype, rows, hidden, residual } = *self;
         let aligned = (hidden * dtype.bytes()).is_multiple_of(16);
-        Calls { weight: Some(dtype), dw: Some(dtype), aligned, ..Calls::new((rows, hidden), dtype) }
+        Calls {
+            weight: Some(dtype),
+            dw: Some(dtype),
+            residual,
+            dz: residual,
+            aligned,
+            ..Calls::new((rows, hidden), dtype)
+        }
     }
 }
 

@@ -8,7 +8,10 @@ use cudarc::driver::{CudaSlice, DevicePtr};
 use super::{Cell, EPS, Meter, Timing};
 use crate::cuda::kernels::arg;
 use crate::cuda::{DeviceMemory, Tuning, driver_error};
-use crate::{Backward, Dtype, Error, Forward, Slice, SliceMut, WeightGradient, bf16, f16, scratch_len, with_dtype};
+use crate::{
+    Backward, Dtype, Error, Forward, Residual, Rows, Slice, SliceMut, WeightGradient, bf16, f16, scratch_len,
+    with_dtype,
+};
 
 /// The tensors of a cell, several times over.
 pub struct Tensors {
@@ -41,9 +44,14 @@ impl Tensors {
         })
     }
 
-    /// The fastest of the ways to read one tensor of the cell and write another, with its name.
+    /// The fastest of the ways to read one tensor of the cell and write another, with a residual two and two, with its name.
     pub fn ceiling_forward(&self, replays: usize) -> Result<(Timing, String), Error> {
-        let mut best = self.meter.ceiling(self, replays, &COPIES, |set| [&set.x, &set.x, &set.y])?;
+        if self.cell.residual {
+            let of_four = |set: &Set, sum: &Sum| [&set.x, &sum.residual, &set.y, &sum.z].map(Buffer::address);
+            return self.meter.ceiling(self, replays, &PAIRS, |set| set.sum.as_ref().map(|sum| of_four(set, sum)));
+        }
+        let of_two = |set: &Set| Some([&set.x, &set.x, &set.y, &set.y].map(Buffer::address));
+        let mut best = self.meter.ceiling(self, replays, &COPIES, of_two)?;
         let copied = self.meter.time(self.sets.len(), replays, |set, stream| {
             let (x, y) = (&self.sets[set].x, &self.sets[set].y);
             // SAFETY: both buffers have this length.
@@ -57,9 +65,14 @@ impl Tensors {
         Ok(best)
     }
 
-    /// The fastest of the ways to read two tensors of the cell and write one, with its name.
+    /// The fastest of the ways to read two tensors of the cell, with a dz three, and write one, with its name.
     pub fn ceiling_backward(&self, replays: usize) -> Result<(Timing, String), Error> {
-        self.meter.ceiling(self, replays, &ADDS, |set| [&set.x, &set.dy, &set.dx])
+        let of_four = |set: &Set, sum: &Sum| [&set.x, &set.dy, &set.dx, &sum.dz].map(Buffer::address);
+        if self.cell.residual {
+            return self.meter.ceiling(self, replays, &THREES, |set| set.sum.as_ref().map(|sum| of_four(set, sum)));
+        }
+        let of_three = |set: &Set| Some([&set.x, &set.dy, &set.dx, &set.dx].map(Buffer::address));
+        self.meter.ceiling(self, replays, &ADDS, of_three)
     }
 
     /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
@@ -73,6 +86,13 @@ impl Tensors {
             rstd: self.meter.to_host(&set.rstd)?,
             dx: self.meter.to_host(&set.dx)?,
             dw: self.meter.to_host(&set.dw)?,
+            sum: match &set.sum {
+                Some(Sum { residual, z, dz }) => {
+                    let [residual, z, dz] = [residual, z, dz].map(|buffer| self.meter.to_host(buffer));
+                    Some(DownloadedSum { residual: residual?, z: z?, dz: dz? })
+                }
+                None => None,
+            },
         })
     }
 }
@@ -86,6 +106,14 @@ struct Set {
     dx: Buffer,
     dw: Buffer,
     scratch: Buffer,
+    sum: Option<Sum>,
+}
+
+/// What a residual adds to a set: backward gets z for its x.
+struct Sum {
+    residual: Buffer,
+    z: Buffer,
+    dz: Buffer,
 }
 
 struct Buffer {
@@ -128,17 +156,24 @@ impl Meter {
             dx: self.buffer(t, n)?,
             dw: self.buffer(t, cell.hidden)?,
             scratch: self.buffer(Dtype::F32, scratch_len(cell.rows, cell.hidden)?)?,
+            sum: match cell.residual {
+                true => Some(Sum { residual: self.buffer(t, n)?, z: self.buffer(t, n)?, dz: self.buffer(t, n)? }),
+                false => None,
+            },
         };
-        for (i, buffer) in [&set.x, &set.dy, &set.weight].into_iter().enumerate() {
+        let inputs = [&set.x, &set.dy, &set.weight].into_iter();
+        let inputs = inputs.chain(set.sum.iter().flat_map(|sum| [&sum.residual, &sum.dz]));
+        for (i, buffer) in inputs.enumerate() {
             let (address, n) = (buffer.memory.address, buffer.memory.elements as u64);
-            let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 3 * seed + i as u32);
+            let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 5 * seed + i as u32);
             let arguments = [arg(&address), arg(&n), arg(&bytes), arg(&half), arg(&seed)];
             let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
             // SAFETY: `fill_normal` writes n elements of so many bytes, which the buffer has.
             unsafe { self.launch("fill_normal", blocks, 256, &arguments, self.stream.cu_stream())? };
         }
         // All ones are a NaN of every type: an element that no launch writes is found.
-        for output in [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch] {
+        let outputs = [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch].into_iter();
+        for output in outputs.chain(set.sum.iter().map(|sum| &sum.z)) {
             // SAFETY: the buffer has this length.
             unsafe { sys::cuMemsetD8Async(output.memory.address, 0xff, output.bytes.len(), self.stream.cu_stream()) }
                 .result()
@@ -160,20 +195,22 @@ impl Meter {
         tensors: &Tensors,
         replays: usize,
         shapes: &[(&'static str, u32, u32)],
-        operands: impl Fn(&Set) -> [&Buffer; 3],
+        operands: impl Fn(&Set) -> Option<[u64; 4]>,
     ) -> Result<(Timing, String), Error> {
         let mut best: Option<(Timing, String)> = None;
         for &(name, per_sm, threads) in shapes {
             let timing = self.time(tensors.sets.len(), replays, |set, stream| {
-                let [a, b, o] = operands(&tensors.sets[set]);
-                let n = (o.bytes.len() / 16) as u64;
+                let set = &tensors.sets[set];
+                let [a, b, c, d] =
+                    operands(set).ok_or(Error::Driver { call: "ceiling", code: "no residual".into() })?;
+                let n = (set.x.bytes.len() / 16) as u64;
                 let depth = u64::from(name.as_bytes()[name.len() - 1] - b'0');
                 let blocks = match per_sm {
                     0 => n.div_ceil(depth * u64::from(threads)).max(1) as u32,
                     _ => per_sm * self.kernels.tuning().arch.sm_count,
                 };
-                let arguments = [arg(&a.memory.address), arg(&b.memory.address), arg(&o.memory.address), arg(&n)];
-                // SAFETY: both kinds of kernel take three buffers of n times 16 bytes.
+                let arguments = [arg(&a), arg(&b), arg(&c), arg(&d), arg(&n)];
+                // SAFETY: every kernel takes four buffers of n times 16 bytes; no buffer that is written is another's in these.
                 unsafe { self.launch(name, blocks, threads, &arguments, stream) }
             })?;
             if best.as_ref().is_none_or(|(b, _)| timing.us_median < b.us_median) {
@@ -184,9 +221,18 @@ impl Meter {
     }
 }
 
+impl Buffer {
+    fn address(&self) -> u64 {
+        self.memory.address
+    }
+}
+
 impl Set {
     fn forward(&self, cell: Cell) -> Forward<DeviceMemory, DeviceMemory> {
+        let rows = |buffer: &Buffer| Rows::contiguous(buffer.memory, cell.hidden);
+        let residual = self.sum.as_ref().map(|sum| Residual { residual: rows(&sum.residual), z: rows(&sum.z) });
         Forward {
+            residual,
             weight: Some(self.weight.memory.into()),
             rstd: Some(self.rstd.memory.into()),
             ..Forward::new((cell.rows, cell.hidden), EPS, self.x.memory, self.y.memory)
@@ -194,10 +240,13 @@ impl Set {
     }
 
     fn backward(&self, cell: Cell) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
+        let x = self.sum.as_ref().map_or(self.x.memory, |sum| sum.z.memory);
+        let dz = self.sum.as_ref().map(|sum| Rows::contiguous(sum.dz.memory, cell.hidden));
         Ok(Backward {
+            dz,
             weight: Some(self.weight.memory.into()),
             dw: Some(WeightGradient { dw: self.dw.memory.into(), scratch: self.scratch.memory.into() }),
-            ..Backward::new((cell.rows, cell.hidden), self.x.memory, self.rstd.memory, self.dy.memory, self.dx.memory)
+            ..Backward::new((cell.rows, cell.hidden), x, self.rstd.memory, self.dy.memory, self.dx.memory)
         })
     }
 }
@@ -250,6 +299,18 @@ pub struct Downloaded {
     pub dx: Host,
     /// Hidden.
     pub dw: Host,
+    /// With a residual.
+    pub sum: Option<DownloadedSum>,
+}
+
+/// What a residual adds to it, each rows × hidden.
+pub struct DownloadedSum {
+    /// Added to x.
+    pub residual: Host,
+    /// The sum.
+    pub z: Host,
+    /// Added to dx.
+    pub dz: Host,
 }
 
 /// Launch shapes of the ceilings: kernel, blocks (0: as many as take all in one go, otherwise so many per multiprocessor),
@@ -279,6 +340,23 @@ const ADDS: [(&str, u32, u32); 12] = [
     ("add_cached_2", 0, 128),
     ("add_cached_2", 0, 256),
     ("add_cached_4", 0, 128),
+];
+
+const PAIRS: [(&str, u32, u32); 6] = [
+    ("pair_1", 0, 128),
+    ("pair_1", 0, 256),
+    ("pair_1", 0, 1024),
+    ("pair_2", 0, 128),
+    ("pair_2", 0, 256),
+    ("pair_4", 0, 128),
+];
+const THREES: [(&str, u32, u32); 6] = [
+    ("three_1", 0, 128),
+    ("three_1", 0, 256),
+    ("three_1", 0, 1024),
+    ("three_2", 0, 128),
+    ("three_2", 0, 256),
+    ("three_4", 0, 128),
 ];
 
 /// Most buffer sets of a cell: one graph node or more for each.
