@@ -36,6 +36,24 @@ impl Arch {
         memory_bytes_per_us: 2_039_000,
         compute_capability: (8, 0),
     };
+    /// NVIDIA A10.
+    pub const A10: Arch = Arch {
+        sm_count: 72,
+        threads_per_sm: 1536,
+        block_shared_bytes: 99 << 10,
+        l2_bytes: 6 << 20,
+        memory_bytes_per_us: 600_000,
+        compute_capability: (8, 6),
+    };
+    /// NVIDIA L40S.
+    pub const L40S: Arch = Arch {
+        sm_count: 142,
+        threads_per_sm: 1536,
+        block_shared_bytes: 99 << 10,
+        l2_bytes: 96 << 20,
+        memory_bytes_per_us: 864_000,
+        compute_capability: (8, 9),
+    };
     /// NVIDIA H200.
     pub const H200: Arch = Arch {
         sm_count: 132,
@@ -64,8 +82,14 @@ impl Arch {
         compute_capability: (12, 0),
     };
     /// Every architecture named here.
-    pub const ALL: [(&'static str, Arch); 4] =
-        [("A100", Arch::A100), ("H200", Arch::H200), ("B200", Arch::B200), ("RTX 5090", Arch::RTX_5090)];
+    pub const ALL: [(&'static str, Arch); 6] = [
+        ("A100", Arch::A100),
+        ("A10", Arch::A10),
+        ("L40S", Arch::L40S),
+        ("H200", Arch::H200),
+        ("B200", Arch::B200),
+        ("RTX 5090", Arch::RTX_5090),
+    ];
 }
 
 /// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
