@@ -46,14 +46,20 @@ fn demand_identity(emulator: Emulator, cases: &[Case]) {
 fn cases(dtype: Dtype) -> Vec<Case> {
     let classes = Direction::BOTH.map(|direction| classes(direction, dtype)).concat();
     let mut widths: Vec<usize> =
-        classes.iter().map(|class| if class.is_streamed() { 20_000 } else { class.holds() }).collect();
+        classes.iter().map(|class| if class.is_streamed() { 131_200 } else { class.holds() }).collect();
     widths.sort_unstable();
     widths.dedup();
     let mut cases = Vec::new();
     for (i, widest) in widths.into_iter().enumerate() {
         for hidden in [widest, widest - widest / 16 / 8 * 8] {
             let groups = column_order(usize::MAX, hidden).groups;
-            let rows = if groups * hidden < 1 << 20 { groups + 5 } else { 37 };
+            let rows = if groups * hidden < 1 << 20 {
+                groups + 5
+            } else if hidden <= 16_384 {
+                37
+            } else {
+                5
+            };
             let weight = [WeightKind::Absent, WeightKind::Same, WeightKind::F32][i % 3];
             let dz = (hidden != widest).then_some(Values::Normal);
             cases.push(Case { weight, dz, residual: dz, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
@@ -125,6 +131,25 @@ fn variants_change_no_bit() {
     }
 }
 
+/// Two clusters of four blocks, or one of eight, with all the rows: rings and slots are used again and again, from group to group.
+#[test]
+fn clusters() {
+    if !machine::has_cxx() {
+        return;
+    }
+    let mut cases: Vec<Case> = Vec::new();
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        for hidden in [32_768, 30_008, 65_536, 49_152, 131_072, 90_000] {
+            let weight = [WeightKind::Same, WeightKind::F32, WeightKind::Absent][(i + hidden / 8 % 2) % 3];
+            let rows = column_order(usize::MAX, hidden).groups + 4;
+            cases.push(Case { weight, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
+        }
+    }
+    for seed in [7, 8] {
+        demand_identity(emulator(Arch::H200, Some(8), seed), &cases);
+    }
+}
+
 /// A grid of one block, and of more blocks than there is work.
 #[test]
 fn grids() {
@@ -147,9 +172,11 @@ fn degenerate_rows() {
     let names = ["idle_groups_781", "idle_groups_781_one_short", "no_rows", "no_rows_wide"];
     let mut cases: Vec<Case> = names.iter().map(|name| hard_case(name).expect(name).case).collect();
     for values in [rmsnorm_fuzz::Values::Subnormal, rmsnorm_fuzz::Values::Bits] {
-        for hidden in [64, 1000, 1024, 4096, 20_000] {
+        for hidden in [64, 1000, 1024, 4096, 20_000, 65_536] {
             cases.push(Case { eps: 0.0, x: values, ..Case::new(19, hidden, Dtype::F32) });
         }
+        cases.push(Case { eps: 0.0, x: values, ..Case::new(5, 100_000, Dtype::Bf16) });
+        cases.push(Case { eps: 0.0, x: values, ..Case::new(3, 20_001, Dtype::F32) });
     }
     demand_identity(emulator(Arch::H200, None, 5), &cases);
 }
