@@ -44,8 +44,8 @@ pub struct ColumnOrder {
 pub fn row_order(hidden: usize) -> RowOrder {
     let both = |chains| RowOrder { chains, dot_chains: chains };
     match hidden {
-        0..=NARROW => both(hidden.next_multiple_of(8)),
-        ..=HELD_MAX => both((hidden.next_power_of_two() / 4).max(NARROW)),
+        _ if hidden <= NARROW => both(hidden.next_multiple_of(8)),
+        _ if hidden <= HELD_MAX => both((hidden.next_power_of_two() / 4).max(NARROW)),
         _ => RowOrder { chains: (hidden.next_power_of_two() / 8).min(DOT_CHAINS), dot_chains: DOT_CHAINS },
     }
 }

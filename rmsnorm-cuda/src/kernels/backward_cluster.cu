@@ -11,6 +11,8 @@
 // PACKS + LEAD slices ahead of the second at most, that many places suffice (plan.rs), and fewer would wait for ever.
 // All warps of a block meet where a row's rstd is infinite: they are then at the same row, and nothing that a warp waits for comes later.
 
+constexpr u32 NO_ROW = ~0u;
+
 // Sums and weight may take 96 KiB of the registers; otherwise the weight comes from the caches, twice a row.
 constexpr bool KEEPS_WEIGHT = THREADS * PACKS * PACK * (sizeof(float) + sizeof(W)) <= 96 << 10;
 
@@ -19,27 +21,24 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     const Part part{cluster_rank(), hidden};
     const Exchange exchange{part.rank};
     ClusterShared& shared = cluster_shared();
-    const u32 clusters = gridDim.x / CLUSTER;
+    // The row after this one in the sequence: of the same group, or the first of the next.
+    const u32 end_row = (u32)rows, step = (u32)groups;
+    auto first_of = [&](u32 group) { return group < step ? group : NO_ROW; };
+    auto after = [&](u32 row) { return row + step < end_row ? row + step : first_of(row % step + gridDim.x / CLUSTER); };
+    u32 now = first_of(blockIdx.x / CLUSTER);
 
     // Begins to fill a place with the next slice. One thread at a time.
     auto fetch = [&](u32 place) {
-        auto& next = shared.wanted;
-        if (next.group >= groups) return;
+        auto next = shared.wanted;
+        if (next.row == NO_ROW) return;
         const u32 bytes = part.end(next.pack) * (u32)sizeof(T);
         arrival_expect(&shared.full[place], STAGE_ROWS * bytes);
         if (bytes > 0) {
             bulk_copy(slice_at(2 * place), x + next.row * x_stride + part.first(next.pack), bytes, &shared.full[place]);
             bulk_copy(slice_at(2 * place + 1), dy + next.row * dy_stride + part.first(next.pack), bytes, &shared.full[place]);
         }
-        if (++next.pack < PACKS) return;
-        next.pack = 0, next.row += (u32)groups;
-        if (next.row >= rows) next.row = next.group += clusters;
-    };
-    struct Row { u32 group, row; } now{blockIdx.x / CLUSTER, blockIdx.x / CLUSTER};
-    auto after = [&](Row r) {
-        r.row += (u32)groups;
-        if (r.row >= rows) r.row = r.group += clusters;
-        return r;
+        if (++next.pack == PACKS) next = {after(next.row), 0};
+        shared.wanted = next;
     };
 
     if (threadIdx.x == 0) {
@@ -47,7 +46,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         exchange.init();
         cluster_init_done();
         arrival_init_done();
-        shared.wanted = {now.group, now.row, 0};
+        shared.wanted = {now, 0};
         for (u32 s = 0; s < stages; s++) fetch(s);
     }
     Pack<W> kept[PACKS];
@@ -58,7 +57,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     __syncthreads();
     cluster_arrive();
     cluster_wait();
-    if (now.group >= groups) return;
+    if (now == NO_ROW) return;
 
     RowFold fold_alone{shared.alone};
     auto scale_of = [&](u32 row, float rstd) {
@@ -79,10 +78,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         if (++first_place == stages) first_place = 0, first_phase ^= 1;
     };
     auto second_pass = [&](u32 k, u32 row, RowScale scale, float c) {
-        const Pack<W> w = weight_at(k);
         const Pack<T> z = part.load(slice_at(2 * second_place), k), d = part.load(slice_at(2 * second_place + 1), k);
         __syncwarp();
         if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place]) % WARPS == WARPS - 1) fetch(second_place);
+        const Pack<W> w = weight_at(k);
         auto work = [&](auto scale) {
             column_step(z, d, scale, sums[k]);
             store_dx(dx + row * dx_stride, part.column(k), hidden, z, d, w, scale, c);
@@ -93,19 +92,19 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     };
 
     // rstd is asked for two rows ahead.
-    Row next = after(now);
-    float next_rstd = next.group < groups ? rstd[next.row] : 0.0f;
-    RowScale scale = scale_of(now.row, rstd[now.row]);
+    u32 next = after(now);
+    float next_rstd = next != NO_ROW ? rstd[next] : 0.0f;
+    RowScale scale = scale_of(now, rstd[now]);
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) first_pass(k, scale);
     exchange.send(0, fold_lanes(fold_pack(p), 32));
     for (u32 n = 0;; n++) {
-        const bool more = next.group < groups;
-        const Row second_next = after(next);
-        const float second_rstd = more && second_next.group < groups ? rstd[second_next.row] : 0.0f;
+        const bool more = next != NO_ROW;
+        const u32 second_next = more ? after(next) : NO_ROW;
+        const float second_rstd = second_next != NO_ROW ? rstd[second_next] : 0.0f;
         RowScale next_scale = {};
         if (more) {
-            next_scale = scale_of(next.row, next_rstd);
+            next_scale = scale_of(next, next_rstd);
 #pragma unroll
             for (u32 k = 0; k < LEAD; k++) first_pass(k, next_scale);
         }
@@ -116,16 +115,16 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         if (LEAD == PACKS && more) exchange.send(n + 1, ahead);
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
-            second_pass(k, now.row, scale, c);
+            second_pass(k, now, scale, c);
             if (k + LEAD < PACKS && more) {
                 first_pass(k + LEAD, next_scale);
                 if (k + LEAD == PACKS - 1) exchange.send(n + 1, fold_lanes(fold_pack(p), 32));
             }
         }
-        if (next.group != now.group) {
+        if (now + step >= end_row) {  // the last of its group
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) {
-                if (partial) store_pack(partial + now.group * (u64)hidden, part.column(k), hidden, sums[k]);
+                if (partial) store_pack(partial + now % step * (u64)hidden, part.column(k), hidden, sums[k]);
 #pragma unroll
                 for (u32 i = 0; i < PACK; i++) sums[k][i] = 0.0f;
             }

@@ -20,7 +20,7 @@ struct ClusterShared {
     u64 arrived[2];                     // completes when all slots are filled
     u64 full[STAGES_MAX];               // completes when a slice has arrived
     u32 readers[STAGES_MAX];            // warps that have read a slice for the last time, of all slices that were in this place
-    struct { u32 group, row, pack; } wanted;  // the next slice to fetch
+    struct { u32 row, pack; } wanted;  // the next slice to fetch
 };
 static_assert(sizeof(ClusterShared) <= CLUSTER_BYTES);
 

@@ -168,21 +168,30 @@ static void run_cluster(u32 first_block, unsigned char* stacks) {
         order[t] = t;
     }
     running = fibers;
-    u32 awake = ~0u, rounds = 0;  // the warps that go on, and for how many rounds more
+    u32 awake[CLUSTER_MAX], rounds = 0;  // the warps of each block that go on, and for how many rounds more
+    bool all = false;
     while (running > 0 && code == FINISHED) {
         const u64 before = progress;
-        if (rounds == 0) awake = (u32)chance.next() | 1u << chance.below(fibers / 32 + 1) % 32, rounds = 1 + chance.below(64);
+        if (rounds == 0) {
+            // Of a cluster, some blocks go on as a whole, and some do not at all.
+            for (u32& warps : awake) {
+                const u32 kind = cluster > 1 ? chance.below(4) : 3;
+                warps = kind == 0 ? 0 : kind == 1 ? ~0u : (u32)chance.next();
+            }
+            awake[chance.below(cluster)] |= 1u << chance.below(threads / 32 + 1) % 32;
+            rounds = 1 + chance.below(64), all = false;
+        }
         for (u32 i = fibers; i > 1; i--) std::swap(order[i - 1], order[chance.below(i)]);
         for (u32 i = 0; i < fibers; i++) {
             const u32 t = order[i];
-            if (!stack_pointer[t] || code != FINISHED || !(awake >> t / 32 % 32 & 1)) continue;
+            if (!stack_pointer[t] || code != FINISHED || !(all || awake[t / threads] >> t % threads / 32 & 1)) continue;
             current = t, threadIdx.x = t % threads, blockIdx.x = first_block + t / threads;
             change(&scheduler, stack_pointer[t]);
         }
         rounds--;
         if (progress != before) continue;
-        if (awake == ~0u && code == FINISHED) code = STUCK;
-        awake = ~0u, rounds = 1;
+        if (all && code == FINISHED) code = STUCK;
+        all = true, rounds = 1;
     }
 }
 
