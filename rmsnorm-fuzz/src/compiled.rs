@@ -205,6 +205,18 @@ pub const EXCEPTIONS: &[Exception] = &[
         bytes_max: 20,
         reason: "as above",
     },
+    Exception {
+        kernel: "backward",
+        of: |unit| unit.module.class().is_some_and(|class| class.is_clustered() && class.threads() == 1024),
+        bytes_max: 150,
+        reason: "64 registers a thread: of two packs a few addresses, where the width is no constant and on sm_100; not timed",
+    },
+    Exception {
+        kernel: "forward",
+        of: |unit| newer(unit) && unit.module.class().is_some_and(|class| class.is_clustered()),
+        bytes_max: 80,
+        reason: "64 registers a thread, so that 1024 threads fit, are enough on sm_90 and not here; not timed here",
+    },
 ];
 
 fn is_unaligned(unit: &Unit) -> bool {
