@@ -1,7 +1,7 @@
 // dx of every row, and the partial column sums of every row group, where a cluster shares a row. A cluster works on one group after another
 // (g, g + clusters, …), and on the rows of a group in order; all these are one sequence of rows to it.
 //
-// A place of the ring holds a slice of x and of dy. Slices arrive in order, and each is read twice: in the first pass over its row, for the dot
+// A place of the ring holds a slice of x and of dy; dz, if it is given, is read where it is needed. Slices arrive in order, and each is read twice: in the first pass over its row, for the dot
 // product, and in the second, for dx and the column sums. While the warps learn a row's dot product from each other they are at the first
 // pass of the next row, whose first LEAD packs come before the second pass of this one, and the others take turns with it:
 //   first(0 …), send(0); for each row j: first LEAD packs of first(j + 1); wait(j); second(j, k), first(j + 1, k + LEAD), …; send(j + 1)
@@ -32,7 +32,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         auto next = shared.wanted;
         if (next.row == NO_ROW) return;
         const u32 bytes = part.end(next.pack) * (u32)sizeof(T);
-        arrival_expect(&shared.full[place], STAGE_ROWS * bytes);
+        arrival_expect(&shared.full[place], 2 * bytes);
         if (bytes > 0) {
             bulk_copy(slice_at(2 * place), x + next.row * x_stride + part.first(next.pack), bytes, &shared.full[place]);
             bulk_copy(slice_at(2 * place + 1), dy + next.row * dy_stride + part.first(next.pack), bytes, &shared.full[place]);
@@ -82,9 +82,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         __syncwarp();
         if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place]) % WARPS == WARPS - 1) fetch(second_place);
         const Pack<W> w = weight_at(k);
+        const Pack<T> g = load_dz(dz + row * dz_stride, part.column(k), hidden);
         auto work = [&](auto scale) {
             column_step(z, d, scale, sums[k]);
-            store_dx(dx + row * dx_stride, part.column(k), hidden, z, d, w, scale, c);
+            store_dx(dx + row * dx_stride, part.column(k), hidden, z, d, g, w, scale, c);
         };
         if (scale.pre == 1.0f) work(OrdinaryRow{scale.post});
         else work(scale);

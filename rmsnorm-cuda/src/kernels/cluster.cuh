@@ -43,6 +43,11 @@ struct Part {
 
     // Pack k of this thread, out of slice k of a row in shared memory.
     __device__ __forceinline__ Pack<T> load(const T* slice, u32 k) const { return load_pack(slice, threadIdx.x * PACK, end(k)); }
+
+    // The same, for this thread alone.
+    __device__ __forceinline__ void store(T* slice, u32 k, const Pack<T>& v) const {
+        if (threadIdx.x * PACK < end(k)) *(Pack<T>*)(slice + threadIdx.x * PACK) = v;
+    }
 };
 
 // Every warp of the cluster gives a node and gets the sum of all, again and again: `send(n, node)`, `wait(n)`, `of_lane(n)`,

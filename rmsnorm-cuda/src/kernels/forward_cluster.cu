@@ -1,9 +1,9 @@
 // y and rstd of rows that a cluster shares: one cluster a row. The row arrives in shared memory by bulk copies and stays there between the
-// statistic and y; meanwhile as much of the weight as registers allow is on its way. A row that must be scaled is summed again out of shared
+// statistic and y; meanwhile as much of the weight as registers allow is on its way, or the residual, whose sums take the row's place. A row that must be scaled is summed again out of shared
 // memory, by all blocks of its cluster, for each has the same statistic.
 
 // Packs of the weight that are asked for before the row has arrived: those of 96 bytes a thread, or 128 where registers allow.
-constexpr u32 EARLY_FIT = (EXACT && PACK == 4 ? 128 : 96) / (PACK * sizeof(W)), EARLY = EARLY_FIT < PACKS ? EARLY_FIT : PACKS;
+constexpr u32 EARLY_FIT = HAS_RESIDUAL ? 1 : (EXACT && PACK == 4 ? 128 : 96) / (PACK * sizeof(W)), EARLY = EARLY_FIT < PACKS ? EARLY_FIT : PACKS;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
@@ -28,6 +28,16 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
 #pragma unroll
     for (u32 k = 0; k < EARLY; k++) early[k] = load_weight(weight, part.column(k), hidden);
     cluster_wait();
+    if (HAS_RESIDUAL) {
+        Pack<T> other[PACKS];
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(residual + row * residual_stride, part.column(k), hidden);
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) {
+            arrival_wait(&shared.full[k], 0);
+            part.store(slice_at(k), k, store_sum(z_out + row * z_stride, part.column(k), hidden, part.load(slice_at(k), k), other[k]));
+        }
+    }
 
     u32 n = 0;
     auto reduce_row = [&](auto step) {
