@@ -146,7 +146,7 @@ pub struct Tuning {
     pub stages: Option<u32>,
     /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
     pub rate_percent: Option<u32>,
-    /// Blocks of each kernel over rows.
+    /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each whatever stands here.)
     pub blocks: Option<u32>,
 }
 
