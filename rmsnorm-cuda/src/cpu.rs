@@ -24,7 +24,7 @@ use crate::arith::{
     Element, RowScale, SCALE_UP, added, centred, chain, environment, fold, gradient, gradient_with, mean, row_scale,
     scaled_root, statistic, total, weighted,
 };
-use crate::order::column_order;
+use crate::order::{column_order, row_order};
 use crate::{Backward, Error, Executor, Forward, Residual, Slice, SliceMut, Vector, WeightGradient, with_dtype};
 use pulp::{Simd, WithSimd};
 
@@ -131,7 +131,7 @@ fn forward<T: Packed>(
     let jobs = ys.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect();
     share(
         jobs,
-        || Accumulators::new(hidden),
+        || Accumulators::new(row_order(hidden).chains, hidden),
         |acc, job, (y, rstd, z)| {
             let first_row = job * rows_per_job;
             let (x, first_row) = match (residual, z) {
@@ -258,13 +258,29 @@ fn backward<T: Packed>(
     }
     share(
         jobs,
-        || (Accumulators::new(hidden), Aligned::new(sums_len)),
-        |(acc, sums), job, (steps, partials)| {
+        || {
+            let order = row_order(hidden);
+            let accumulators = [order.dot_chains, order.chains].map(|chains| Accumulators::new(chains, hidden));
+            (accumulators, Aligned::new(sums_len))
+        },
+        |([acc, squares_acc], sums), job, (steps, partials)| {
             let (first_group, dx_stride) = (job * per_job, dx.row_stride);
             let sums = &mut sums[..partials.len()];
             sums.fill(0.0); // Where chains start.
-            let job =
-                BackwardJob { x, weight, rstd, dy, dz, groups, first_group, steps, dx_stride, partials: sums, acc };
+            let job = BackwardJob {
+                x,
+                weight,
+                rstd,
+                dy,
+                dz,
+                groups,
+                first_group,
+                steps,
+                dx_stride,
+                partials: sums,
+                acc,
+                squares_acc,
+            };
             pulp::Arch::new().dispatch(job);
             partials.copy_from_slice(sums);
         },
@@ -285,6 +301,8 @@ struct BackwardJob<'a, T> {
     dx_stride: usize,
     partials: &'a mut [f32],
     acc: &'a mut Accumulators,
+    /// Of the statistic, which a row whose rstd is infinite needs again.
+    squares_acc: &'a mut Accumulators,
 }
 
 impl<T: Packed> WithSimd for BackwardJob<'_, T> {
@@ -293,18 +311,19 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let BackwardJob { x, weight, rstd, dy, dz, groups, first_group, steps, dx_stride, partials, acc } = self;
+        let BackwardJob { x, weight, rstd, dy, dz, groups, first_group, steps, dx_stride, partials, acc, squares_acc } =
+            self;
         let hidden = weight.len();
         let rows = steps.into_iter().enumerate().flat_map(|(step, rows)| {
             rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
         });
         let mut rows = rows.peekable();
-        let operands = |r: usize, acc: &mut Accumulators| {
+        let operands = |r: usize, squares_acc: &mut Accumulators| {
             let x = x.row(r, hidden);
-            let scale = row_scale(rstd[r], || scaled_root(squares(x, SCALE_UP, acc), hidden as f32));
+            let scale = row_scale(rstd[r], || scaled_root(squares(x, SCALE_UP, squares_acc), hidden as f32));
             Row { x, dy: dy.row(r, hidden), scale }
         };
-        let mut row = operands(first_group, acc);
+        let mut row = operands(first_group, squares_acc);
         let mut sum = products(row, weight, acc);
         while let Some((r, i, dx)) = rows.next() {
             // If c is finite then every x_hat and wdy is, and with them no gradient is NaN: where rstd is 0, so is x_hat, and t
@@ -313,7 +332,7 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
             let next = rows.peek().map(|&(r, i, _)| {
                 // After the row of the job's last group comes that of its first, a step of all groups further on.
                 let after_next = if (i + 1) * hidden == partials.len() { r + groups - i } else { r + 1 };
-                (operands(r, acc), [r, after_next])
+                (operands(r, squares_acc), [r, after_next])
             });
             acc.clear();
             for tile in tiles::<T>(hidden) {

@@ -16,11 +16,16 @@ pub const NARROW: usize = 256;
 /// Widest row for which a block holds the column sums of a row group in registers.
 pub const HELD_MAX: usize = 16384;
 
-/// How a row is reduced (§2): decides the bits of `rstd`, `y` and `dx`.
+/// Widest row of which a cluster of blocks can hold a part each.
+pub const WIDE_MAX: usize = 131_072;
+
+/// How a row is reduced (§2): decides the bits of `rstd`, `y` and `dx`. Of C chains, chain c folds the elements c, c + C, c + 2C, …
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowOrder {
-    /// Number of chains, C. Chain c folds the elements c, c + C, c + 2C, …
+    /// Number of chains of the statistic (§3, §4), in backward too.
     pub chains: usize,
+    /// Number of chains of backward's dot product (§6).
+    pub dot_chains: usize,
 }
 
 /// How the rows are reduced (§7): decides the bits of `dw`.
@@ -33,13 +38,16 @@ pub struct ColumnOrder {
 /// The order of a row of `hidden` elements.
 ///
 /// Beyond [`NARROW`] there are a quarter as many chains as the next power of two has elements, so that a chain has three or four
-/// elements and every team of threads is a power of two; rows above 131072 have longer chains.
+/// elements and every team of threads is a power of two. Beyond [`HELD_MAX`] a cluster of blocks shares a row, each with an aligned
+/// power of two of the chains: an eighth as many in forward, so that a thread has eight packs on their way; 32768 in backward, so that
+/// a row has few packs a thread, whose column sums are in registers.
 pub fn row_order(hidden: usize) -> RowOrder {
-    let chains = match hidden {
-        0..=NARROW => hidden.next_multiple_of(8),
-        _ => (hidden.next_power_of_two() / 4).clamp(NARROW, 32768),
-    };
-    RowOrder { chains }
+    let both = |chains| RowOrder { chains, dot_chains: chains };
+    match hidden {
+        _ if hidden <= NARROW => both(hidden.next_multiple_of(8)),
+        _ if hidden <= HELD_MAX => both((hidden.next_power_of_two() / 4).max(NARROW)),
+        _ => RowOrder { chains: (hidden.next_power_of_two() / 8).min(DOT_CHAINS), dot_chains: DOT_CHAINS },
+    }
 }
 
 /// The order of `rows` rows of `hidden` elements in the weight's gradient.
@@ -48,13 +56,16 @@ pub fn column_order(rows: usize, hidden: usize) -> ColumnOrder {
     ColumnOrder { groups: groups.min(rows) }
 }
 
+/// Chains of the dot product of rows beyond [`HELD_MAX`].
+const DOT_CHAINS: usize = 32768;
+
 /// (Widest row, row groups); beyond the last, 15.
 ///
 /// Up to [`HELD_MAX`] a team of threads folds whole groups, and there are 128 groups times a power of two: 128 blocks occupy most of
 /// the 132 or 148 multiprocessors of a large GPU, and share a power-of-two number of rows without remainder (on an H200 0.5 to 1 %
-/// faster than 132). Beyond, a block folds a few columns of one group, so that few groups suffice: their partials
-/// stay below 8 MiB up to 131072 columns.
-const ROW_GROUPS: [(usize, usize); 11] = [
+/// faster than 132). Beyond, a cluster of blocks folds whole groups: an H200 has room for 30 clusters of four blocks that take a
+/// multiprocessor each, or 15 of eight (which fold two groups each, one after the other, where there are 30).
+const ROW_GROUPS: [(usize, usize); 10] = [
     (8, 128 * 1024),
     (16, 128 * 512),
     (32, 128 * 256),
@@ -64,7 +75,6 @@ const ROW_GROUPS: [(usize, usize); 11] = [
     (1024, 128 * 8),
     (4096, 128 * 4),
     (HELD_MAX, 128),
-    (32768, 60),
     (65536, 30),
 ];
 
@@ -82,7 +92,8 @@ mod tests {
     #[test]
     fn an_f64_reference_is_exact_enough_for_the_bound() {
         for hidden in widths() {
-            let (chains, groups) = (row_order(hidden).chains, column_order(usize::MAX, hidden).groups);
+            let (order, groups) = (row_order(hidden), column_order(usize::MAX, hidden).groups);
+            let chains = order.chains.max(order.dot_chains);
             assert!(chains <= 1 << 16 && groups <= 1 << 17, "{hidden}: {chains} chains, {groups} row groups");
         }
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
-use crate::order::{HELD_MAX, NARROW};
+use crate::order::{HELD_MAX, NARROW, WIDE_MAX};
 use crate::{Dtype, HIDDEN_MAX, WeightOffset};
 
 /// What a plan needs to know of a GPU. Never reaches a bit.
@@ -146,7 +146,7 @@ pub struct Tuning {
     pub stages: Option<u32>,
     /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
     pub rate_percent: Option<u32>,
-    /// Blocks of each kernel over rows.
+    /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each whatever stands here.)
     pub blocks: Option<u32>,
 }
 
@@ -175,7 +175,9 @@ impl Direction {
 /// a new width costs no compilation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
-    /// Threads that share a row: a team.
+    /// Blocks that share a row, each with a team of its own: a cluster. 1: a row has one team.
+    pub cluster: u32,
+    /// Threads that share a row: a team. Of a cluster: those of one block.
     pub team: u32,
     /// Teams of a block: a power of two.
     pub teams: u32,
@@ -183,7 +185,8 @@ pub struct Class {
     pub pack: u32,
     /// Packs that a thread has of a row, at most. 0: any number; the row is streamed, and read twice.
     pub packs: u32,
-    /// Packs whose chains a thread owns: `team · pack · sets` chains in all.
+    /// Packs whose chains a thread owns: `team · pack · sets` chains in all. Of a cluster: where a block of backward needs the statistic of
+    /// a whole row again (§4).
     pub sets: u32,
 }
 
@@ -195,7 +198,7 @@ impl Class {
 
     /// Elements that a team holds of a row, at most. 0: any number.
     pub const fn holds(self) -> usize {
-        (self.team * self.pack * self.packs) as usize
+        (self.cluster * self.team * self.pack * self.packs) as usize
     }
 
     /// Whether its rows are streamed, instead of held by a team.
@@ -203,10 +206,26 @@ impl Class {
         self.packs == 0
     }
 
+    /// Whether a cluster of blocks shares each row.
+    pub const fn is_clustered(self) -> bool {
+        self.cluster > 1
+    }
+
     /// That of rows of `hidden` elements, more than [`NARROW`], held by `team` threads.
     fn held(hidden: usize, team: u32, teams: u32, pack: u32) -> Self {
         let chains = row_order(hidden).chains as u32;
-        Class { team, teams, pack, packs: (hidden as u32).div_ceil(team * pack), sets: chains / (team * pack) }
+        let packs = (hidden as u32).div_ceil(team * pack);
+        Class { cluster: 1, team, teams, pack, packs, sets: chains / (team * pack) }
+    }
+
+    /// That of rows of up to `hidden` elements, more than [`HELD_MAX`], shared by `cluster` blocks of `team` threads.
+    fn clustered(direction: Direction, hidden: usize, cluster: u32, team: u32, pack: u32) -> Self {
+        let order = row_order(hidden);
+        let (chains, sets) = match direction {
+            Direction::Forward => (order.chains, 1),
+            Direction::Backward => (order.dot_chains, (order.chains as u32 / (team * pack)).max(1)),
+        };
+        Class { cluster, team, teams: 1, pack, packs: (hidden / chains) as u32, sets }
     }
 
     /// Shared memory that its kernels declare themselves, at most: two buffers for what teams hand to each other, two for the nodes of
@@ -224,7 +243,7 @@ pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
         let pack = 16 / dtype.bytes() as u32;
         let team = (row_order(hidden).chains as u32 / pack).next_power_of_two();
         let threads = if direction == Direction::Forward { 512 } else { 2048 / pack };
-        return Class { team, teams: threads / team, pack, packs: 1, sets: 1 };
+        return Class { cluster: 1, team, teams: threads / team, pack, packs: 1, sets: 1 };
     }
     let table: &[Line] = match (direction, dtype) {
         (Direction::Forward, Dtype::F32) => &FORWARD_F32,
@@ -232,15 +251,29 @@ pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
         (Direction::Backward, Dtype::F32) => &BACKWARD_F32,
         (Direction::Backward, _) => &BACKWARD_16,
     };
-    let line = table.iter().find(|(hidden_max, ..)| hidden <= *hidden_max);
-    line.map_or(STREAMED, |&(_, team, teams, pack)| Class::held(hidden, team, teams, pack))
+    if let Some(&(_, team, teams, pack)) = table.iter().find(|(hidden_max, ..)| hidden <= *hidden_max) {
+        return Class::held(hidden, team, teams, pack);
+    }
+    let table: &[WideLine] = match (direction, dtype) {
+        (Direction::Forward, Dtype::F32) => &FORWARD_WIDE_F32,
+        (Direction::Forward, _) => &FORWARD_WIDE_16,
+        (Direction::Backward, Dtype::F32) => &BACKWARD_WIDE_F32,
+        (Direction::Backward, _) => &BACKWARD_WIDE_16,
+    };
+    let line = table.iter().find(|line| hidden <= line.0);
+    line.map_or(STREAMED, |&(hidden_max, cluster, team, pack, _)| {
+        Class::clustered(direction, hidden_max, cluster, team, pack)
+    })
 }
 
 /// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] gives
-/// among them.
+/// among them. (A cluster's works in one direction.)
 pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
     if !(NARROW + 1..=HELD_MAX).contains(&hidden) {
         let mut classes = Direction::BOTH.map(|direction| class(direction, hidden, dtype)).to_vec();
+        if hidden > HELD_MAX {
+            classes.push(STREAMED);
+        }
         classes.dedup();
         return classes;
     }
@@ -264,7 +297,8 @@ pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
 
 /// Every class of `dtype` that [`class`] can give.
 pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
-    let widths = (3..=8).map(|j| 1usize << j).chain((2..=64).map(|j| j * 256)).chain([HIDDEN_MAX]);
+    let widths =
+        (3..=8).map(|j| 1usize << j).chain((2..=64).map(|j| j * 256)).chain([32768, 65536, WIDE_MAX, HIDDEN_MAX]);
     let mut classes: Vec<Class> = widths.map(|hidden| class(direction, hidden, dtype)).collect();
     classes.dedup();
     classes
@@ -299,6 +333,13 @@ pub enum Source {
         /// Shared memory of all stages of a block.
         shared_bytes: u32,
     },
+    /// From shared memory, where slices of rows arrive ahead of their turn; a cluster shares a row.
+    Cluster {
+        /// Slices of x and dy for each block.
+        stages: u32,
+        /// Shared memory of a block.
+        shared_bytes: u32,
+    },
 }
 
 /// How the partial rows of a backward call are folded to dw.
@@ -321,6 +362,8 @@ pub struct ForwardPlan {
     pub blocks_per_sm: u32,
     /// Rows that a team has on their way at once.
     pub rows_at_once: u32,
+    /// Dynamic shared memory of a block: that of a cluster, where it holds its part of a row.
+    pub shared_bytes: u32,
 }
 
 /// What a backward call launches.
@@ -342,7 +385,13 @@ pub struct BackwardPlan {
 
 /// The launch of a forward call.
 pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
-    let class = chosen(Direction::Forward, calls, tuning.forward);
+    let class = chosen(Direction::Forward, calls, tuning, tuning.forward);
+    if class.is_clustered() {
+        // A cluster a row, so that the hardware hands the next one to whichever multiprocessors are done first.
+        let rows = launch(class, calls, blocks(calls.rows, GRID_MAX) * class.cluster);
+        let shared_bytes = CLUSTER_BYTES + class.packs * slice_bytes(class, calls.dtype);
+        return ForwardPlan { rows, blocks_per_sm: 1024 / class.threads(), rows_at_once: 1, shared_bytes };
+    }
     // Of bf16 rows of 64 and 128, 0.97 of the fastest copy on an H200; with one row at once 0.86.
     let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 2 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
@@ -355,7 +404,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
         _ if little => 1024 / class.threads(),
         _ => 1,
     };
-    ForwardPlan { rows, blocks_per_sm, rows_at_once }
+    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: 0 }
 }
 
 /// The launches of a backward call.
@@ -363,7 +412,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let Calls { rows, hidden, .. } = *calls;
     let Arch { sm_count, threads_per_sm, .. } = tuning.arch;
     let column = column_order(rows, hidden);
-    let class = chosen(Direction::Backward, calls, tuning.backward);
+    let class = chosen(Direction::Backward, calls, tuning, tuning.backward);
     let teams = class.teams as usize;
     let nodes = column.groups.div_ceil(teams) as u32;
     let level = nodes.next_power_of_two().ilog2().saturating_sub(FOLD_WARPS.ilog2());
@@ -374,6 +423,16 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
         let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
         return BackwardPlan { column, rows, source: Source::Reread, blocks_per_sm: 1, columns, fold };
+    }
+    if class.is_clustered() {
+        let stages = cluster_stages(class, calls, tuning);
+        // A cluster takes whole groups, and no more clusters than are needed for as few turns.
+        let turns = column.groups.div_ceil((sm_count / class.cluster) as usize).max(1);
+        let clusters = blocks(column.groups.div_ceil(turns), GRID_MAX);
+        let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
+        let shared_bytes = CLUSTER_BYTES + stages * 2 * slice_bytes(class, calls.dtype);
+        let source = Source::Cluster { stages, shared_bytes };
+        return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold };
     }
     let ring = ring(class, calls, tuning);
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
@@ -418,9 +477,44 @@ fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     (row_bytes as u64 * u64::from(teams) * 256_000 / rate).try_into().unwrap_or(u32::MAX)
 }
 
-fn chosen(direction: Direction, calls: &Calls, other: Option<Class>) -> Class {
+fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Class>) -> Class {
     let Calls { hidden, dtype, .. } = *calls;
-    other.filter(|other| variants(hidden, dtype).contains(other)).unwrap_or_else(|| class(direction, hidden, dtype))
+    let planned = class(direction, hidden, dtype);
+    let works = |other: &Class| variants(hidden, dtype).contains(other) && (!other.is_clustered() || *other == planned);
+    let class = other.filter(works).unwrap_or(planned);
+    let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
+    if class.is_clustered() && !(has_ring && fits_cluster(class, calls, &tuning.arch)) { STREAMED } else { class }
+}
+
+/// Whether clusters of this class can work on such rows on this GPU: not before compute capability 9.0, nor from 12.0 on, where blocks have
+/// too little shared memory. How many are resident at once is the GPU's affair: the tables say how many an H200 holds. One that
+/// holds fewer takes longer in proportion, and one with fewer multiprocessors is planned for as many as share the groups equally.
+fn fits_cluster(class: Class, calls: &Calls, arch: &Arch) -> bool {
+    is_aligned(class, calls)
+        && ((9, 0)..(12, 0)).contains(&arch.compute_capability)
+        && arch.block_shared_bytes >= CLUSTER_SHARED_BYTES
+        && arch.sm_count >= class.cluster
+        && calls.rows <= GRID_MAX / class.cluster as usize
+}
+
+/// Bytes that a block of a cluster has of a row in one pack of each thread.
+fn slice_bytes(class: Class, dtype: Dtype) -> u32 {
+    class.team * class.pack * dtype.bytes() as u32
+}
+
+/// Packs of the next row that a block of a cluster takes before the second pass over this one: half of them, or one where the ring has no
+/// room for more.
+pub(crate) fn lead(class: Class, dtype: Dtype) -> u32 {
+    if class.pack as usize * dtype.bytes() > 16 { 1 } else { class.packs.div_ceil(2) }
+}
+
+/// Stages of the ring of a block of a cluster: at least as many as it has to hold at once.
+fn cluster_stages(class: Class, calls: &Calls, tuning: &Tuning) -> u32 {
+    let table = if calls.dtype == Dtype::F32 { &BACKWARD_WIDE_F32 } else { &BACKWARD_WIDE_16 };
+    let planned = table.iter().find(|line| calls.hidden <= line.0).map_or(0, |line| line.4);
+    let fit = (CLUSTER_SHARED_BYTES - CLUSTER_BYTES) / (2 * slice_bytes(class, calls.dtype));
+    let most = fit.min(CLUSTER_STAGES_MAX);
+    tuning.stages.unwrap_or(planned).clamp(class.packs + lead(class, calls.dtype), most)
 }
 
 fn is_aligned(class: Class, calls: &Calls) -> bool {
@@ -438,9 +532,11 @@ fn blocks(items: usize, most: usize) -> u32 {
 
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Class { team, teams, pack, packs, sets } = *self;
+        let Class { cluster, team, teams, pack, packs, sets } = *self;
         if self.is_streamed() {
             write!(f, "streamed-{team}×{pack}")?;
+        } else if self.is_clustered() {
+            write!(f, "cluster-{cluster}×{team}×{pack}×{packs}")?;
         } else {
             write!(f, "held-{teams}×{team}×{pack}×{packs}")?;
         }
@@ -462,7 +558,7 @@ impl fmt::Display for Launch {
 
 impl fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ForwardPlan { rows, blocks_per_sm, rows_at_once } = self;
+        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: _ } = self;
         write!(f, "{rows}")?;
         if *rows_at_once > 1 {
             write!(f, " {rows_at_once} at once")?;
@@ -476,6 +572,7 @@ impl fmt::Display for BackwardPlan {
         let BackwardPlan { column, rows, source, blocks_per_sm, columns, fold } = self;
         write!(f, "G{} {rows}", column.groups)?;
         match source {
+            Source::Cluster { stages, .. } => write!(f, " ring {stages}")?,
             Source::Kept => f.write_str(" kept")?,
             Source::Reread => f.write_str(" reread")?,
             Source::Ring { stages, pace: 0, .. } => write!(f, " ring {stages}")?,
@@ -536,8 +633,51 @@ const BACKWARD_F32: [Line; 6] = [
     (HELD_MAX, 256, 1, 8), // 16384: 0.80; 512 threads 0.66
 ];
 
-/// That of rows of more than [`HELD_MAX`] elements: four sets are the chains of the widest.
-const STREAMED: Class = Class { team: 1024, teams: 1, pack: 8, packs: 0, sets: 4 };
+/// A line of a table of rows that a cluster shares: the widest row, blocks of a cluster, threads of a block, elements of a pack, stages of
+/// backward's ring.
+type WideLine = (usize, u32, u32, u32, u32);
+
+/// Fractions as above, of bf16 or f32, of a prototype of these kernels on an H200, each timed once; f16 and what is not named were not. As many
+/// blocks fit a multiprocessor as make 1024 threads.
+#[rustfmt::skip]
+const FORWARD_WIDE_16: [WideLine; 3] = [
+    (32768, 2, 256, 8, 0),    // not timed; one block of 512 threads 0.96, this one with the row in registers 0.96
+    (65536, 4, 256, 8, 0),    // 0.96
+    (WIDE_MAX, 4, 512, 8, 0), // 0.945
+];
+#[rustfmt::skip]
+const FORWARD_WIDE_F32: [WideLine; 3] = [
+    (32768, 2, 512, 4, 0),    // not timed
+    (65536, 4, 512, 4, 0),    // 0.965
+    (WIDE_MAX, 8, 512, 4, 0), // not timed
+];
+
+/// A shallow ring keeps clusters from running ahead of others, of which the slowest would end late. An H200 holds 30 clusters of four such
+/// blocks, or 15 of eight.
+#[rustfmt::skip]
+const BACKWARD_WIDE_16: [WideLine; 3] = [
+    (32768, 4, 1024, 8, 5),    // 0.956; 7 stages 0.94, 6 stages 0.93
+    (65536, 4, 1024, 8, 5),    // 0.93
+    (WIDE_MAX, 8, 512, 8, 11), // 0.93
+];
+#[rustfmt::skip]
+const BACKWARD_WIDE_F32: [WideLine; 3] = [
+    (32768, 8, 512, 8, 5),   // not timed
+    (65536, 8, 512, 8, 5),   // 0.94 with half as many elements a pack, 9 stages of them, 15 row groups
+    (WIDE_MAX, 8, 512, 8, 7), // not timed
+];
+
+/// That of other rows of more than [`HELD_MAX`] elements, on any GPU: four sets are the chains of the widest.
+const STREAMED: Class = Class { cluster: 1, team: 1024, teams: 1, pack: 8, packs: 0, sets: 4 };
+
+/// Most shared memory of a block of a cluster: what it can have on the GPUs that these kernels are for.
+const CLUSTER_SHARED_BYTES: u32 = 227 << 10;
+
+/// What lies in front of the slices of rows in it (cluster.cuh).
+pub(crate) const CLUSTER_BYTES: u32 = 2 << 10;
+
+/// Most stages of a cluster's ring, and slices of a row in forward.
+pub(crate) const CLUSTER_STAGES_MAX: u32 = 16;
 
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;
@@ -565,7 +705,7 @@ mod tests {
     fn widths() -> Vec<usize> {
         let mut w: Vec<usize> = (1..=2100).collect();
         w.extend((2100..=140_000).step_by(61));
-        w.extend([256, 2048, 16384, 32768, 65536].iter().flat_map(|e| [e - 1, *e, e + 1]));
+        w.extend([256, 2048, 16384, 32768, 65536, WIDE_MAX].iter().flat_map(|e| [e - 1, *e, e + 1]));
         w.push(HIDDEN_MAX);
         w
     }
@@ -579,11 +719,27 @@ mod tests {
         for (dtype, direction) in Dtype::ALL.into_iter().flat_map(|dtype| Direction::BOTH.map(|d| (dtype, d))) {
             let classes = classes(direction, dtype);
             for hidden in widths() {
-                let (class, chains) = (class(direction, hidden, dtype), row_order(hidden).chains);
+                let (class, order) = (class(direction, hidden, dtype), row_order(hidden));
+                let chains = order.chains;
                 let owned = (class.team * class.pack) as usize;
                 let all = owned * class.sets as usize;
                 if class.is_streamed() {
-                    assert!(hidden > HELD_MAX && chains.is_multiple_of(owned) && chains <= all, "{hidden}");
+                    let most = chains.max(order.dot_chains);
+                    assert!(hidden > WIDE_MAX && chains.is_multiple_of(class.pack as usize) && most <= all, "{hidden}");
+                } else if class.is_clustered() {
+                    // A block has an aligned power of two of the chains, every pack begins where chains do, and all lie on 16 bytes.
+                    let shared = class.cluster as usize * owned;
+                    let expected = if direction == Direction::Forward { chains } else { order.dot_chains };
+                    assert!(
+                        shared == expected && owned.is_power_of_two() && class.cluster.is_power_of_two(),
+                        "{hidden}"
+                    );
+                    assert!(hidden > HELD_MAX && hidden <= class.holds() && class.teams == 1, "{hidden}");
+                    assert!(
+                        all >= chains || direction == Direction::Forward,
+                        "{hidden}: a row that a block folds alone"
+                    );
+                    assert!(class.pack as usize * dtype.bytes() <= 32 && class.cluster <= 8, "{hidden}");
                 } else {
                     assert!(hidden <= class.holds(), "{hidden}");
                     assert!(
@@ -609,6 +765,65 @@ mod tests {
                 assert!(plan.fold.level <= FOLD_LEVEL_MAX, "{hidden} {plan}");
             }
         }
+    }
+
+    /// Of clusters: where they work and where rows are streamed; that what they need fits; that all clusters have as many row groups.
+    #[test]
+    fn clusters_are_launched_where_they_work() {
+        for (dtype, (name, arch)) in Dtype::ALL.into_iter().flat_map(|dtype| Arch::ALL.map(|arch| (dtype, arch))) {
+            for hidden in [HELD_MAX + 8, 20480, 32768, 53248, 65536, 100_000, WIDE_MAX, WIDE_MAX + 8] {
+                let aligned = Calls { rows: 4099, ..calls(hidden, dtype) };
+                let tuning = Tuning::of(arch);
+                let plans = |calls: &Calls, tuning: &Tuning| (forward(calls, tuning), backward(calls, tuning));
+                let (f, b) = plans(&aligned, &tuning);
+                let expected = ["H200", "B200"].contains(&name) && hidden <= WIDE_MAX;
+                assert_eq!(
+                    [f.rows.class.is_clustered(), b.rows.class.is_clustered()],
+                    [expected; 2],
+                    "{name} {hidden}"
+                );
+                let unaligned = Calls { aligned: false, ..aligned };
+                for (calls, tuning) in [(&unaligned, tuning), (&Calls { hidden: hidden + 1, ..aligned }, tuning)] {
+                    let (f, b) = plans(calls, &tuning);
+                    assert!(f.rows.class.is_streamed() && b.rows.class.is_streamed(), "{name} {hidden}");
+                }
+                let streamed = Tuning { forward: Some(STREAMED), backward: Some(STREAMED), ..tuning };
+                let (sf, sb) = plans(&aligned, &streamed);
+                assert!(sf.rows.class.is_streamed() && sb.rows.class.is_streamed(), "{name} {hidden}");
+                // The other direction's class is no variant of this one, nor is a cluster without a ring.
+                let crossed = Tuning { forward: Some(b.rows.class), backward: Some(f.rows.class), ..tuning };
+                assert_eq!(plans(&aligned, &crossed), (f, b), "{name} {hidden}");
+                assert!(backward(&aligned, &Tuning { stages: Some(0), ..tuning }).rows.class.is_streamed());
+                if !expected {
+                    continue;
+                }
+                assert_eq!(f.rows.blocks, 4099 * f.rows.class.cluster);
+                assert!(
+                    f.shared_bytes * f.blocks_per_sm <= arch.block_shared_bytes
+                        && f.rows.class.packs <= CLUSTER_STAGES_MAX
+                );
+                for stages in [None, Some(1), Some(9), Some(u32::MAX)] {
+                    let b = backward(&aligned, &Tuning { stages, ..tuning });
+                    let Source::Cluster { stages, shared_bytes } = b.source else { panic!("{b}") };
+                    let class = b.rows.class;
+                    assert!(stages >= class.packs + lead(class, dtype) && stages <= CLUSTER_STAGES_MAX, "{b}");
+                    assert!(shared_bytes <= CLUSTER_SHARED_BYTES && b.columns.is_none(), "{b}");
+                    let clusters = b.rows.blocks / class.cluster;
+                    assert_eq!((b.rows.blocks, b.column.groups as u32 % clusters), (120, 0), "{b}");
+                }
+            }
+        }
+        // Fewer multiprocessors: as many clusters as take equally many groups; too few for one, or too many rows: streamed.
+        let wide = Calls { rows: 4099, ..calls(65536, Dtype::Bf16) };
+        let of = |calls: &Calls, sm_count| backward(calls, &Tuning::of(Arch { sm_count, ..Arch::H200 })).to_string();
+        assert_eq!(of(&wide, 132), "G30 cluster-4×1024×8×2 ×120 exact ring 5 fold 30");
+        assert_eq!(of(&wide, 114), "G30 cluster-4×1024×8×2 ×60 exact ring 5 fold 30");
+        assert_eq!(of(&Calls { rows: 7, ..wide }, 16), "G7 cluster-4×1024×8×2 ×16 exact ring 5 fold 7");
+        assert!(of(&wide, 3).contains("streamed") && of(&Calls { rows: GRID_MAX, ..wide }, 132).contains("streamed"));
+        let first = forward(&wide, &Tuning::of(Arch::H200)).to_string();
+        assert_eq!(first, "cluster-4×256×8×8 ×16396 exact 4/SM");
+        let forced = Tuning { blocks: Some(7), ..Tuning::of(Arch::H200) };
+        assert_eq!((backward(&wide, &forced).rows.blocks, forward(&wide, &forced).rows.blocks), (8, 16396));
     }
 
     /// What a plan says is all that distinguishes it.

@@ -102,8 +102,9 @@ fn demand_sums(case: &Case, x: &Buffer, residual: &Buffer, z: &Buffer) -> Result
 
 /// Of the sums of a row and of a column.
 fn depths(rows: usize, hidden: usize) -> Depth {
-    let row = depth(hidden as u64, row_order(hidden).chains as u64);
-    Depth { forward: row, backward: row, column: depth(rows as u64, column_order(rows, hidden).groups as u64) }
+    let order = row_order(hidden);
+    let [forward, backward] = [order.chains, order.dot_chains].map(|chains| depth(hidden as u64, chains as u64));
+    Depth { forward, backward, column: depth(rows as u64, column_order(rows, hidden).groups as u64) }
 }
 
 fn format(dtype: Dtype) -> Format {

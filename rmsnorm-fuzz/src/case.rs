@@ -326,9 +326,11 @@ pub fn boundaries() -> &'static [usize] {
     static BOUNDARIES: LazyLock<Vec<usize>> = LazyLock::new(|| {
         let kind = |n: usize| {
             let classes = Direction::BOTH.map(|direction| Dtype::ALL.map(|dtype| class(direction, n, dtype)));
-            (classes, column_order(usize::MAX, n).groups, row_order(n).chains.next_power_of_two())
+            let order = row_order(n);
+            let depths = [order.chains, order.dot_chains].map(usize::next_power_of_two);
+            (classes, column_order(usize::MAX, n).groups, depths)
         };
-        (2..=1 << 17).filter(|n| kind(*n) != kind(n - 1)).collect()
+        (2..=(1 << 17) + 1).filter(|n| kind(*n) != kind(n - 1)).collect()
     });
     &BOUNDARIES
 }

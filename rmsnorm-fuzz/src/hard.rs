@@ -315,7 +315,7 @@ fn large(list: &mut List) {
         Case { x: Values::EqualRows, dy: Values::EqualRows, ..Case::new(1 << 20, 3, F32) },
     );
     list.add('B', "million_rows", "one lost row in a million", Case { dw: DwKind::F32, ..Case::new(1 << 20, 4, BF16) });
-    for hidden in boundaries().iter().map(|first| first - 1).chain([1 << 17]) {
+    for hidden in boundaries().iter().map(|first| first - 1) {
         let groups = column_order(usize::MAX, hidden).groups;
         let last_of_its_kind = column_order(usize::MAX, hidden + 1).groups != groups || hidden == 1 << 17;
         if last_of_its_kind {

@@ -49,7 +49,7 @@ impl Executor for Literal {
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             let (x_hat, root) = normalised(&z, rstd);
             let wdy = |j| weighted(element(&call.dy, i, j), &call.weight, call.weight_offset, j);
-            let c = reduce(row_order(n).chains, n, 1, |j, _| (wdy(j), x_hat[j]))[0] / n as f32;
+            let c = reduce(row_order(n).dot_chains, n, 1, |j, _| (wdy(j), x_hat[j]))[0] / n as f32;
             for (j, x_hat) in x_hat.iter().enumerate() {
                 let t = (-x_hat).mul_add(c, wdy(j));
                 let dx = match &call.dz {

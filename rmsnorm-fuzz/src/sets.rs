@@ -76,9 +76,11 @@ impl std::fmt::Display for Layout {
     }
 }
 
-/// The widest row of each layout that `wanted` works on. (Streamed rows stand for all that are wider.)
+/// The widest row of each layout that `wanted` works on, or, where a cluster's must be aligned, that it would work on. (Of those that no team
+/// holds, some stand for all.)
 pub fn widths(direction: Direction, wanted: Class, dtype: Dtype) -> Vec<(Layout, usize)> {
-    let widths: Vec<usize> = (1..=STREAMED).filter(|hidden| class(direction, *hidden, dtype) == wanted).collect();
+    let all = (1..=HELD).chain(WIDER);
+    let widths: Vec<usize> = all.filter(|hidden| class(direction, *hidden, dtype) == wanted).collect();
     let (pack, holds) = (wanted.pack as usize, wanted.holds());
     let find = |layout, fits: &dyn Fn(usize) -> bool| {
         widths.iter().rev().copied().find(|hidden| fits(*hidden)).map(|hidden| (layout, hidden))
@@ -148,7 +150,7 @@ fn grid_widths() -> Vec<usize> {
 }
 
 /// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
-/// chains a row; rings and none; streamed rows; no weight and one of another type; fewer rows than row groups; rows that must be
+/// chains a row; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than row groups; rows that must be
 /// scaled. The last ones are to be launched with three blocks: several row groups a block; blocks some of whose teams have no row.
 pub fn families() -> [Vec<Case>; 2] {
     let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
@@ -165,8 +167,12 @@ pub fn families() -> [Vec<Case>; 2] {
         case(300, 5120, Dtype::Bf16),
         case(33, 5000, Dtype::F32),
         case(17, 12_000, Dtype::F16),
-        case(5, 20_000, Dtype::F32),
+        case(40, 20_000, Dtype::F32),
+        case(9, 65_536, Dtype::F16),
         case(3, 70_000, Dtype::Bf16),
+        moved(1, case(3, 20_000, Dtype::F32)),
+        case(3, 131_080, Dtype::Bf16),
+        Case { x: tiny, ..case(5, 40_000, Dtype::F32) },
         moved(1, case(50, 4097, Dtype::Bf16)),
         moved(3, case(50, 100, Dtype::F32)),
         Case { x: tiny, ..case(9, 1000, Dtype::F32) },
@@ -303,8 +309,10 @@ const CHEAP: usize = 1 << 18;
 const GRID_ELEMENTS: usize = 1 << 26;
 /// Elements of the largest matrix that is drawn to have more rows than row groups.
 const DEEP_ELEMENTS: usize = 1 << 22;
-/// The widest row that stands for streamed rows; narrower rows have all classes.
-const STREAMED: usize = 20_000;
+/// The widest row that a team holds, and wider ones, in order: of every class one that fills it and others.
+const HELD: usize = 16_384;
+const WIDER: [usize; 11] =
+    [20_000, 20_001, 32_768, 40_000, 40_001, 65_536, 100_000, 100_001, 131_072, 131_080, 131_081];
 
 #[cfg(test)]
 mod tests {

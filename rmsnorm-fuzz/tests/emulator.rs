@@ -46,14 +46,20 @@ fn demand_identity(emulator: Emulator, cases: &[Case]) {
 fn cases(dtype: Dtype) -> Vec<Case> {
     let classes = Direction::BOTH.map(|direction| classes(direction, dtype)).concat();
     let mut widths: Vec<usize> =
-        classes.iter().map(|class| if class.is_streamed() { 20_000 } else { class.holds() }).collect();
+        classes.iter().map(|class| if class.is_streamed() { 131_200 } else { class.holds() }).collect();
     widths.sort_unstable();
     widths.dedup();
     let mut cases = Vec::new();
     for (i, widest) in widths.into_iter().enumerate() {
         for hidden in [widest, widest - widest / 16 / 8 * 8] {
             let groups = column_order(usize::MAX, hidden).groups;
-            let rows = if groups * hidden < 1 << 20 { groups + 5 } else { 37 };
+            let rows = if groups * hidden < 1 << 20 {
+                groups + 5
+            } else if hidden <= 16_384 {
+                37
+            } else {
+                5
+            };
             let weight = [WeightKind::Absent, WeightKind::Same, WeightKind::F32][i % 3];
             let dz = (hidden != widest).then_some(Values::Normal);
             cases.push(Case { weight, dz, residual: dz, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
@@ -108,10 +114,11 @@ fn variants_change_no_bit() {
     if !machine::has_cxx() {
         return;
     }
-    for (rows, hidden, dtype) in [(530, 4000, Dtype::Bf16), (45, 5000, Dtype::F32), (19, 9000, Dtype::F16)] {
+    let shapes = [(530, 4000, Dtype::Bf16), (45, 5000, Dtype::F32), (19, 9000, Dtype::F16), (3, 40_000, Dtype::Bf16)];
+    for (rows, hidden, dtype) in shapes {
         let mut all = variants(hidden, dtype);
-        all.sort_by_key(|class| (class.team, class.pack, std::cmp::Reverse(class.teams)));
-        all.dedup_by_key(|class| (class.team, class.pack));
+        all.sort_by_key(|class| (class.team, class.pack, class.packs, std::cmp::Reverse(class.teams)));
+        all.dedup_by_key(|class| (class.team, class.pack, class.packs));
         assert!(all.len() >= 2 && all.iter().any(|class| class.sets > 1), "{hidden}: {all:?}");
         let refutations: Vec<String> = all
             .into_par_iter()
@@ -122,6 +129,26 @@ fn variants_change_no_bit() {
             })
             .collect();
         assert!(refutations.is_empty(), "{}", refutations.join("\n"));
+    }
+}
+
+/// Two clusters of four blocks, or one of eight, with all the rows: rings and slots are used again and again, from group to group.
+#[test]
+fn clusters() {
+    if !machine::has_cxx() {
+        return;
+    }
+    let mut cases: Vec<Case> = Vec::new();
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        for hidden in [32_768, 30_008, 65_536, 49_152, 131_072, 90_000] {
+            let weight = [WeightKind::Same, WeightKind::F32, WeightKind::Absent][(i + hidden / 8 % 2) % 3];
+            let rows = column_order(usize::MAX, hidden).groups + 4;
+            let dz = (dtype == Dtype::F16 || !hidden.is_power_of_two()).then_some(Values::Normal);
+            cases.push(Case { weight, dz, residual: dz, seed: hidden as u64, ..Case::new(rows, hidden, dtype) });
+        }
+    }
+    for seed in [7, 8] {
+        demand_identity(emulator(Arch::H200, Some(8), seed), &cases);
     }
 }
 
@@ -147,9 +174,11 @@ fn degenerate_rows() {
     let names = ["idle_groups_781", "idle_groups_781_one_short", "no_rows", "no_rows_wide"];
     let mut cases: Vec<Case> = names.iter().map(|name| hard_case(name).expect(name).case).collect();
     for values in [rmsnorm_fuzz::Values::Subnormal, rmsnorm_fuzz::Values::Bits] {
-        for hidden in [64, 1000, 1024, 4096, 20_000] {
+        for hidden in [64, 1000, 1024, 4096, 20_000, 65_536] {
             cases.push(Case { eps: 0.0, x: values, ..Case::new(19, hidden, Dtype::F32) });
         }
+        cases.push(Case { eps: 0.0, x: values, ..Case::new(5, 100_000, Dtype::Bf16) });
+        cases.push(Case { eps: 0.0, x: values, ..Case::new(3, 20_001, Dtype::F32) });
     }
     demand_identity(emulator(Arch::H200, None, 5), &cases);
 }
@@ -163,7 +192,10 @@ fn broken_kernels_are_caught() {
     let many_teams = Case::new(1400, 2048, Dtype::Bf16);
     let ring = Case::new(700, 4096, Dtype::Bf16);
     let narrow = Case::new(40_000, 40, Dtype::F32);
-    let broken: [(&str, &str, &str, Case); 12] = [
+    // Two clusters, each with more rows than its ring has places.
+    let wide = Case::new(12, 32_768, Dtype::Bf16);
+    let scaled = Case { eps: 0.0, x: rmsnorm_fuzz::Values::Subnormal, ..Case::new(4, 32_768, Dtype::F32) };
+    let broken: [(&str, &str, &str, Case); 23] = [
         ("no barrier between the warps of a team", "        team_barrier();\n        // Past", "        // Past", ring),
         ("one buffer instead of two that take turns", "turn ^= 1;", "", ring),
         ("a stage filled while it is read", "fetch(stage == 0 ? stages - 1 : stage - 1);", "fetch(stage);", ring),
@@ -206,6 +238,35 @@ fn broken_kernels_are_caught() {
             "row = first + team, first += of.groups + 1;",
             narrow,
         ),
+        (
+            "a dot product finished before all warps have sent theirs",
+            "        exchange.wait(n);\n        const float node",
+            "        const float node",
+            wide,
+        ),
+        (
+            "a square sum finished before all warps have sent theirs",
+            "        exchange.wait(n);\n        return",
+            "        return",
+            wide,
+        ),
+        ("one slot instead of two", "slots[n % 2]", "slots[0]", wide),
+        ("the phase of a slot forgotten", "n / 2 % 2", "0", wide),
+        ("one slot for the scaled row too", "of_lane(n++)", "of_lane(n)", scaled),
+        ("armed with the bytes of one block", "NODES * sizeof(float))", "WARPS * sizeof(float))", wide),
+        (
+            "sent before the wait for the row before",
+            "        exchange.wait(n);\n        const float node = exchange.of_lane(n);\n        const float ahead = LEAD == PACKS ? \
+             fold_lanes(fold_pack(p), 32) : 0.0f;\n        const float c = mean(exchange.sum(node), (float)hidden);\n        \
+             if (LEAD == PACKS && more) exchange.send(n + 1, ahead);\n",
+            "        if (more) exchange.send(n + 1, fold_lanes(fold_pack(p), 32));\n        exchange.wait(n);\n        const float c = \
+             mean(exchange.sum(exchange.of_lane(n)), (float)hidden);\n",
+            wide,
+        ),
+        ("messages before the blocks have met", "    cluster_arrive();\n    cluster_wait();\n", "", wide),
+        ("a place filled again by its first reader", "% WARPS == WARPS - 1", "% WARPS == 0", wide),
+        ("a slice read before it has arrived", "arrival_wait(&shared.full[first_place], first_phase);", "", wide),
+        ("a row read before it has arrived", "arrival_wait(&shared.full[k], 0);", "", wide),
     ];
     broken.par_iter().for_each(|(what, from, to, case)| {
         assert_eq!(refuted(&emulated(emulator(Arch::H200, Some(8), 0)), case), None, "{what}: the sound kernel");

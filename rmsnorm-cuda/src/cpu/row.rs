@@ -3,7 +3,6 @@
 use super::convert::Packed;
 use super::memory::Aligned;
 use crate::arith::{self, RowScale, chain, fold, scaled, total, weighted};
-use crate::order::row_order;
 use std::ops::Range;
 
 /// What backward reads of a row, or of a tile of it.
@@ -28,8 +27,9 @@ pub(super) struct Accumulators {
 }
 
 impl Accumulators {
-    pub(super) fn new(hidden: usize) -> Self {
-        let chains = row_order(hidden).chains.min(hidden);
+    /// Of rows of `hidden` elements in this many chains.
+    pub(super) fn new(chains: usize, hidden: usize) -> Self {
+        let chains = chains.min(hidden);
         Accumulators { values: Aligned::new(chains.next_multiple_of(16)), chains }
     }
 

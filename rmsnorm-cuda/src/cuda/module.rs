@@ -4,7 +4,9 @@
 use std::fmt;
 
 use crate::Dtype;
-use crate::plan::{Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, stage_rows};
+use crate::plan::{
+    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, lead, stage_rows,
+};
 
 /// What one module is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,19 +87,25 @@ impl fmt::Display for Module {
     }
 }
 
-/// The type of source.cuh that is meant. `Ringed` needs aligned rows and compute capability 9.0.
+/// The type of source.cuh that is meant. `Ringed` needs aligned rows and compute capability 9.0, as does a cluster, which is its own source.
 pub(super) fn source_type(source: Source) -> &'static str {
     match source {
         Source::Kept => "InMemory<true>",
         Source::Reread => "InMemory<false>",
         Source::Ring { .. } => "Ringed",
+        Source::Cluster { .. } => "cluster",
     }
 }
 
 impl Module {
     /// Whether its kernels use dynamic shared memory.
     pub fn is_ringed(&self) -> bool {
-        matches!(self, Module::Backward { source: "Ringed", .. })
+        matches!(self, Module::Backward { source: "Ringed", .. }) || self.cluster() > 1
+    }
+
+    /// Blocks of a cluster of its kernels over rows. 1: no clusters.
+    pub fn cluster(&self) -> u32 {
+        self.class().map_or(1, |class| class.cluster)
     }
 
     /// Names of the kernels in it.
@@ -141,19 +149,27 @@ impl Module {
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once};\n#define FORWARD_PARAMETERS {}\n",
                     ForwardArguments::PARAMETERS
                 );
-                let kernel = if rows.class.is_streamed() { FORWARD_STREAMED } else { FORWARD };
-                (rows.constants() + &constants, format!("{ROWS}\n{kernel}"))
+                let kernels = match rows.class {
+                    class if class.is_streamed() => format!("{ROWS}\n{FORWARD_STREAMED}"),
+                    class if class.is_clustered() => format!("{ROWS}\n{CLUSTER}\n{FORWARD_CLUSTER}"),
+                    _ => format!("{ROWS}\n{FORWARD}"),
+                };
+                (rows.constants() + &constants, kernels)
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
-                let stage_rows = stage_rows(dz);
+                let ring = match rows.class.is_clustered() {
+                    true => format!("LEAD = {}", lead(rows.class, rows.dtype)),
+                    false => format!("STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}", stage_rows(dz)),
+                };
                 let constants = format!(
                     "constexpr bool HAS_DZ = {dz};\n\
-                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {stage_rows};\n#define BACKWARD_PARAMETERS {}\n",
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {ring};\n#define BACKWARD_PARAMETERS {}\n",
                     BackwardArguments::PARAMETERS
                 );
-                let kernels = match rows.class.is_streamed() {
-                    true => format!("{ROWS}\n{BACKWARD_STREAMED}"),
-                    false => format!("{ROWS}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
+                let kernels = match rows.class {
+                    class if class.is_streamed() => format!("{ROWS}\n{BACKWARD_STREAMED}"),
+                    class if class.is_clustered() => format!("{ROWS}\n{CLUSTER}\n{BACKWARD_CLUSTER}"),
+                    _ => format!("{ROWS}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
             }
@@ -165,12 +181,18 @@ impl Module {
 impl RowKind {
     fn constants(&self) -> String {
         let RowKind { class, dtype, weight, zero_centred, aligned, exact } = *self;
-        let Class { team, teams, pack, packs, sets } = class;
+        let Class { cluster, team, teams, pack, packs, sets } = class;
+        let of_cluster = match class.is_clustered() {
+            true => {
+                format!("constexpr u32 CLUSTER_BYTES = {CLUSTER_BYTES}, STAGES_MAX = {CLUSTER_STAGES_MAX};\n")
+            }
+            false => String::new(),
+        };
         let (t, w, has_weight) = (c(dtype), c(weight.unwrap_or(dtype)), weight.is_some());
         format!(
             "typedef {t} T;\ntypedef {w} W;\n\
              constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, ALIGNED = {aligned}, EXACT = {exact};\n\
-             constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets};\n"
+             constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}"
         )
     }
 }
@@ -188,7 +210,7 @@ fn c(dtype: Dtype) -> &'static str {
 pub type Cells = [u64; ARGUMENTS_MAX];
 
 /// As many cells as the longest list of parameters.
-pub const ARGUMENTS_MAX: usize = 17;
+pub const ARGUMENTS_MAX: usize = 18;
 
 /// A kernel's parameters, and a struct with a cell for each.
 macro_rules! arguments {
@@ -221,11 +243,11 @@ arguments! {
 }
 
 arguments! {
-    /// Of `backward` and `columns`. Streamed rows alone need `chains`, a ring alone `stages` and `pace`.
+    /// Of `backward` and `columns`. Rows that no team holds alone need the chains, a ring alone `stages` and `pace`.
     BackwardArguments:
     "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
     "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride,
-    "float*" partial, "u64" rows, "u64" groups, "u32" hidden_given, "u32" chains, "u32" stages, "u32" pace
+    "float*" partial, "u64" rows, "u64" groups, "u32" hidden_given, "u32" chains, "u32" dot_chains, "u32" stages, "u32" pace
 }
 
 arguments! {
@@ -234,7 +256,7 @@ arguments! {
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 9] = [
+pub const SOURCES: [(&str, &str); 12] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("rows.cuh", ROWS),
@@ -243,6 +265,9 @@ pub const SOURCES: [(&str, &str); 9] = [
     ("source.cuh", SOURCE),
     ("backward.cu", BACKWARD),
     ("backward_streamed.cu", BACKWARD_STREAMED),
+    ("cluster.cuh", CLUSTER),
+    ("forward_cluster.cu", FORWARD_CLUSTER),
+    ("backward_cluster.cu", BACKWARD_CLUSTER),
     ("fold.cu", FOLD),
 ];
 
@@ -254,4 +279,7 @@ const FORWARD: &str = include_str!("../kernels/forward.cu");
 const FORWARD_STREAMED: &str = include_str!("../kernels/forward_streamed.cu");
 const BACKWARD: &str = include_str!("../kernels/backward.cu");
 const BACKWARD_STREAMED: &str = include_str!("../kernels/backward_streamed.cu");
+const CLUSTER: &str = include_str!("../kernels/cluster.cuh");
+const FORWARD_CLUSTER: &str = include_str!("../kernels/forward_cluster.cu");
+const BACKWARD_CLUSTER: &str = include_str!("../kernels/backward_cluster.cu");
 const FOLD: &str = include_str!("../kernels/fold.cu");

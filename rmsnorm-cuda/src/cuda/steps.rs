@@ -95,7 +95,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         dz: false,
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
-    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once } = plan::forward(&calls, tuning);
+    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes } = plan::forward(&calls, tuning);
     let arguments = ForwardArguments {
         x: call.x.pointer(),
         x_stride: call.x.row_stride as u64,
@@ -122,7 +122,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         name: "forward",
         blocks: launch.blocks,
         threads: launch.class.threads(),
-        shared_bytes: 0,
+        shared_bytes,
         arguments: arguments.cells(),
     }));
     Ok(steps)
@@ -182,6 +182,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
     let launch = &plan.rows;
     let (stages, pace, shared_bytes) = match plan.source {
         Source::Ring { stages, pace, shared_bytes } => (stages, pace, shared_bytes),
+        Source::Cluster { stages, shared_bytes } => (stages, 0, shared_bytes),
         _ => (0, 0, 0),
     };
     let arguments = BackwardArguments {
@@ -200,6 +201,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         groups: plan.column.groups as u64,
         hidden_given: call.hidden as u64,
         chains: row_order(call.hidden).chains as u64,
+        dot_chains: row_order(call.hidden).dot_chains as u64,
         stages: stages.into(),
         pace: pace.into(),
     };

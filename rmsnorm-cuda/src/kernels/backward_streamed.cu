@@ -9,7 +9,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
         const RowScale scale = row_scale(rstd[row], [&] {
             return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
         });
-        const float dot = streamed(hidden, chains, fold_row, [&](u32 column, float (&p)[PACK]) {
+        const float dot = streamed(hidden, dot_chains, fold_row, [&](u32 column, float (&p)[PACK]) {
             dot_step(load_pack(z, column, hidden), load_pack(d, column, hidden), load_weight(weight, column, hidden), scale, p);
         });
         const float c = mean(dot, (float)hidden);

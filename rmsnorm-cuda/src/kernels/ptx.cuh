@@ -57,3 +57,44 @@ __device__ __forceinline__ void arrival_wait(u64* barrier, u32 phase) {
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
+
+// Clusters: from compute capability 9.0 on --------------------------------------------------------------------------------
+
+// This block's number in its cluster.
+__device__ __forceinline__ u32 cluster_rank() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+
+// What this thread did to barriers in its shared memory is seen by all threads of the cluster that have waited after it arrived.
+__device__ __forceinline__ void cluster_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// All threads of the cluster arrive, once, and wait for each other. Whole warps at a time.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Stores `v` where block `rank` of the cluster has `slot`, at some later time, and then counts four bytes on its `barrier`. The count
+// releases the value in the scope of the cluster. (NVRTC 12.0 has no st.async: there a store, a fence and the count do it.)
+__device__ __forceinline__ void message(float* slot, float v, u64* barrier, u32 rank) {
+    u32 to, counted;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(slot)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address(barrier)), "r"(rank));
+#if __CUDACC_VER_MAJOR__ > 12 || __CUDACC_VER_MINOR__ > 0
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(__float_as_uint(v)), "r"(counted) : "memory");
+#else
+    asm volatile("st.relaxed.cluster.shared::cluster.b32 [%0], %1;\nfence.acq_rel.cluster;\nmbarrier.complete_tx.relaxed.cluster.shared::cluster.b64 [%2], 4;" ::"r"(to), "r"(__float_as_uint(v)), "r"(counted) : "memory");
+#endif
+}
+
+// As arrival_wait, where the bytes came as messages. Of two operations that synchronise, each must name a scope with the other's thread in it;
+// that of an unqualified wait is the block, so it proves nothing about another block's message. It only polls, for it costs nothing, and
+// one wait in the scope of the cluster, which also empties the first cache, acquires.
+__device__ __forceinline__ void messages_wait(u64* barrier, u32 phase) {
+    arrival_wait(barrier, phase);
+    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(phase) : "memory");
+}
+
+// Adds 1 to a number in shared memory and returns what it was. What a thread of the block did before its own is ordered before what another
+// does after a later one.
+__device__ __forceinline__ u32 count(u32* counter) {
+    u32 before;
+    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(counter)) : "memory");
+    return before;
+}

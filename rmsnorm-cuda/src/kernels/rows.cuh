@@ -13,7 +13,8 @@
 //   PACKS         packs a thread has of a row, at most; 0: any number, the row is streamed
 //   SETS          a power of two; TEAM·PACK·SETS is the number of chains, or the next power of two if hidden <= 256
 //   ALIGNED       every row of every operand begins on 16 bytes and hidden is a multiple of PACK
-//   EXACT         hidden is TEAM·PACK·PACKS: every thread owns every element of every pack
+//   EXACT         hidden is CLUSTER·TEAM·PACK·PACKS: every thread owns every element of every pack
+//   CLUSTER       1, or blocks that share a row (cluster.cuh): then SETS is that of a row which a block folds alone
 //
 // An example: hidden 4096, so 1024 chains; TEAM 64 (two warps), PACK 8, PACKS 8, SETS 2. Element 1030 lies in pack 1030 / 8 = 128 of the row: pack
 // k = 128 / 64 = 2 of thread 128 mod 64 = 0, at place 1030 mod 8 = 6. As k mod SETS is 0, its chain is place 6 of that thread's first set, chain
@@ -26,7 +27,7 @@ constexpr u32 TEAM_WARPS = TEAM < 32 ? 1 : TEAM / 32;  // warps of a team
 constexpr u32 TEAM_WARPS_PADDED = TEAM_WARPS <= 1 ? 1 : TEAM_WARPS <= 2 ? 2 : TEAM_WARPS <= 4 ? 4 : TEAM_WARPS <= 8 ? 8 : TEAM_WARPS <= 16 ? 16 : 32;
 
 // The width: a constant if it is known.
-__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? TEAM * PACK * PACKS : given; }
+__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? CLUSTER * TEAM * PACK * PACKS : given; }
 
 // PACK neighbouring elements of type E, as they lie in memory.
 template <typename E> struct Pack {

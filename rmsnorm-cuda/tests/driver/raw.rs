@@ -94,7 +94,7 @@ fn the_calls_of_a_call() {
 }
 
 /// Rows, width, and the calls of a forward and a backward call in bf16 on an H200.
-const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
+const GOLDEN: [(usize, usize, &[&str], &[&str]); 5] = [
     (
         4096,
         4096,
@@ -118,12 +118,22 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 4] = [
     (
         1000,
         65536,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1000x1x1 block 1024x1x1 shared 0 stream 77"],
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 4000x1x1 block 256x1x1 shared 34816 stream 77"],
         &[
             "cuCtxGetCurrent",
-            "cuLaunchKernel backward grid 1000x1x1 block 1024x1x1 shared 0 stream 77",
-            "cuLaunchKernel columns grid 240x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel backward grid 120x1x1 block 1024x1x1 shared 165888 stream 77",
             "cuLaunchKernel fold_partials grid 2048x1x1 block 1024x1x1 shared 0 stream 77",
+        ],
+    ),
+    (
+        100,
+        131_200,
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 100x1x1 block 1024x1x1 shared 0 stream 77"],
+        &[
+            "cuCtxGetCurrent",
+            "cuLaunchKernel backward grid 100x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel columns grid 255x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel fold_partials grid 4100x1x1 block 1024x1x1 shared 0 stream 77",
         ],
     ),
     (0, 4096, &["cuCtxGetCurrent"], &["cuCtxGetCurrent", "cuMemsetD8Async 0 8192 bytes stream 77"]),

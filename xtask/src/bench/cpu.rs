@@ -34,7 +34,8 @@ impl Device for OnCpu {
     const SHARES_CEILINGS: bool = false;
 
     fn plan(&self, cell: Cell) -> String {
-        format!("C{} G{}", row_order(cell.hidden).chains, column_order(cell.rows, cell.hidden).groups)
+        let (order, column) = (row_order(cell.hidden), column_order(cell.rows, cell.hidden));
+        format!("forward C{}; backward C{} G{}", order.chains, order.dot_chains, column.groups)
     }
 
     fn tensors(&self, cell: Cell) -> Result<Times> {

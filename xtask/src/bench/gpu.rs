@@ -51,7 +51,8 @@ impl Device for OnGpu {
     fn plan(&self, cell: Cell) -> String {
         let (calls, tuning) = (metered(&cell).calls(), self.meter.kernels().tuning());
         let (forward, backward) = (plan::forward(&calls, &tuning), plan::backward(&calls, &tuning));
-        format!("C{} forward {forward}; backward {backward}", plan::row_order(cell.hidden).chains)
+        let plan::RowOrder { chains, dot_chains } = plan::row_order(cell.hidden);
+        format!("forward C{chains} {forward}; backward C{dot_chains} {backward}")
     }
 
     fn tensors(&self, cell: Cell) -> Result<Self::Tensors> {

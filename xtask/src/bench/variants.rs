@@ -40,9 +40,13 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
                 for rate_percent in RATES {
                     let tuning = Tuning { stages: Some(stages), rate_percent: Some(rate_percent), ..*tuning };
                     let plan = plan::backward(&calls, &tuning);
-                    let fits = if let Source::Ring { stages, .. } = plan.source { stages } else { 0 };
-                    // The pace is that of a ring: without one, one rate stands for all.
-                    if fits != stages || (stages == 0 && rate_percent != RATES[0]) {
+                    let (fits, paced) = match plan.source {
+                        Source::Ring { stages, .. } => (stages, true),
+                        Source::Cluster { stages, .. } => (stages, false),
+                        _ => (0, false),
+                    };
+                    // Only a team's ring has a pace: for others, one rate stands for all.
+                    if fits != stages || (!paced && rate_percent != RATES[0]) {
                         continue;
                     }
                     let us = tensors.backward(&tuning, replays)?.us_median;
@@ -68,5 +72,5 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
     Ok(())
 }
 
-const STAGES: [u32; 6] = [0, 2, 3, 4, 5, 6];
+const STAGES: [u32; 9] = [0, 2, 3, 4, 5, 6, 7, 9, 11];
 const RATES: [u32; 5] = [0, 88, 89, 90, 91];

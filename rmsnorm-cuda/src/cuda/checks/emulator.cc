@@ -1,9 +1,11 @@
 // Runs the kernels of a module on a CPU: this text, then the module's own, is one C++ file.
 //
-// Blocks run one after another. The threads of a block are fibers that give way where they wait: at barriers, shuffles and
-// arrivals. Who goes on next is drawn from a seed, and for a while some warps do not go on at all, so a missing barrier shows as
-// other bits for some seed.
-// Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too.
+// Clusters (or blocks, where there are none) run one after another. The threads of all blocks of a cluster are fibers that give way where they
+// wait: at barriers, shuffles and arrivals. Who goes on next is drawn from a seed, and for a while some warps do not go on at all,
+// so a missing barrier shows as other bits for some seed.
+// Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too. Messages to other blocks
+// arrive at once, or each at some time after somebody has begun to wait for it; one to a block that has ended ends the launch.
+// Blocks of a cluster have dynamic shared memory of their own, and none that a kernel declares.
 // A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy end the launch with a code.
 //
 // It is compiled anew with each of hundreds of modules, so it takes next to nothing of the C++ library: <random> alone takes three
@@ -18,6 +20,7 @@
 #define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -29,16 +32,16 @@ static Index threadIdx, blockIdx, gridDim;
 
 namespace emulator {
 
-enum Code { FINISHED, STUCK, BARRIER_MISUSE, SHUFFLE_MISUSE, COPY_MISALIGNED, TOO_LARGE };
+enum Code { FINISHED, STUCK, BARRIER_MISUSE, SHUFFLE_MISUSE, COPY_MISALIGNED, TOO_LARGE, MESSAGE_MISUSE };
 
-constexpr u32 THREADS_MAX = 1024, STACK_BYTES = 64 << 10, SHARED_BYTES = 227 << 10;
-constexpr u32 EXCHANGES_MAX = 64, COPIES_MAX = 4096;
+constexpr u32 THREADS_MAX = 1024, CLUSTER_MAX = 8, FIBERS_MAX = 4096, STACK_BYTES = 64 << 10, SHARED_BYTES = 227 << 10;
+constexpr u32 EXCHANGES_MAX = 64, COPIES_MAX = 1 << 16;
 
 struct Exchange { u32 mask, arrived[2]; u64 turn[32], complete; float value[2][32]; };
 struct Exchanges { u32 count; Exchange of[EXCHANGES_MAX]; };
 struct Barrier { u32 expected, arrived; u64 generation; };
 struct __attribute__((may_alias)) Arrival { u32 phase : 1, armed : 1; int pending; };  // lies in the barrier itself
-struct Copy { void* to; const void* from; u32 bytes; u64* barrier; };
+struct Copy { void* to; const void* from; u32 bytes; u64* barrier; float message; };  // a message has no `from`
 static_assert(sizeof(Arrival) == sizeof(u64), "in its place");
 
 // SplitMix64.
@@ -53,23 +56,31 @@ struct Random {
     u32 below(u32 end) { return (u32)((next() >> 32) * end >> 32); }
 };
 
-static void* stack_pointer[THREADS_MAX];
+static void* stack_pointer[FIBERS_MAX];
 static void* scheduler;
-static u32 current, threads, running;
+static u32 current, threads, cluster, running, running_of[CLUSTER_MAX];  // fiber; of a block; blocks; fibers, of each block
 static u64 progress;
 static Code code;
 static bool late;
-static Exchanges exchanges[THREADS_MAX / 32];  // of each warp
-static Barrier barriers[16];
+static Exchanges exchanges[FIBERS_MAX / 32];  // of each warp
+static Barrier barriers[CLUSTER_MAX][16];
+static Barrier of_cluster;
+static u64 of_cluster_arrived[FIBERS_MAX];
 static Copy copies[COPIES_MAX];
 static u32 late_copies;
+static Random chance;
 static void (*body)();
+alignas(128) static Words shared_memory[CLUSTER_MAX][SHARED_BYTES / 16];
+
+static u32 block() { return current / threads; }
 
 // Saves the callee-saved registers on this stack and goes on with another one.
 __attribute__((naked, noinline)) static void change(void**, void*) {
     asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
         "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
 }
+
+static u32 block_of(const Copy& message) { return (u32)(((char*)message.to - (char*)shared_memory) / SHARED_BYTES); }
 
 static void give_way() { change(&stack_pointer[current], scheduler); }
 
@@ -86,13 +97,16 @@ template <typename F> static void wait_until(F done) {
 static void thread_main() {
     body();
     running--, progress++;
+    if (--running_of[block()] == 0)
+        for (u32 i = 0; i < late_copies; i++)
+            if (!copies[i].from && block_of(copies[i]) == block()) code = MESSAGE_MISUSE;
     stack_pointer[current] = nullptr;
     void* unused;
     change(&unused, scheduler);
 }
 
 static void meet(u32 name, u32 expected) {
-    Barrier& b = barriers[name];
+    Barrier& b = barriers[block()][name];
     if (b.arrived > 0 && b.expected != expected) fail(BARRIER_MISUSE);
     b.expected = expected;
     const u64 generation = b.generation;
@@ -126,38 +140,58 @@ static void arrive(u64* barrier, int pending) {
 }
 
 static void carry_out(const Copy& copy) {
-    std::memcpy(copy.to, copy.from, copy.bytes);
+    if (!copy.from && running_of[block_of(copy)] == 0) fail(MESSAGE_MISUSE);
+    std::memcpy(copy.to, copy.from ? copy.from : &copy.message, copy.bytes);
     arrive(copy.barrier, -(int)copy.bytes);
 }
 
-static void run_block(Random& random, unsigned char* stacks) {
-    static u32 order[THREADS_MAX];
+static void give(const Copy& copy) {
+    if (!late) return carry_out(copy);
+    if (late_copies == COPIES_MAX) fail(TOO_LARGE);
+    copies[late_copies++] = copy;
+}
+
+static void run_cluster(u32 first_block, unsigned char* stacks) {
+    static u32 order[FIBERS_MAX];
+    const u32 fibers = threads * cluster;
     for (auto& of_warp : exchanges) of_warp.count = 0;
-    for (auto& barrier : barriers) barrier = {};
-    late_copies = 0;
-    for (u32 t = 0; t < threads; t++) {
+    for (auto& of_block : barriers)
+        for (auto& barrier : of_block) barrier = {};
+    for (auto& arrived : of_cluster_arrived) arrived = 0;
+    for (auto& of_block : running_of) of_block = threads;
+    late_copies = 0, of_cluster = {};
+    for (u32 t = 0; t < fibers; t++) {
         void** top = (void**)(stacks + (size_t)(t + 1) * STACK_BYTES);
         top[-1] = nullptr, top[-2] = (void*)thread_main;
         for (u32 i = 3; i <= 8; i++) top[-(int)i] = nullptr;
         stack_pointer[t] = top - 8;
         order[t] = t;
     }
-    running = threads;
-    u32 awake = ~0u, rounds = 0;  // the warps that go on, and for how many rounds more
+    running = fibers;
+    u32 awake[CLUSTER_MAX], rounds = 0;  // the warps of each block that go on, and for how many rounds more
+    bool all = false;
     while (running > 0 && code == FINISHED) {
         const u64 before = progress;
-        if (rounds == 0) awake = (u32)random.next() | 1u << random.below(threads / 32 + 1) % 32, rounds = 1 + random.below(64);
-        for (u32 i = threads; i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
-        for (u32 i = 0; i < threads; i++) {
+        if (rounds == 0) {
+            // Of a cluster, some blocks go on as a whole, and some do not at all.
+            for (u32& warps : awake) {
+                const u32 kind = cluster > 1 ? chance.below(4) : 3;
+                warps = kind == 0 ? 0 : kind == 1 ? ~0u : (u32)chance.next();
+            }
+            awake[chance.below(cluster)] |= 1u << chance.below(threads / 32 + 1) % 32;
+            rounds = 1 + chance.below(64), all = false;
+        }
+        for (u32 i = fibers; i > 1; i--) std::swap(order[i - 1], order[chance.below(i)]);
+        for (u32 i = 0; i < fibers; i++) {
             const u32 t = order[i];
-            if (!stack_pointer[t] || code != FINISHED || !(awake >> t / 32 & 1)) continue;
-            current = threadIdx.x = t;
+            if (!stack_pointer[t] || code != FINISHED || !(all || awake[t / threads] >> t % threads / 32 & 1)) continue;
+            current = t, threadIdx.x = t % threads, blockIdx.x = first_block + t / threads;
             change(&scheduler, stack_pointer[t]);
         }
         rounds--;
         if (progress != before) continue;
-        if (awake == ~0u && code == FINISHED) code = STUCK;
-        awake = ~0u, rounds = 1;
+        if (all && code == FINISHED) code = STUCK;
+        all = true, rounds = 1;
     }
 }
 
@@ -200,7 +234,7 @@ static inline void meeting(u64* barrier, u32 parity) {
     emulator::progress++;
     emulator::wait_until([&] { return a.phase != parity; });
 }
-alignas(128) static Words ring_memory[emulator::SHARED_BYTES / 16];
+#define ring_memory emulator::shared_memory[emulator::block()]
 static inline void arrival_init(u64* barrier) { emulator::arrival(barrier) = {}; }
 static inline void arrival_init_done() {}
 static inline void arrival_expect(u64* barrier, u32 bytes) { emulator::arrival(barrier).armed = true, emulator::arrive(barrier, (int)bytes); }
@@ -209,37 +243,51 @@ static inline void arrival_wait(u64* barrier, u32 phase) {
         u32 kept = 0;
         for (u32 i = 0; i < emulator::late_copies; i++) {
             const emulator::Copy copy = emulator::copies[i];
-            copy.barrier == barrier ? emulator::carry_out(copy) : (void)(emulator::copies[kept++] = copy);
+            const bool arrives = copy.barrier == barrier && (copy.from || emulator::chance.below(4) == 0);
+            emulator::progress += copy.barrier == barrier;
+            arrives ? emulator::carry_out(copy) : (void)(emulator::copies[kept++] = copy);
         }
         emulator::late_copies = kept;
         return emulator::arrival(barrier).phase != phase;
     });
 }
 static inline void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
-    const emulator::Copy copy{to, from, bytes, barrier};
     if (((u64)to | (u64)from | bytes) % 16 != 0) emulator::fail(emulator::COPY_MISALIGNED);
-    if (!emulator::late) return emulator::carry_out(copy);
-    if (emulator::late_copies == emulator::COPIES_MAX) emulator::fail(emulator::TOO_LARGE);
-    emulator::copies[emulator::late_copies++] = copy;
+    emulator::give({to, from, bytes, barrier, 0.0f});
 }
+static inline u32 cluster_rank() { return emulator::block(); }
+static inline void cluster_init_done() {}
+static inline void cluster_arrive() {
+    emulator::of_cluster_arrived[emulator::current]++, emulator::progress++;
+    if (++emulator::of_cluster.arrived == emulator::threads * emulator::cluster) emulator::of_cluster.arrived = 0, emulator::of_cluster.generation++;
+}
+static inline void cluster_wait() {
+    emulator::wait_until([] { return emulator::of_cluster.generation >= emulator::of_cluster_arrived[emulator::current]; });
+}
+static inline void message(float* slot, float v, u64* barrier, u32 rank) {
+    const long long there = ((long long)rank - emulator::block()) * (long long)emulator::SHARED_BYTES;
+    emulator::give({(char*)slot + there, nullptr, sizeof v, (u64*)((char*)barrier + there), v});
+}
+static inline void messages_wait(u64* barrier, u32 phase) { arrival_wait(barrier, phase); }
+static inline u32 count(u32* counter) { return (*counter)++; }
 
-// Runs `kernel` over a grid; `cells` point to its arguments. Returns a Code.
-static int emulate(void (*kernel)(void**), u32 blocks, u32 threads, u32 shared_bytes, void** cells, u64 seed) {
+// Runs `kernel` over a grid of blocks, `cluster` to a cluster; `cells` point to its arguments. Returns a Code.
+static int emulate(void (*kernel)(void**), u32 blocks, u32 cluster, u32 threads, u32 shared_bytes, void** cells, u64 seed) {
     using namespace emulator;
     static void (*running_kernel)(void**);
     static void** running_cells;
-    if (threads > THREADS_MAX || shared_bytes > SHARED_BYTES) return TOO_LARGE;
-    const size_t bytes = (size_t)threads * STACK_BYTES;
+    if (threads > THREADS_MAX || cluster > CLUSTER_MAX || threads * cluster > FIBERS_MAX || shared_bytes > SHARED_BYTES) return TOO_LARGE;
+    if (blocks % cluster != 0) return BARRIER_MISUSE;
+    const size_t bytes = (size_t)threads * cluster * STACK_BYTES;
     auto* stacks = (unsigned char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (stacks == MAP_FAILED) return TOO_LARGE;
     running_kernel = kernel, running_cells = cells;
     body = [] { running_kernel(running_cells); };
-    emulator::threads = threads, late = seed % 2, code = FINISHED, gridDim.x = blocks;
-    Random random{seed};
-    for (u32 block = 0; block < blocks && code == FINISHED; block++) {
-        blockIdx.x = block;
-        std::memset((void*)ring_memory, 0xff, sizeof ring_memory);
-        run_block(random, stacks);
+    emulator::threads = threads, emulator::cluster = cluster, late = seed % 2, code = FINISHED, gridDim.x = blocks;
+    chance = {seed};
+    for (u32 first = 0; first < blocks && code == FINISHED; first += cluster) {
+        std::memset((void*)shared_memory, 0xff, cluster * SHARED_BYTES);
+        run_cluster(first, stacks);
     }
     munmap(stacks, bytes);
     return code;

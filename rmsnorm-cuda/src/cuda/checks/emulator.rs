@@ -73,8 +73,15 @@ impl Emulator {
                 library.get(format!("run_{}", kernel.name).as_bytes()).map_err(|e| unusable(e.to_string()))?;
             entry(kernel.blocks, kernel.threads, kernel.shared_bytes, cells.as_ptr(), seed)
         };
-        let codes =
-            ["", "stuck at a barrier", "barrier misused", "shuffle misused", "bulk copy misaligned", "too large"];
+        let codes = [
+            "",
+            "stuck at a barrier",
+            "barrier misused",
+            "shuffle misused",
+            "bulk copy misaligned",
+            "too large",
+            "message to a block that has ended",
+        ];
         match codes.get(code as usize) {
             Some(&"") => Ok(()),
             Some(code) => Err(Error::Driver {
@@ -89,7 +96,8 @@ impl Emulator {
         let entry = |name: &str| {
             format!(
                 "extern \"C\" int run_{name}(u32 b, u32 t, u32 s, void** c, u64 seed) {{ return emulate([](void** c) {{ \
-                 emulator::call({name}, c); }}, b, t, s, c, seed); }}\n"
+                 emulator::call({name}, c); }}, b, {}, t, s, c, seed); }}\n",
+                module.cluster()
             )
         };
         let mut source = module.source_with(EMULATION);
