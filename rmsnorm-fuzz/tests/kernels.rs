@@ -55,7 +55,7 @@ fn is_of(unit: &Unit, direction: Direction, wanted: Class) -> bool {
     match unit.module {
         Module::Forward { rows, .. } => direction == Direction::Forward && rows.class == wanted,
         Module::Backward { rows, .. } => direction == Direction::Backward && rows.class == wanted,
-        Module::Fold { .. } => false,
+        Module::BackwardFew { .. } | Module::Fold { .. } => false,
     }
 }
 

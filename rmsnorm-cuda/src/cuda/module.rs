@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::Dtype;
-use crate::plan::{Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, stage_rows};
+use crate::plan::{Class, FEW_ROWS_MAX, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, stage_rows};
 
 /// What one module is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,19 @@ pub enum Module {
         rows: RowKind,
         /// Where it has them from: a type of source.cuh.
         source: &'static str,
+        /// Blocks that must fit a multiprocessor.
+        blocks_per_sm: u32,
+        /// Whether a gradient is added to dx.
+        dz: bool,
+    },
+    /// `backward_few`.
+    BackwardFew {
+        /// How it works on rows.
+        rows: RowKind,
+        /// Element type of dw.
+        dw: Dtype,
+        /// Row groups that a thread folds.
+        span: u32,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
         /// Whether a gradient is added to dx.
@@ -80,6 +93,10 @@ impl fmt::Display for Module {
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
             }
+            Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
+                let dz = if *dz { " with dz" } else { "" };
+                write!(f, "backward of few rows{dz} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
+            }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
     }
@@ -106,6 +123,7 @@ impl Module {
             Module::Forward { .. } => &["forward"],
             Module::Backward { rows, .. } if rows.class.is_streamed() => &["backward", "columns"],
             Module::Backward { .. } => &["backward"],
+            Module::BackwardFew { .. } => &["backward_few"],
             Module::Fold { .. } => &["fold_partials"],
         }
     }
@@ -113,7 +131,9 @@ impl Module {
     /// The class of its kernels over rows.
     pub fn class(&self) -> Option<Class> {
         match self {
-            Module::Forward { rows, .. } | Module::Backward { rows, .. } => Some(rows.class),
+            Module::Forward { rows, .. } | Module::Backward { rows, .. } | Module::BackwardFew { rows, .. } => {
+                Some(rows.class)
+            }
             Module::Fold { .. } => None,
         }
     }
@@ -156,6 +176,16 @@ impl Module {
                     false => format!("{ROWS}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
+            }
+            Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
+                let constants = format!(
+                    "typedef {} DW;\nconstexpr bool HAS_DZ = {dz};\n\
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SPAN = {span}, FEW_ROWS_MAX = {FEW_ROWS_MAX};\n\
+                     #define BACKWARD_FEW_PARAMETERS {}\n",
+                    c(dw),
+                    BackwardFewArguments::PARAMETERS
+                );
+                (rows.constants() + &constants, format!("{ROWS}\n{BACKWARD_FEW}"))
             }
         };
         format!("{instructions}\n{ARITH}\n{constants}{kernels}")
@@ -229,12 +259,19 @@ arguments! {
 }
 
 arguments! {
+    /// Of `backward_few`.
+    BackwardFewArguments:
+    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
+    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given
+}
+
+arguments! {
     /// Of `fold_partials`.
     FoldArguments: "const float*" partial, "DW*" dw, "u32" nodes, "u32" level, "u32" hidden
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 9] = [
+pub const SOURCES: [(&str, &str); 10] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("rows.cuh", ROWS),
@@ -243,6 +280,7 @@ pub const SOURCES: [(&str, &str); 9] = [
     ("source.cuh", SOURCE),
     ("backward.cu", BACKWARD),
     ("backward_streamed.cu", BACKWARD_STREAMED),
+    ("backward_few.cu", BACKWARD_FEW),
     ("fold.cu", FOLD),
 ];
 
@@ -254,4 +292,5 @@ const FORWARD: &str = include_str!("../kernels/forward.cu");
 const FORWARD_STREAMED: &str = include_str!("../kernels/forward_streamed.cu");
 const BACKWARD: &str = include_str!("../kernels/backward.cu");
 const BACKWARD_STREAMED: &str = include_str!("../kernels/backward_streamed.cu");
+const BACKWARD_FEW: &str = include_str!("../kernels/backward_few.cu");
 const FOLD: &str = include_str!("../kernels/fold.cu");
