@@ -148,12 +148,14 @@ pub struct Tuning {
     pub rate_percent: Option<u32>,
     /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each whatever stands here.)
     pub blocks: Option<u32>,
+    /// Whether backward of few rows may be one launch. It is not where anything else is chosen for backward.
+    pub few_rows: bool,
 }
 
 impl Tuning {
     /// What the plan for `arch` chooses.
     pub const fn of(arch: Arch) -> Self {
-        Tuning { arch, forward: None, backward: None, stages: None, rate_percent: None, blocks: None }
+        Tuning { arch, forward: None, backward: None, stages: None, rate_percent: None, blocks: None, few_rows: true }
     }
 }
 
@@ -381,6 +383,8 @@ pub struct BackwardPlan {
     pub columns: Option<u32>,
     /// From partial rows to dw.
     pub fold: Fold,
+    /// Row groups that a thread folds, where few rows are one launch: `rows` then computes dw as well, and there is no other.
+    pub span: Option<u32>,
 }
 
 /// The launch of a forward call.
@@ -412,6 +416,16 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let Calls { rows, hidden, .. } = *calls;
     let Arch { sm_count, threads_per_sm, .. } = tuning.arch;
     let column = column_order(rows, hidden);
+    if let Some((class, span)) = few_rows(calls, &column, tuning) {
+        let tile = (class.threads() / FEW_SLOTS * class.pack) as usize;
+        let blocks = hidden.div_ceil(tile) + rows.div_ceil(class.teams as usize);
+        let launch = launch(class, calls, blocks as u32);
+        // 128 registers a thread: with 96 some of a wide weight are spilled. In the prototype, without that, 512 rows of 4096 take 5.67 and 5.74 µs.
+        let blocks_per_sm = 512 / class.threads();
+        let fold = Fold { nodes: 0, level: 0, blocks: 0 };
+        let span = Some(span);
+        return BackwardPlan { column, rows: launch, source: Source::Kept, blocks_per_sm, columns: None, fold, span };
+    }
     let class = chosen(Direction::Backward, calls, tuning, tuning.backward);
     let teams = class.teams as usize;
     let nodes = column.groups.div_ceil(teams) as u32;
@@ -422,7 +436,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
         let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
         let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
-        return BackwardPlan { column, rows, source: Source::Reread, blocks_per_sm: 1, columns, fold };
+        return BackwardPlan { column, rows, source: Source::Reread, blocks_per_sm: 1, columns, fold, span: None };
     }
     if class.is_clustered() {
         let stages = cluster_stages(class, calls, tuning);
@@ -432,7 +446,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
         let shared_bytes = CLUSTER_BYTES + stages * 2 * slice_bytes(class, calls.dtype);
         let source = Source::Cluster { stages, shared_bytes };
-        return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold };
+        return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None };
     }
     let ring = ring(class, calls, tuning);
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
@@ -446,7 +460,27 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     };
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
     let blocks_per_sm = if hidden <= NARROW { 1024 / class.threads() } else { 1 };
-    BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold }
+    BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold, span: None }
+}
+
+/// The class and the span, where few rows are one launch: aligned held rows with dw, if nothing else is asked for.
+fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Class, u32)> {
+    let Calls { rows, hidden, dtype, .. } = *calls;
+    let Tuning { backward, stages, rate_percent, blocks, few_rows, .. } = *tuning;
+    let is_other = backward.is_some() || stages.is_some() || rate_percent.is_some() || blocks.is_some();
+    if !few_rows || is_other || calls.dw.is_none() || hidden <= NARROW {
+        return None;
+    }
+    let (_, bytes_max) = FEW_BYTES.iter().find(|(hidden_max, _)| hidden <= *hidden_max)?;
+    if rows > FEW_ROWS_MAX as usize || rows * hidden * dtype.bytes() > *bytes_max {
+        return None;
+    }
+    // A thread has the chains of one pack; a tile is 32 columns wide, or more.
+    let pack = 16 / dtype.bytes() as u32;
+    let team = row_order(hidden).chains as u32 / pack;
+    let class = Class::held(hidden, team, (1024 / pack / team).max(1), pack);
+    let span = FEW_SPANS.into_iter().find(|span| column.groups <= (FEW_SLOTS * span) as usize)?;
+    (class.threads() <= 512 && is_aligned(class, calls)).then_some((class, span))
 }
 
 /// Stages, and their shared memory, where there is to be a ring.
@@ -569,8 +603,11 @@ impl fmt::Display for ForwardPlan {
 
 impl fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BackwardPlan { column, rows, source, blocks_per_sm, columns, fold } = self;
+        let BackwardPlan { column, rows, source, blocks_per_sm, columns, fold, span } = self;
         write!(f, "G{} {rows}", column.groups)?;
+        if let Some(span) = span {
+            return write!(f, " {blocks_per_sm}/SM one launch, span {span}");
+        }
         match source {
             Source::Cluster { stages, .. } => write!(f, " ring {stages}")?,
             Source::Kept => f.write_str(" kept")?,
@@ -632,6 +669,30 @@ const BACKWARD_F32: [Line; 6] = [
     (8192, 256, 1, 4),     // 0.91; 512 threads 0.93 at another pace
     (HELD_MAX, 256, 1, 8), // 16384: 0.80; 512 threads 0.66
 ];
+
+/// (Widest row, most bytes of x) of a backward call that is one launch. On an H200, prototype, bf16, µs in one launch and in two:
+///
+/// | rows × 4096 | one | two |
+/// | --- | --- | --- |
+/// | 8 | 1.97 | 4.0 |
+/// | 64 | 2.41 | 4.6 |
+/// | 256 | 3.90 | |
+/// | 512 | 5.67 | 7.7 |
+/// | 1024 | 10.59 | 11.13 |
+/// | 2048 | 22.9 | 16.7 |
+///
+/// Wider rows have fewer groups, of which a thread would fold more rows one after another: not measured but at 8 × 8192 (2.31).
+const FEW_BYTES: [(usize, usize); 2] = [(4096, 8 << 20), (HELD_MAX, 4 << 20)];
+
+/// Most rows of such a call.
+pub(crate) const FEW_ROWS_MAX: u32 = 1024;
+
+/// Threads that share a column of such a call, and the row groups that each can fold: as few as hold all of them.
+const FEW_SLOTS: u32 = 32;
+const FEW_SPANS: [u32; 4] = [2, 4, 8, 16];
+
+/// Numbers of rows that stand for all: calls of a kind launch no other modules than with these.
+pub const ROW_COUNTS: [usize; 5] = [1, 65, 129, 257, 1025];
 
 /// A line of a table of rows that a cluster shares: the widest row, blocks of a cluster, threads of a block, elements of a pack, stages of
 /// backward's ring.
@@ -826,6 +887,36 @@ mod tests {
         assert_eq!((backward(&wide, &forced).rows.blocks, forward(&wide, &forced).rows.blocks), (8, 16396));
     }
 
+    /// One launch has a slot for every row group, and the kernels are those of [`ROW_COUNTS`].
+    #[test]
+    fn few_rows_are_one_launch() {
+        let tuning = Tuning::of(Arch::H200);
+        for (dtype, aligned) in Dtype::ALL.into_iter().flat_map(|dtype| [(dtype, true), (dtype, false)]) {
+            for hidden in widths().into_iter().filter(|hidden| *hidden <= HELD_MAX + 8) {
+                let plan = |rows| backward(&Calls { rows, aligned, ..calls(hidden, dtype) }, &tuning);
+                let kind = |rows| (plan(rows).span, plan(rows).rows.class, plan(rows).source == Source::Kept);
+                let prepared = ROW_COUNTS.map(kind);
+                for rows in
+                    [1, 2, 31, 32, 33, 64, 65, 100, 128, 129, 200, 256, 257, 300, 512, 513, 700, 1024, 1025, 1 << 20]
+                {
+                    let plan = plan(rows);
+                    assert!(prepared.contains(&kind(rows)), "{rows}×{hidden} {plan}");
+                    let Some(span) = plan.span else { continue };
+                    let class = plan.rows.class;
+                    assert!(aligned && hidden > NARROW && rows <= FEW_ROWS_MAX as usize, "{rows}×{hidden} {plan}");
+                    assert!(plan.column.groups <= (FEW_SLOTS * span) as usize, "{rows}×{hidden} {plan}");
+                    assert!(variants(hidden, dtype).contains(&class) && class.sets == 1, "{rows}×{hidden} {plan}");
+                    // A warp's slots share out the columns of a pack.
+                    assert!(class.pack * class.threads() >= 1024, "{rows}×{hidden} {plan}");
+                }
+            }
+        }
+        let one = |rows, hidden, dtype| backward(&Calls { rows, ..calls(hidden, dtype) }, &tuning).span;
+        assert_eq!((one(1, 16_384, Dtype::Bf16), one(64, 8192, Dtype::F32)), (Some(2), Some(2)));
+        let dx_alone = Calls { rows: 1, dw: None, ..calls(4096, Dtype::Bf16) };
+        assert_eq!(backward(&dx_alone, &tuning).span, None);
+    }
+
     /// What a plan says is all that distinguishes it.
     #[test]
     fn a_plan_says_all() {
@@ -834,8 +925,12 @@ mod tests {
             (forward(&calls, &tuning).to_string(), backward(&calls, &tuning).to_string())
         };
         let tuning = Tuning::of(Arch::H200);
-        let expected = ("held-2×64×8×8/2 ×50 exact", "G100 held-4×128×8×4 ×25 exact ring 2 fold 25");
+        let expected = ("held-2×64×8×8/2 ×50 exact", "G100 held-1×128×8×4 ×228 exact 4/SM one launch, span 4");
         assert_eq!(of(100, tuning), (expected.0.into(), expected.1.into()));
+        let two_launches = Tuning { few_rows: false, ..tuning };
+        assert_eq!(of(100, two_launches).1, "G100 held-4×128×8×4 ×25 exact ring 2 fold 25");
+        assert_eq!(of(1024, tuning).1, "G512 held-1×128×8×4 ×1152 exact 4/SM one launch, span 16");
+        assert_eq!(of(1025, tuning).1, "G512 held-4×128×8×4 ×128 exact ring 2 fold 128");
         assert!(
             of(100_000, tuning).1.ends_with("×128 exact ring 2 pace 2.90 µs fold 128"),
             "{}",

@@ -5,7 +5,7 @@ use crate::sets::{Layout, widths};
 use rmsnorm_cuda::cuda::compile::compile;
 use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::cuda::steps::{self, Step};
-use rmsnorm_cuda::plan::{Arch, Calls, Direction, Tuning, classes};
+use rmsnorm_cuda::plan::{Arch, Calls, Direction, ROW_COUNTS, Tuning, classes};
 use rmsnorm_cuda::{Dtype, Error, WeightOffset};
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ impl std::fmt::Display for Unit {
     }
 }
 
-/// Every kind of call that there is: of some rows, with a weight's gradient.
+/// Every kind of call that there is, with a weight's gradient; of rows, none.
 pub fn kinds() -> Vec<Calls> {
     let weights = |dtype| {
         let all = [(None, WeightOffset::Zero), (Some(dtype), WeightOffset::Zero), (Some(dtype), WeightOffset::One)];
@@ -36,7 +36,7 @@ pub fn kinds() -> Vec<Calls> {
     };
     let kind = |dtype, weight: Option<Dtype>, weight_offset| {
         let dw = Some(weight.unwrap_or(Dtype::F32));
-        Calls { weight, weight_offset, dw, ..Calls::new((1000, 0), dtype) }
+        Calls { weight, weight_offset, dw, ..Calls::new((0, 0), dtype) }
     };
     let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
     // A residual is forward's alone, dz backward's: one kind shows both.
@@ -44,22 +44,24 @@ pub fn kinds() -> Vec<Calls> {
     Dtype::ALL.into_iter().flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)])).collect()
 }
 
-/// Every module that calls of this kind launch on `arch`: every class in every layout, and the fold. What is launched is what
+/// Every module that calls of this kind launch on `arch`: every class in every layout, few rows, and the fold. What is launched is what
 /// `steps.rs` says, so a class or a kernel that is added there is here too.
 pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     let (mut found, tuning) = (BTreeMap::<Module, u32>::new(), Tuning::of(*arch));
     for direction in Direction::BOTH {
         for class in classes(direction, kind.dtype) {
             for (layout, hidden) in widths(direction, class, kind.dtype) {
-                let calls = Calls { hidden, aligned: layout != Layout::Moved, ..*kind };
-                let steps = match direction {
-                    Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,
-                    Direction::Backward => steps::backward(&calls.backward()?, &tuning)?,
-                };
-                for step in steps {
-                    if let Step::Kernel(kernel) = step {
-                        let dynamic_bytes = found.entry(kernel.module).or_default();
-                        *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
+                for rows in ROW_COUNTS {
+                    let calls = Calls { rows, hidden, aligned: layout != Layout::Moved, ..*kind };
+                    let steps = match direction {
+                        Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,
+                        Direction::Backward => steps::backward(&calls.backward()?, &tuning)?,
+                    };
+                    for step in steps {
+                        if let Step::Kernel(kernel) = step {
+                            let dynamic_bytes = found.entry(kernel.module).or_default();
+                            *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
+                        }
                     }
                 }
             }
@@ -194,6 +196,12 @@ pub const EXCEPTIONS: &[Exception] = &[
         reason: "40 registers a thread, enough on sm_90 and not here beside an f32 weight; not timed here",
     },
     Exception {
+        kernel: "backward_few",
+        of: |unit| unit.module.class().is_some_and(|class| class.pack == 4),
+        bytes_max: 16,
+        reason: "128 registers a thread; where the width is no constant two values go to the first cache and back once a block; not timed",
+    },
+    Exception {
         kernel: "columns",
         of: newer,
         bytes_max: 140,
@@ -287,6 +295,10 @@ mod tests {
                     }
                 }
                 assert!(units.iter().any(|unit| matches!(unit.module, Module::Fold { .. })));
+                for wanted in [2, 4, 8, 16] {
+                    let of = |module| matches!(module, Module::BackwardFew { span, dz, .. } if span == wanted && dz == kind.dz);
+                    assert!(units.iter().any(|unit| of(unit.module)), "{arch:?} {kind:?} span {wanted}");
+                }
                 let ring = |unit: &Unit| unit.module.is_ringed();
                 let (rings, bulk_copies) = (units.iter().any(ring), arch.compute_capability >= (9, 0));
                 // Three rows a stage leave no room for a second stage of any f32 class in 99 KiB.

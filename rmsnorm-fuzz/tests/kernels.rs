@@ -56,7 +56,7 @@ fn key(unit: &Unit) -> Option<((u32, u32), bool, u8, Class)> {
     match unit.module {
         Module::Forward { rows, .. } => Some((unit.capability, true, rows.dtype as u8, rows.class)),
         Module::Backward { rows, .. } => Some((unit.capability, false, rows.dtype as u8, rows.class)),
-        Module::Fold { .. } => None,
+        Module::BackwardFew { .. } | Module::Fold { .. } => None,
     }
 }
 
@@ -64,7 +64,7 @@ fn is_of(unit: &Unit, direction: Direction, wanted: Class) -> bool {
     match unit.module {
         Module::Forward { rows, .. } => direction == Direction::Forward && rows.class == wanted,
         Module::Backward { rows, .. } => direction == Direction::Backward && rows.class == wanted,
-        Module::Fold { .. } => false,
+        Module::BackwardFew { .. } | Module::Fold { .. } => false,
     }
 }
 

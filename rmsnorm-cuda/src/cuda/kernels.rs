@@ -16,7 +16,7 @@ use super::cache::Cache;
 use super::module::Module;
 use super::steps::{DeviceMemory, Kernel, Step, backward, forward};
 use super::{driver_error, library};
-use crate::plan::{Arch, Calls, Tuning};
+use crate::plan::{Arch, Calls, ROW_COUNTS, Tuning};
 use crate::{Backward, Error, Forward};
 
 /// The kernels of this crate on one GPU, compiled as they are first needed. One value serves any number of threads and streams
@@ -148,15 +148,17 @@ impl Kernels {
 
     /// The same for calls at another speed.
     pub(super) fn prepare_at(&self, calls: &Calls, tuning: &Tuning) -> Result<(), Error> {
-        // Rows decide no module, but without any there is no kernel.
-        let calls = Calls { rows: calls.rows.max(1), ..*calls };
-        let steps = [forward(&calls.forward()?, tuning)?, backward(&calls.backward()?, tuning)?];
         let _current = Current::set(&self.context)?;
-        for step in steps.iter().flatten() {
-            if let Step::Kernel(kernel) = step {
-                let slot = self.modules.slot(&kernel.module);
-                if slot.loaded.get().is_none() {
-                    self.load(slot)?;
+        // Without rows there is no kernel.
+        for rows in ROW_COUNTS.into_iter().chain([calls.rows.max(1)]) {
+            let calls = Calls { rows, ..*calls };
+            let steps = [forward(&calls.forward()?, tuning)?, backward(&calls.backward()?, tuning)?];
+            for step in steps.iter().flatten() {
+                if let Step::Kernel(kernel) = step {
+                    let slot = self.modules.slot(&kernel.module);
+                    if slot.loaded.get().is_none() {
+                        self.load(slot)?;
+                    }
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::Dtype;
 use crate::plan::{
-    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, lead, stage_rows,
+    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FEW_ROWS_MAX, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, lead, stage_rows,
 };
 
 /// What one module is compiled for.
@@ -28,6 +28,19 @@ pub enum Module {
         rows: RowKind,
         /// Where it has them from: a type of source.cuh.
         source: &'static str,
+        /// Blocks that must fit a multiprocessor.
+        blocks_per_sm: u32,
+        /// Whether a gradient is added to dx.
+        dz: bool,
+    },
+    /// `backward_few`.
+    BackwardFew {
+        /// How it works on rows.
+        rows: RowKind,
+        /// Element type of dw.
+        dw: Dtype,
+        /// Row groups that a thread folds.
+        span: u32,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
         /// Whether a gradient is added to dx.
@@ -82,6 +95,10 @@ impl fmt::Display for Module {
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
             }
+            Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
+                let dz = if *dz { " with dz" } else { "" };
+                write!(f, "backward of few rows{dz} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
+            }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
     }
@@ -114,6 +131,7 @@ impl Module {
             Module::Forward { .. } => &["forward"],
             Module::Backward { rows, .. } if rows.class.is_streamed() => &["backward", "columns"],
             Module::Backward { .. } => &["backward"],
+            Module::BackwardFew { .. } => &["backward_few"],
             Module::Fold { .. } => &["fold_partials"],
         }
     }
@@ -121,7 +139,9 @@ impl Module {
     /// The class of its kernels over rows.
     pub fn class(&self) -> Option<Class> {
         match self {
-            Module::Forward { rows, .. } | Module::Backward { rows, .. } => Some(rows.class),
+            Module::Forward { rows, .. } | Module::Backward { rows, .. } | Module::BackwardFew { rows, .. } => {
+                Some(rows.class)
+            }
             Module::Fold { .. } => None,
         }
     }
@@ -172,6 +192,16 @@ impl Module {
                     _ => format!("{ROWS}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
+            }
+            Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
+                let constants = format!(
+                    "typedef {} DW;\nconstexpr bool HAS_DZ = {dz};\n\
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SPAN = {span}, FEW_ROWS_MAX = {FEW_ROWS_MAX};\n\
+                     #define BACKWARD_FEW_PARAMETERS {}\n",
+                    c(dw),
+                    BackwardFewArguments::PARAMETERS
+                );
+                (rows.constants() + &constants, format!("{ROWS}\n{BACKWARD_FEW}"))
             }
         };
         format!("{instructions}\n{ARITH}\n{constants}{kernels}")
@@ -251,12 +281,19 @@ arguments! {
 }
 
 arguments! {
+    /// Of `backward_few`.
+    BackwardFewArguments:
+    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
+    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given
+}
+
+arguments! {
     /// Of `fold_partials`.
     FoldArguments: "const float*" partial, "DW*" dw, "u32" nodes, "u32" level, "u32" hidden
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 12] = [
+pub const SOURCES: [(&str, &str); 13] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("rows.cuh", ROWS),
@@ -268,6 +305,7 @@ pub const SOURCES: [(&str, &str); 12] = [
     ("cluster.cuh", CLUSTER),
     ("forward_cluster.cu", FORWARD_CLUSTER),
     ("backward_cluster.cu", BACKWARD_CLUSTER),
+    ("backward_few.cu", BACKWARD_FEW),
     ("fold.cu", FOLD),
 ];
 
@@ -282,4 +320,5 @@ const BACKWARD_STREAMED: &str = include_str!("../kernels/backward_streamed.cu");
 const CLUSTER: &str = include_str!("../kernels/cluster.cuh");
 const FORWARD_CLUSTER: &str = include_str!("../kernels/forward_cluster.cu");
 const BACKWARD_CLUSTER: &str = include_str!("../kernels/backward_cluster.cu");
+const BACKWARD_FEW: &str = include_str!("../kernels/backward_few.cu");
 const FOLD: &str = include_str!("../kernels/fold.cu");

@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::module::{BackwardArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type};
+use super::module::{BackwardArguments, BackwardFewArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type};
 use crate::order::row_order;
 use crate::plan::{self, BackwardPlan, Calls, FOLD_WARPS, Fold, ForwardPlan, Launch, Source, Tuning};
 use crate::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightGradient, WeightOffset};
@@ -151,6 +151,10 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
     let plan = plan::backward(&calls, tuning);
+    if let (Some(span), Some(gradient)) = (plan.span, &call.dw) {
+        steps.push(Step::Kernel(few_rows(call, gradient, &calls, &plan, span)));
+        return Ok(steps);
+    }
     let over_rows = over_rows(call, &calls, &plan);
     steps.push(Step::Kernel(over_rows));
     let Some(gradient) = &call.dw else { return Ok(steps) };
@@ -216,6 +220,47 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         blocks: launch.blocks,
         threads: launch.class.threads(),
         shared_bytes,
+        arguments: arguments.cells(),
+    }
+}
+
+/// dx and dw of few rows.
+fn few_rows(
+    call: &Backward<DeviceMemory, DeviceMemory>,
+    gradient: &WeightGradient<DeviceMemory>,
+    calls: &Calls,
+    plan: &BackwardPlan,
+    span: u32,
+) -> Kernel {
+    let launch = &plan.rows;
+    let arguments = BackwardFewArguments {
+        x: call.x.pointer(),
+        x_stride: call.x.row_stride as u64,
+        dy: call.dy.pointer(),
+        dy_stride: call.dy.row_stride as u64,
+        dz: call.dz.map_or(0, |dz| dz.pointer()),
+        dz_stride: call.dz.map_or(0, |dz| dz.row_stride as u64),
+        weight: call.weight.map_or(0, |w| w.pointer()),
+        rstd: call.rstd.pointer(),
+        dx: call.dx.pointer(),
+        dx_stride: call.dx.row_stride as u64,
+        dw: gradient.dw.pointer(),
+        rows: call.rows as u64,
+        groups: plan.column.groups as u64,
+        hidden_given: call.hidden as u64,
+    };
+    Kernel {
+        module: Module::BackwardFew {
+            rows: row_kind(launch, calls),
+            dw: gradient.dw.data.dtype,
+            span,
+            blocks_per_sm: plan.blocks_per_sm,
+            dz: calls.dz,
+        },
+        name: "backward_few",
+        blocks: launch.blocks,
+        threads: launch.class.threads(),
+        shared_bytes: 0,
         arguments: arguments.cells(),
     }
 }

@@ -64,7 +64,7 @@ fn the_typed_layer_waits_and_records() {
             let (waits, _, last_wait) = at("cuStreamWaitEvent");
             let (records, first_record, _) = at("cuEventRecord");
             // Four operands; or seven, the scratch among them. What is written waits for readers and writers.
-            assert!(matches!((launches, waits, records), (1, 6, 4) | (2, 10, 7)), "{calls:#?}");
+            assert!(matches!((launches, waits, records), (1, 6, 4) | (1, 10, 7)), "{calls:#?}");
             assert!(last_wait < first_launch && last_launch < first_record, "{calls:#?}");
             assert_eq!(at("cuStreamIsCapturing").0, 1);
             assert!(names.iter().all(|name| DRIVER_FUNCTIONS.contains(name)), "{calls:#?}");
@@ -78,7 +78,7 @@ fn the_typed_layer_waits_and_records() {
         let [(forward, forward_calls), (backward, backward_calls)] = training.step();
         assert_eq!((forward, backward), (Ok(()), Ok(())));
         assert_eq!(names(&forward_calls), ["cuCtxGetCurrent", "cuLaunchKernel"]);
-        assert_eq!(names(&backward_calls), ["cuCtxGetCurrent", "cuLaunchKernel", "cuLaunchKernel"]);
+        assert_eq!(names(&backward_calls), ["cuCtxGetCurrent", "cuLaunchKernel"]);
     });
 }
 
@@ -216,8 +216,8 @@ fn untracked_memory() {
         let context = CudaContext::new(0).expect("a stand-in");
         // No stream but the null stream: in order, without events.
         let mut training = Training::new(&context, &context.default_stream());
-        for ((result, calls), expected) in training.step().into_iter().zip([1, 2]) {
-            assert_eq!((result, names(&calls).len(), launches(&calls)), (Ok(()), 1 + expected, expected));
+        for (result, calls) in training.step() {
+            assert_eq!((result, names(&calls).len(), launches(&calls)), (Ok(()), 2, 1));
         }
         // The per-thread stream is another one in each thread, the scratch is the layer's, and nobody waits.
         let per_thread = context.per_thread_stream();

@@ -39,7 +39,7 @@ constexpr u32 EXCHANGES_MAX = 64, COPIES_MAX = 1 << 16;
 
 struct Exchange { u32 mask, arrived[2]; u64 turn[32], complete; float value[2][32]; };
 struct Exchanges { u32 count; Exchange of[EXCHANGES_MAX]; };
-struct Barrier { u32 expected, arrived; u64 generation; };
+struct Barrier { u32 expected, arrived; u64 generation; bool any, any_before; };
 struct __attribute__((may_alias)) Arrival { u32 phase : 1, armed : 1; int pending; };  // lies in the barrier itself
 struct Copy { void* to; const void* from; u32 bytes; u64* barrier; float message; };  // a message has no `from`
 static_assert(sizeof(Arrival) == sizeof(u64), "in its place");
@@ -105,14 +105,17 @@ static void thread_main() {
     change(&unused, scheduler);
 }
 
-static void meet(u32 name, u32 expected) {
+// Whether `vote` was true for any of those who met.
+static bool meet(u32 name, u32 expected, bool vote = false) {
     Barrier& b = barriers[block()][name];
     if (b.arrived > 0 && b.expected != expected) fail(BARRIER_MISUSE);
     b.expected = expected;
     const u64 generation = b.generation;
-    if (++b.arrived == expected) b.arrived = 0, b.generation++;
+    b.any |= vote;
+    if (++b.arrived == expected) b.arrived = 0, b.generation++, b.any_before = b.any, b.any = false;
     progress++;
     wait_until([&] { return b.generation != generation; });
+    return b.any_before;
 }
 
 static float shuffle(u32 mask, float value, u32 from) {
@@ -207,6 +210,7 @@ static inline float __shfl_xor_sync(u32 mask, float v, u32 d) { return emulator:
 static inline float __shfl_sync(u32 mask, float v, u32 from) { return emulator::shuffle(mask, v, from); }
 static inline void __syncwarp() { emulator::shuffle(~0u, 0.0f, emulator::current % 32); }
 static inline void __syncthreads() { emulator::meet(0, emulator::threads); }
+static inline int __syncthreads_or(int vote) { return emulator::meet(0, emulator::threads, vote != 0); }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
