@@ -74,7 +74,7 @@ fn memory(list: &mut List) {
     list.add('A', "idle_groups_781_one_short", "one row fewer than there are groups", Case { rows, ..idle });
     list.add('A', "no_rows", "nothing to do, but dw is an output and must become 0", Case::new(0, 300, BF16));
     list.add('A', "no_rows_narrow", "no rows of one element", Case::new(0, 1, F32));
-    list.add('A', "no_rows_wide", "no rows where rows are streamed", Case::new(0, 20_000, F16));
+    list.add('A', "no_rows_wide", "no rows where a cluster shares them", Case::new(0, 20_000, F16));
     list.add(
         'A',
         "dw_absent",
