@@ -271,6 +271,7 @@ fn no_nvrtc() {
 fn everything() -> Result<(), Error> {
     let cuda = Cuda::new(0)?;
     host_calls(&cuda, 64)?;
+    host_calls(&cuda, 1025)?; // With a ring.
     host_calls(&cuda.on_new_stream()?, 0)?;
     typed_call(cuda.kernels())
 }
