@@ -104,7 +104,8 @@ pub struct Residual<In, Out> {
 pub struct WeightGradient<Out> {
     /// N, f32 or of the type of the weight.
     pub dw: Vector<Out>,
-    /// f32, at least [`scratch_len`] elements. Its content before the call is irrelevant, and after the call unspecified.
+    /// f32, at least [`scratch_len`] elements. Its content before the call is irrelevant, and after the call unspecified. A launch that
+    /// needs none, of few rows, does not touch it.
     pub scratch: Vector<Out>,
 }
 

@@ -48,7 +48,7 @@
 //! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
 //!
 //! The sources in this order: `call.rs` (what a call is), [`order`] and [`arith`] (the specification: all bits), `plan.rs` (which launch: all
-//! speed), `kernels/rows.cuh`, `forward.cu`, `source.cuh` and `backward.cu` (how rows move through it), `cpu.rs`, [`cuda`].
+//! speed), `kernels/rows.cuh`, `forward.cu`, `source.cuh`, `backward.cu` and `backward_few.cu` (how rows move through it), `cpu.rs`, [`cuda`].
 
 #![deny(unsafe_code)]
 

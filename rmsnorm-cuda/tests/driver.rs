@@ -270,8 +270,8 @@ fn no_nvrtc() {
 /// Calls that reach every function of the driver but those that an error needs.
 fn everything() -> Result<(), Error> {
     let cuda = Cuda::new(0)?;
-    // More rows than are one launch, so that there is a ring.
-    host_calls(&cuda, 1040)?;
+    host_calls(&cuda, 64)?;
+    host_calls(&cuda, 1025)?; // With a ring.
     host_calls(&cuda.on_new_stream()?, 0)?;
     typed_call(cuda.kernels())
 }

@@ -150,7 +150,8 @@ fn grid_widths() -> Vec<usize> {
 }
 
 /// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
-/// chains a row; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than row groups; rows that must be
+/// chains a row; few rows in one launch, and more; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than
+/// row groups; rows that must be
 /// scaled. The last ones are to be launched with three blocks: several row groups a block; blocks some of whose teams have no row.
 pub fn families() -> [Vec<Case>; 2] {
     let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
@@ -164,6 +165,8 @@ pub fn families() -> [Vec<Case>; 2] {
         case(45, 1024, Dtype::Bf16),
         Case { weight: WeightKind::Absent, ..case(45, 2048, Dtype::F32) },
         Case { weight: WeightKind::F32, ..case(45, 4096, Dtype::Bf16) },
+        case(1030, 1024, Dtype::Bf16),
+        Case { x: tiny, ..case(9, 4096, Dtype::Bf16) },
         case(300, 5120, Dtype::Bf16),
         case(33, 5000, Dtype::F32),
         case(17, 12_000, Dtype::F16),
