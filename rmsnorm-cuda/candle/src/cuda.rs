@@ -78,7 +78,7 @@ pub(crate) fn prepare(
     weight: Option<Dtype>,
     weight_offset: WeightOffset,
 ) -> Result<()> {
-    let calls = Calls { rows, hidden, dtype, weight, weight_offset, dw: weight, aligned: true };
+    let calls = Calls { weight, weight_offset, dw: weight, ..Calls::new((rows, hidden), dtype) };
     kernels(device)?.prepare(&calls).map_err(Error::wrap)
 }
 
