@@ -52,6 +52,7 @@
 //! | feature | default | what it brings |
 //! | --- | --- | --- |
 //! | `cuda` | yes | the module [`cuda`]: GPUs. Needs neither a GPU nor CUDA to build: the driver and NVRTC are looked for at run time |
+//! | `prebuilt` | no | kernels compiled ahead, for machines with a driver and no NVRTC: PTX for every GPU of compute capability 8.0 or newer. A kernel is looked for on disk, compiled if NVRTC is there, and only then taken from these, which are slower: they take any layout of rows |
 //! | `checks` | no | what this project's own checks look into; no part of the API |
 //!
 //! # Versions
