@@ -165,6 +165,20 @@ pub enum Error {
         /// Ordinal of the other's.
         got: usize,
     },
+    /// There is no code of a kernel: it is not kept, no compiler is there, and it was not compiled ahead.
+    #[error(
+        "there is no code of {kernel}: the cache {cache}; NVRTC {nvrtc}; kernels compiled ahead (the feature `prebuilt`): {prebuilt}"
+    )]
+    NoCode {
+        /// The module, or all of them.
+        kernel: String,
+        /// What the cache has.
+        cache: String,
+        /// Why nothing can be compiled.
+        nvrtc: String,
+        /// What was compiled ahead.
+        prebuilt: String,
+    },
     /// The GPU is older than the kernels allow.
     #[error("compute capability {}.{} is too old, expected 8.0 or newer", got.0, got.1)]
     Architecture {

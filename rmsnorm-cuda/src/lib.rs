@@ -47,6 +47,21 @@
 //! Scratch, where a call needs some, is lent by the caller and may hold anything; [`scratch_len`] says how much. A call that
 //! cannot be carried out returns a typed [`Error`] before anything is written, and so does a machine without a GPU or CUDA.
 //!
+//! # Features
+//!
+//! | feature | default | what it brings |
+//! | --- | --- | --- |
+//! | `cuda` | yes | the module [`cuda`]: GPUs. Needs neither a GPU nor CUDA to build: the driver and NVRTC are looked for at run time |
+//! | `prebuilt` | no | kernels compiled ahead, for machines with a driver and no NVRTC: PTX for every GPU of compute capability 8.0 or newer. A kernel is looked for on disk, compiled if NVRTC is there, and only then taken from these, which are slower: they take any layout of rows |
+//! | `checks` | no | what this project's own checks look into; no part of the API |
+//!
+//! # Versions
+//!
+//! Semantic versioning, and beside it [`BITS_VERSION`]: the same number means the same bits for the same operands, whatever the version; another
+//! number is a breaking change, and so is another minor version of `cudarc`, whose types are in signatures. Which launch a call becomes, and so its
+//! speed, what it compiles, and the scratch that it asks for by [`scratch_len`], may change in any release; `#[doc(hidden)]` items too.
+//! The oldest Rust is 1.89; a later one is asked for in a minor version only.
+//!
 //! The sources in this order: `call.rs` (what a call is), [`order`] and [`arith`] (the specification: all bits), `plan.rs` (which launch: all
 //! speed), `kernels/rows.cuh`, `forward.cu`, `source.cuh`, `backward.cu` and `backward_few.cu` (how rows move through it), `cpu.rs`, [`cuda`].
 

@@ -21,6 +21,8 @@ use rmsnorm_cuda::{
     Backward, Error, Executor, Forward, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
 };
 
+#[path = "driver/ahead.rs"]
+mod ahead;
 mod machine;
 #[path = "driver/raw.rs"]
 mod raw;
@@ -263,7 +265,9 @@ fn no_nvrtc() {
         let error = nvrtc((9, 0)).err().expect("no NVRTC");
         println!("{error}\n{error:?}");
         assert_library(&error, "NVRTC", &[path, "RMSNORM_NVRTC"]);
-        assert_eq!(Cuda::new(0).err(), Some(error));
+        let Some(Error::NoCode { nvrtc, cache, prebuilt, .. }) = Cuda::new(0).err() else { panic!("another error") };
+        let Error::Library { reason, .. } = error else { panic!("another error") };
+        assert_eq!((nvrtc, cache.as_str(), prebuilt.is_empty()), (reason, "is off", false));
     });
 }
 

@@ -23,6 +23,9 @@ use rmsnorm_cuda::{
     scratch_len,
 };
 
+#[path = "../examples/foreign.rs"]
+mod foreign;
+
 /// The value of this variable is the name of the test that runs in this process alone.
 const CHILD: &str = "RMSNORM_GPU_TEST";
 
@@ -444,6 +447,12 @@ fn null_legacy_and_per_thread_streams() {
         layer.backward(&*x, Some((&*weight).into()), &*rstd, &*dy, dx, Some(dw.into())).expect("launched");
         work.check("typed, the null stream");
     });
+}
+
+/// Memory and a stream of another wrapper of the driver, as the example has them.
+#[test]
+fn foreign_memory_and_stream() {
+    alone("foreign_memory_and_stream", 1, || foreign::run().expect("the bits of the CPU"));
 }
 
 /// Whichever GPU is current; what belongs to the wrong one is refused; both give the same bits.

@@ -8,6 +8,8 @@ use std::process::Command;
 mod machine;
 
 const NAME: &str = env!("CARGO_PKG_NAME");
+/// The package of kernels compiled ahead, on which it can depend.
+const AHEAD: &str = "rmsnorm-cuda-prebuilt";
 
 fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
@@ -52,7 +54,7 @@ fn the_package_is_complete_and_builds_alone() {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package");
     let package = |options: &[&str]| {
         let mut command = cargo();
-        command.args(["package", "--offline", "--allow-dirty", "--package", "rmsnorm-cuda", "--target-dir"]);
+        command.args(["package", "--offline", "--allow-dirty", "--package", NAME, "--target-dir"]);
         output_of(command.arg(&target).args(options).current_dir(root))
     };
     let listed = package(&["--list"]);
@@ -68,13 +70,17 @@ fn the_package_is_complete_and_builds_alone() {
         assert!(target.starts_with("https://") || listed.contains(&target), "README.md leads to {target}");
     }
 
-    package(&["--no-verify"]);
-    let name = concat!("rmsnorm-cuda-", env!("CARGO_PKG_VERSION"));
+    package(&["--no-verify", "--package", AHEAD]);
     // Outside the workspace, or cargo would take it for a member.
     let folder = machine::folder();
-    let alone = folder.path().join(name);
-    let archive = target.join("package").join(format!("{name}.crate"));
-    output_of(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(folder.path()));
+    let [alone, ahead] = [NAME, AHEAD].map(|package| {
+        let name = format!("{package}-{}", env!("CARGO_PKG_VERSION"));
+        let archive = target.join("package").join(format!("{name}.crate"));
+        output_of(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(folder.path()));
+        folder.path().join(name)
+    });
+    // What no registry has yet.
+    let ahead = format!("patch.crates-io.{AHEAD}.path='{}'", ahead.display());
     for file in &expected {
         assert!(alone.join(file).is_file(), "no {file} in the package");
     }
@@ -84,7 +90,10 @@ fn the_package_is_complete_and_builds_alone() {
         [&["check", "--all-targets"][..], &["check", "--no-default-features"], &["clean", "--package", NAME]]
     {
         let mut command = cargo();
-        command.args(arguments).args(["--offline", "--quiet", "--target-dir"]).arg(target.join("alone"));
+        command
+            .args(arguments)
+            .args(["--config", &ahead, "--offline", "--quiet", "--target-dir"])
+            .arg(target.join("alone"));
         output_of(command.current_dir(&alone));
     }
 }

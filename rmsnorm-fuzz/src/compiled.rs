@@ -7,7 +7,7 @@ use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::cuda::steps::{self, Step};
 use rmsnorm_cuda::plan::{Arch, Calls, Direction, ROW_COUNTS, Tuning, classes};
 use rmsnorm_cuda::{Dtype, Error, WeightOffset};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A module as calls launch it on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +69,18 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     }
     let unit = |(module, dynamic_bytes)| Unit { capability: arch.compute_capability, module, dynamic_bytes };
     Ok(found.into_iter().map(unit).collect())
+}
+
+/// What is compiled ahead: the portable modules of all calls. Those that resemble each other stand together.
+pub fn portable() -> Result<Vec<Module>, Error> {
+    let mut all = BTreeSet::new();
+    for (kind, both) in kinds().iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let units = units(&Arch::A100, &Calls { residual: both, dz: both, ..*kind })?;
+        // Without a compiler few rows are planned as others are.
+        let modules = units.into_iter().map(|unit| unit.module);
+        all.extend(modules.filter(|module| !matches!(module, Module::BackwardFew { .. })).map(Module::portable));
+    }
+    Ok(all.into_iter().collect())
 }
 
 /// What the assembler reported of one kernel.

@@ -18,6 +18,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
 pub mod bound;

@@ -11,6 +11,8 @@ mod fuzz;
 #[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
 mod machine;
 #[cfg(feature = "cuda")]
+mod prebuilt;
+#[cfg(feature = "cuda")]
 mod ptx;
 mod record;
 mod verify;
@@ -37,6 +39,9 @@ enum Command {
     /// Compile the kernels without a GPU: PTX, cubin, registers, spills.
     #[cfg(feature = "cuda")]
     Ptx(ptx::Options),
+    /// Compile the kernels ahead, for GPUs without NVRTC.
+    #[cfg(feature = "cuda")]
+    Prebuilt(prebuilt::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(&options),
         #[cfg(feature = "cuda")]
         Command::Ptx(options) => ptx::run(&options),
+        #[cfg(feature = "cuda")]
+        Command::Prebuilt(options) => prebuilt::run(&options),
     };
     done.unwrap_or_else(|error| {
         record::tell(format_args!("error: {error:#}"));

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::compile::{compile_source, options};
+use super::compile::{compile_source, options, real};
 use super::folder::Folder;
 use super::library::{absolute, environment, is_privileged, nvrtc};
 use super::module::Module;
@@ -89,15 +89,21 @@ impl Cache {
 
     /// The machine code of `module` for compute capability `major.minor`: from the folder, or compiled and put there.
     pub fn cubin(&self, module: &Module, capability: (u32, u32)) -> Result<Vec<u8>, Error> {
+        self.cubin_and_origin(module, capability).map(|(cubin, _)| cubin)
+    }
+
+    /// The same, and whether it was in the folder.
+    pub(super) fn cubin_and_origin(&self, module: &Module, capability: (u32, u32)) -> Result<(Vec<u8>, Origin), Error> {
         let (source, name) = (module.source(), module.to_string());
-        let place = self.place(&source, capability)?;
+        let version = nvrtc(capability)?.version;
+        let place = self.place(&source, capability, version);
         let kept = || place.as_ref().and_then(|place| self.kept(place));
         if let Some(cubin) = kept() {
-            return Ok(cubin);
+            return Ok((cubin, Origin::Cache));
         }
         let _alone = place.as_ref().and_then(Lock::wait_for);
         if let Some(cubin) = kept() {
-            return Ok(cubin);
+            return Ok((cubin, Origin::Cache));
         }
         let cubin = compile_source(&source, &name, capability)?.cubin;
         if cubin.is_empty() {
@@ -108,17 +114,30 @@ impl Cache {
         {
             self.warn(place.path, e.to_string());
         }
-        Ok(cubin)
+        Ok((cubin, Origin::Nvrtc))
     }
 
-    /// Where what is compiled of `source` is kept, if it is.
-    fn place(&self, source: &str, capability: (u32, u32)) -> Result<Option<Place<'_>>, Error> {
-        let Some(path) = self.folder.as_deref().filter(|_| self.warning.get().is_none()) else { return Ok(None) };
+    /// What any NVRTC compiled of `module`, if it is kept: for where there is none.
+    pub(super) fn cubin_of_any(&self, module: &Module, capability: (u32, u32)) -> Option<Vec<u8>> {
+        let source = module.source();
+        let versions = [12, 13].into_iter().flat_map(|major| (0..10).map(move |minor| (major, minor)));
+        versions.rev().find_map(|version| self.kept(&self.place(&source, capability, version)?))
+    }
+
+    /// Whether something is kept.
+    pub(super) fn keeps_any(&self) -> bool {
+        let names = self.folder.as_deref().and_then(|path| Folder::open(path).ok()?.names().ok()).unwrap_or_default();
+        names.iter().filter_map(|name| is_ours(name)).any(|name| name.ends_with(CUBIN))
+    }
+
+    /// Where what that NVRTC compiles of `source` is kept, if it is.
+    fn place(&self, source: &str, capability: (u32, u32), nvrtc: (i32, i32)) -> Option<Place<'_>> {
+        let path = self.folder.as_deref().filter(|_| self.warning.get().is_none())?;
         match Folder::trusted(path) {
-            Ok(folder) => Ok(Some(Place { path, folder, key: key(source, capability)? })),
+            Ok(folder) => Some(Place { path, folder, key: key(source, capability, nvrtc) }),
             Err(reason) => {
                 self.warn(path, format!("{reason}; RMSNORM_CACHE=/a/folder names another"));
-                Ok(None)
+                None
             }
         }
     }
@@ -158,6 +177,18 @@ impl Cache {
     fn warn(&self, path: &Path, reason: String) {
         self.warning.get_or_init(|| Error::Cache { path: path.to_path_buf(), reason });
     }
+}
+
+/// Where the code of a kernel came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// The [`Cache`].
+    Cache,
+    /// NVRTC.
+    Nvrtc,
+    /// The kernels compiled ahead: the feature `prebuilt`.
+    Prebuilt,
 }
 
 type Key = [u8; 32];
@@ -200,17 +231,16 @@ impl Drop for Lock<'_> {
 }
 
 /// Of everything that a cubin is a function of. Each part is preceded by its length, so that no two lists run together alike.
-fn key(source: &str, capability: (u32, u32)) -> Result<Key, Error> {
-    let (major, minor) = nvrtc(capability)?.version;
+fn key(source: &str, capability: (u32, u32), (major, minor): (i32, i32)) -> Key {
     let version = format!("{major}.{minor}");
     let mut hash = Sha256::new();
-    let options = options(capability);
+    let options = options(real(capability));
     let parts = [env!("CARGO_PKG_VERSION"), &version].into_iter().chain(options.iter().map(String::as_str));
     for part in parts.chain([source]) {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    Ok(hash.finalize().into())
+    hash.finalize().into()
 }
 
 fn file_name(key: &Key, ending: &str) -> String {

@@ -21,12 +21,21 @@ pub fn compile(module: &Module, (major, minor): (u32, u32)) -> Result<Compiled, 
     compile_source(&module.source(), &module.to_string(), (major, minor))
 }
 
+/// The PTX of `module` for compute capability 8.0 and every later one.
+pub fn compile_ahead(module: &Module) -> Result<String, Error> {
+    let compiled = compile_with(&module.source(), &module.to_string(), nvrtc((8, 0))?, options("compute_80".into()))?;
+    Ok(compiled.ptx)
+}
+
 /// Compiles `source`; `name` is for errors.
 pub fn compile_source(source: &str, name: &str, capability: (u32, u32)) -> Result<Compiled, Error> {
-    let nvrtc = nvrtc(capability)?;
+    compile_with(source, name, nvrtc(capability)?, options(real(capability)))
+}
+
+fn compile_with(source: &str, name: &str, nvrtc: &'static Nvrtc, options: [String; 5]) -> Result<Compiled, Error> {
     let failed = |log: String| Error::Compile { kernel: name.to_string(), log };
     let text = CString::new(source).map_err(|e| failed(e.to_string()))?;
-    let options = options(capability).map(|o| CString::new(o).unwrap_or_default());
+    let options = options.map(|o| CString::new(o).unwrap_or_default());
     let options = options.each_ref().map(|o| o.as_ptr());
     // SAFETY: `text` and `options` outlive the calls; each buffer below has the size that NVRTC asked for.
     unsafe {
@@ -49,10 +58,15 @@ pub fn compile_source(source: &str, name: &str, capability: (u32, u32)) -> Resul
     }
 }
 
+/// The architecture of machine code.
+pub(super) fn real((major, minor): (u32, u32)) -> String {
+    format!("sm_{major}{minor}")
+}
+
 /// What NVRTC is told beside the source.
-pub(super) fn options((major, minor): (u32, u32)) -> [String; 5] {
+pub(super) fn options(architecture: String) -> [String; 5] {
     [
-        format!("--gpu-architecture=sm_{major}{minor}"),
+        format!("--gpu-architecture={architecture}"),
         "--std=c++17".into(),
         "--fmad=false".into(),                        // Only what arith.cuh writes as fma is fused.
         "--device-as-default-execution-space".into(), // A generic lambda has no place for __device__.

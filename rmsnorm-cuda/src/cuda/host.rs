@@ -38,6 +38,14 @@ impl Cuda {
         Ok(Cuda { kernels, stream, tuning, shared: Arc::default() })
     }
 
+    /// The same executor with the kernels of `bundle` alone, which were compiled ahead.
+    #[cfg(feature = "checks")]
+    #[doc(hidden)]
+    pub fn of_bundle(&self, bundle: &'static super::prebuilt::Bundle) -> Result<Self, Error> {
+        let kernels = Arc::new(Kernels::of_bundle(self.stream.context(), bundle)?);
+        Ok(Cuda { kernels, ..self.on_new_stream()? })
+    }
+
     /// The same executor with a stream of its own, for another thread.
     pub fn on_new_stream(&self) -> Result<Self, Error> {
         let stream = self.stream.context().new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;

@@ -12,9 +12,10 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{CudaContext, DriverError};
 
-use super::cache::Cache;
+use super::cache::{Cache, Origin};
+use super::code::Code;
 use super::module::Module;
-use super::steps::{DeviceMemory, Kernel, Step, backward, forward};
+use super::steps::{DeviceMemory, Kernel, Step, Steps, backward, forward};
 use super::{driver_error, library};
 use crate::plan::{Arch, Calls, ROW_COUNTS, Tuning};
 use crate::{Backward, Error, Forward};
@@ -30,7 +31,7 @@ pub struct Kernels {
     context: Arc<CudaContext>,
     gpu_name: String,
     tuning: Tuning,
-    cache: Cache,
+    code: Code,
     modules: Arc<Modules>,
 }
 
@@ -43,7 +44,11 @@ type Link = OnceLock<Box<Slot>>;
 /// A module that is there, or that the thread with the lock is loading. An error is not kept: the next call tries again.
 struct Slot {
     module: Module,
+    /// Whether it is the one compiled ahead.
+    ahead: bool,
     loaded: OnceLock<Loaded>,
+    /// Set if nobody kept it and nobody can compile it, while there is a bundle.
+    absent: OnceLock<()>,
     loading: Mutex<()>,
     next: Link,
 }
@@ -66,17 +71,18 @@ impl Modules {
         Ok(entry.1.clone())
     }
 
-    /// The place of `module`.
-    fn slot(&self, module: &Module) -> &Slot {
+    /// The place of `module`, compiled ahead or not.
+    fn slot(&self, module: &Module, ahead: bool) -> &Slot {
         let mut hasher = DefaultHasher::new();
-        module.hash(&mut hasher);
+        (module, ahead).hash(&mut hasher);
         let mut link = &self.0[hasher.finish() as usize % self.0.len()];
         loop {
             // Whoever comes second finds the other's, of this module or not.
             let slot = link.get_or_init(|| {
-                Box::new(Slot { module: *module, loaded: OnceLock::new(), loading: Mutex::new(()), next: Link::new() })
+                let (loaded, absent, loading, next) = Default::default();
+                Box::new(Slot { module: *module, ahead, loaded, absent, loading, next })
             });
-            if slot.module == *module {
+            if slot.module == *module && slot.ahead == ahead {
                 return slot;
             }
             link = &slot.next;
@@ -85,14 +91,29 @@ impl Modules {
 }
 
 impl Kernels {
-    /// The kernels on `context`'s GPU. Compiles nothing yet, but fails where nothing could be compiled. Compiled kernels are
-    /// kept where [`Cache::from_environment`] says.
+    /// The kernels on `context`'s GPU. Compiled kernels are kept where [`Cache::from_environment`] says. What a call needs is looked for there, then
+    /// compiled if there is an NVRTC, and without one taken from what was compiled ahead, if the feature `prebuilt` is on. Nothing of it happens
+    /// yet, but where none of the three can give anything, this fails with [`Error::NoCode`].
     pub fn new(context: &Arc<CudaContext>) -> Result<Self, Error> {
         Kernels::with_cache(context, Cache::from_environment())
     }
 
     /// The same with another place for compiled kernels. What an earlier `Kernels` loaded on this context is not looked for.
     pub fn with_cache(context: &Arc<CudaContext>, cache: Cache) -> Result<Self, Error> {
+        Kernels::with_code(context, |capability| Code::new(cache, capability))
+    }
+
+    /// The kernels that were compiled ahead, as where there is neither a cache nor an NVRTC: for checks of `bundle`.
+    #[cfg(feature = "checks")]
+    #[doc(hidden)]
+    pub fn of_bundle(context: &Arc<CudaContext>, bundle: &'static super::prebuilt::Bundle) -> Result<Self, Error> {
+        Kernels::with_code(context, |capability| Ok(Code::of_bundle(bundle, capability)))
+    }
+
+    fn with_code(
+        context: &Arc<CudaContext>,
+        code: impl FnOnce((u32, u32)) -> Result<Code, Error>,
+    ) -> Result<Self, Error> {
         library::driver()?;
         // Not `CudaContext::attribute`, which may return an error that has nothing to do with it.
         let attribute = |a| {
@@ -117,10 +138,16 @@ impl Kernels {
         if arch.compute_capability < (8, 0) {
             return Err(Error::Architecture { got: arch.compute_capability });
         }
-        library::nvrtc(arch.compute_capability)?;
+        let code = code(arch.compute_capability)?;
         let gpu_name = device::get_name(context.cu_device()).map_err(|e| driver_error("cuDeviceGetName", e))?;
         let (tuning, modules) = (Tuning::of(arch), Modules::of(context)?);
-        Ok(Kernels { context: context.clone(), gpu_name, tuning, cache, modules })
+        Ok(Kernels { context: context.clone(), gpu_name, tuning, code, modules })
+    }
+
+    /// What is loaded on this context so far, by name, and where it came from.
+    pub fn loaded(&self) -> Vec<(String, Origin)> {
+        let slots = self.modules.0.iter().flat_map(|link| std::iter::successors(link.get(), |slot| slot.next.get()));
+        slots.filter_map(|slot| Some((slot.module.to_string(), slot.loaded.get()?.origin))).collect()
     }
 
     /// The GPU's name.
@@ -136,7 +163,7 @@ impl Kernels {
 
     /// Where compiled kernels are kept, and whether that works.
     pub fn cache(&self) -> &Cache {
-        &self.cache
+        &self.code.cache
     }
 
     /// Compiles (or reads from the [`cache`](Kernels::cache)) and loads what a forward call and a backward call of this kind
@@ -152,17 +179,46 @@ impl Kernels {
         // Without rows there is no kernel.
         for rows in ROW_COUNTS.into_iter().chain([calls.rows.max(1)]) {
             let calls = Calls { rows, ..*calls };
-            let steps = [forward(&calls.forward()?, tuning)?, backward(&calls.backward()?, tuning)?];
-            for step in steps.iter().flatten() {
-                if let Step::Kernel(kernel) = step {
-                    let slot = self.modules.slot(&kernel.module);
-                    if slot.loaded.get().is_none() {
-                        self.load(slot)?;
-                    }
-                }
-            }
+            let (of_forward, of_backward) = (calls.forward()?, calls.backward()?);
+            self.prepare_steps(tuning, |tuning| forward(&of_forward, tuning))?;
+            self.prepare_steps(tuning, |tuning| backward(&of_backward, tuning))?;
         }
         Ok(())
+    }
+
+    fn prepare_steps(&self, tuning: &Tuning, plan: impl Fn(&Tuning) -> Result<Steps, Error>) -> Result<(), Error> {
+        let (steps, ahead) = self.chosen(plan(tuning)?, tuning, plan)?;
+        kernels(&steps).try_for_each(|kernel| self.function(kernel, ahead).map(drop))
+    }
+
+    /// The steps as planned, if code for all of them is there or can be; else such as were compiled ahead, and true. The context must be current.
+    fn chosen(
+        &self,
+        planned: Steps,
+        tuning: &Tuning,
+        plan: impl Fn(&Tuning) -> Result<Steps, Error>,
+    ) -> Result<(Steps, bool), Error> {
+        let Some(takes_kept) = self.code.ahead() else { return Ok((planned, false)) };
+        if takes_kept && kernels(&planned).all(|kernel| self.is_kept(&kernel.module)) {
+            return Ok((planned, false));
+        }
+        let arch = Arch { compute_capability: AHEAD, ..tuning.arch };
+        let mut portable = plan(&Tuning { arch, few_rows: false, ..*tuning })?;
+        for step in &mut portable {
+            if let Step::Kernel(kernel) = step {
+                kernel.module = kernel.module.portable();
+            }
+        }
+        Ok((portable, true))
+    }
+
+    /// Whether the module is loaded, or was kept and can be.
+    fn is_kept(&self, module: &Module) -> bool {
+        let slot = self.modules.slot(module, false);
+        if slot.loaded.get().is_none() && slot.absent.get().is_none() && self.load(slot).is_err() {
+            slot.absent.get_or_init(|| ());
+        }
+        slot.loaded.get().is_some()
     }
 
     /// Launches a forward call on `stream`. A kernel that is not loaded is loaded, also while streams are captured. The stream of
@@ -192,7 +248,7 @@ impl Kernels {
         stream: CUstream,
     ) -> Result<(), Error> {
         // SAFETY: the steps touch nothing but the operands, which `check` measured; the caller vouches for the memory.
-        unsafe { self.run(&forward(call, tuning)?, stream) }
+        unsafe { self.run(|tuning| forward(call, tuning), tuning, stream) }
     }
 
     /// Launches a backward call on `stream`.
@@ -220,14 +276,21 @@ impl Kernels {
         stream: CUstream,
     ) -> Result<(), Error> {
         // SAFETY: as in `forward_tuned`.
-        unsafe { self.run(&backward(call, tuning)?, stream) }
+        unsafe { self.run(|tuning| backward(call, tuning), tuning, stream) }
     }
 
     /// # Safety
     /// The steps are those of one call, whose operands the caller vouches for.
-    unsafe fn run(&self, steps: &[Step], stream: CUstream) -> Result<(), Error> {
+    unsafe fn run(
+        &self,
+        plan: impl Fn(&Tuning) -> Result<Steps, Error>,
+        tuning: &Tuning,
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        let planned = plan(tuning)?;
         let _current = Current::set(&self.context)?;
-        for step in steps {
+        let (steps, ahead) = self.chosen(planned, tuning, plan)?;
+        for step in &steps {
             match step {
                 Step::Clear { address, bytes } => {
                     // SAFETY: the caller's promise.
@@ -236,7 +299,7 @@ impl Kernels {
                         .map_err(|e| self.refused("cuMemsetD8Async", e, stream))?;
                 }
                 Step::Kernel(kernel) => {
-                    let function = self.function(kernel)?;
+                    let function = self.function(kernel, ahead)?;
                     let arguments = kernel.arguments.each_ref().map(arg);
                     let shape = (kernel.blocks, kernel.threads, kernel.shared_bytes);
                     // SAFETY: steps.rs lists the arguments of each kernel in the order of its parameters, four-byte ones in the
@@ -250,8 +313,8 @@ impl Kernels {
     }
 
     /// The function of a kernel that is about to be launched.
-    pub(super) fn function(&self, kernel: &Kernel) -> Result<CUfunction, Error> {
-        let slot = self.modules.slot(&kernel.module);
+    pub(super) fn function(&self, kernel: &Kernel, ahead: bool) -> Result<CUfunction, Error> {
+        let slot = self.modules.slot(&kernel.module, ahead);
         let loaded = match slot.loaded.get() {
             Some(loaded) => loaded,
             None => self.load(slot)?,
@@ -299,18 +362,26 @@ impl Kernels {
         if *context == self.context { Ok(()) } else { Err(Error::Context { expected, got }) }
     }
 
-    /// Compiles and loads a module into its slot. Who needs the same module waits for it.
+    /// Finds or compiles a module and loads it into its slot. Who needs the same module waits for it.
     fn load<'a>(&self, slot: &'a Slot) -> Result<&'a Loaded, Error> {
         let _alone = slot.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = slot.loaded.get() {
             return Ok(loaded);
         }
         let module = &slot.module;
-        let cubin = self.cache.cubin(module, self.tuning.arch.compute_capability)?;
-        let loaded = Loaded::new(module, &cubin, self.tuning.arch.block_shared_bytes)?;
+        let (image, origin) = self.code.image(module, slot.ahead)?;
+        let loaded = Loaded::new(module, &image, origin, self.tuning.arch.block_shared_bytes)?;
         Ok(slot.loaded.get_or_init(|| loaded))
     }
+
 }
+
+fn kernels(steps: &Steps) -> impl Iterator<Item = &Kernel> {
+    steps.iter().filter_map(|step| if let Step::Kernel(kernel) = step { Some(kernel) } else { None })
+}
+
+/// The compute capability that what is compiled ahead is planned for.
+const AHEAD: (u32, u32) = (8, 0);
 
 /// Launches blocks of so many threads with so many bytes of dynamic shared memory each.
 ///
@@ -340,7 +411,10 @@ pub(super) fn arg<T>(value: &T) -> *mut c_void {
 }
 
 /// The functions of a module on the GPU.
-struct Loaded(Vec<(&'static str, CUfunction)>);
+struct Loaded {
+    functions: Vec<(&'static str, CUfunction)>,
+    origin: Origin,
+}
 
 // SAFETY: these are the driver's handles, which any thread may use, also several at once.
 unsafe impl Send for Loaded {}
@@ -349,10 +423,11 @@ unsafe impl Sync for Loaded {}
 
 impl Loaded {
     /// The context must be current.
-    fn new(module: &Module, cubin: &[u8], block_shared_bytes: u32) -> Result<Self, Error> {
+    fn new(module: &Module, image: &[u8], origin: Origin, block_shared_bytes: u32) -> Result<Self, Error> {
         let _relaxed = Relaxed::set()?;
-        // SAFETY: a complete module: NVRTC made it, and it is not empty.
-        let handle = unsafe { module::load_data(cubin.as_ptr().cast()) }.map_err(|e| match e.0 {
+        // SAFETY: a complete module: NVRTC made it, and it is not empty; or text with a zero behind it.
+        let handle = unsafe { module::load_data(image.as_ptr().cast()) }.map_err(|e| match e.0 {
+            _ if origin == Origin::Prebuilt => load_error("cuModuleLoadData", e, module),
             CUresult::CUDA_ERROR_INVALID_IMAGE
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_INVALID_PTX
@@ -364,7 +439,7 @@ impl Loaded {
             // SAFETY: loaded above, and nothing of it was ever launched. There is no one to tell of another error.
             unsafe { module::unload(handle).ok() };
         }
-        functions.map(Loaded)
+        functions.map(|functions| Loaded { functions, origin })
     }
 
     /// A driver that loads lazily loads a kernel when it is asked for by name: all of them here, none at a launch.
@@ -387,7 +462,7 @@ impl Loaded {
     }
 
     fn function(&self, name: &str) -> Option<CUfunction> {
-        self.0.iter().find(|(n, _)| *n == name).map(|(_, f)| *f)
+        self.functions.iter().find(|(n, _)| *n == name).map(|(_, f)| *f)
     }
 }
 

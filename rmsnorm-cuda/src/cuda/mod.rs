@@ -7,14 +7,15 @@
 //! | device pointers and a raw stream | [`Kernels::forward`], [`Kernels::backward`], which are unsafe |
 //! | operands in host memory, and a GPU to compare with the CPU | [`Cuda`] |
 //!
-//! The way down a call goes: `kernels` asks `steps` what it launches, on a plan; `module` says what that is compiled from, `cache` whether it was
-//! compiled before, and `compile` has NVRTC do it; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
+//! The way down a call goes: `kernels` asks `steps` what it launches, on a plan; `module` says what that is compiled from, `code` where it comes from: `cache`
+//! knows whether it was compiled before, `compile` has NVRTC do it, `prebuilt` has what was compiled ahead; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
 
 mod cache;
 mod calls;
 #[cfg(feature = "checks")]
 #[doc(hidden)]
 pub mod checks;
+mod code;
 mod folder;
 mod host;
 pub mod typed;
@@ -30,7 +31,7 @@ macro_rules! internal {
         mod $module;
     )*};
 }
-internal! { compile kernels library module steps }
+internal! { compile kernels library module prebuilt steps }
 
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ use crate::Error;
 pub use crate::plan::Calls;
 #[doc(hidden)]
 pub use crate::plan::Tuning;
-pub use cache::Cache;
+pub use cache::{Cache, Origin};
 pub use host::Cuda;
 pub use kernels::Kernels;
 pub use steps::DeviceMemory;

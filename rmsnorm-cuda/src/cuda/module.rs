@@ -125,6 +125,22 @@ impl Module {
         self.class().map_or(1, |class| class.cluster)
     }
 
+    /// The module that does the same on every layout of rows, of any GPU that plans as compute capability 8.0 does: what is compiled ahead.
+    pub fn portable(self) -> Self {
+        let portable = |rows| RowKind { aligned: false, exact: false, ..rows };
+        match self {
+            // How many blocks must fit a multiprocessor depends on what is given up here, and is speed alone.
+            Module::Forward { rows, rows_at_once, residual, .. } => {
+                Module::Forward { rows: portable(rows), blocks_per_sm: 1, rows_at_once, residual }
+            }
+            Module::Backward { rows, source, dz, .. } => {
+                Module::Backward { rows: portable(rows), source, blocks_per_sm: 1, dz }
+            }
+            // Few rows are planned as others are, for their kernels take nothing but aligned rows.
+            Module::BackwardFew { .. } | Module::Fold { .. } => self,
+        }
+    }
+
     /// Names of the kernels in it.
     pub fn kernels(&self) -> &'static [&'static str] {
         match self {

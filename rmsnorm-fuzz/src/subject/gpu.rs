@@ -2,6 +2,7 @@
 
 use super::{Again, FORCED_BLOCKS, OtherLaunch, Subject};
 use rmsnorm_cuda::cuda::checks::replay::{Beside, Replayed};
+use rmsnorm_cuda::cuda::prebuilt::Bundle;
 use rmsnorm_cuda::cuda::{Cuda, Tuning};
 use rmsnorm_cuda::plan::{Arch, variants};
 use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, SliceMut};
@@ -26,11 +27,17 @@ impl Subject {
                 again("replayed from a graph after its inputs changed", replayed()),
             ],
             strict: Some(replayed()),
-            launches: launches(&streams, cuda.arch(), quick),
+            launches: launches(&streams, cuda.arch(), quick).into_iter().chain(ahead(cuda)?).collect(),
             refused: Some(Box::new(streams.with(Tuning { blocks, ..streams.tuning }))),
             ..Subject::of(streams)
         })
     }
+}
+
+/// The kernels compiled ahead, if they are in this program: nothing else is then compiled for them.
+fn ahead(cuda: &Cuda) -> Result<Option<OtherLaunch>, Error> {
+    let Ok(bundle) = Bundle::installed() else { return Ok(None) };
+    Ok(Some(OtherLaunch::new("compiled ahead", Streams::new(&cuda.of_bundle(bundle)?)?)))
 }
 
 /// Numbers of blocks that the plan would not choose, the plans of other GPUs, and other classes.

@@ -74,7 +74,7 @@ unsafe fn bare(kernels: &Kernels, stream: &Arc<CudaStream>, steps: &Steps) -> Re
     let _current = Current::set(stream.context())?;
     let kernel = |step: &Step| if let Step::Kernel(kernel) = step { Some(*kernel) } else { None };
     let all = steps.iter().filter_map(kernel);
-    let all = all.map(|kernel| Ok((kernel, kernels.function(&kernel)?))).collect::<Result<Vec<_>, Error>>()?;
+    let all = all.map(|kernel| Ok((kernel, kernels.function(&kernel, false)?))).collect::<Result<Vec<_>, Error>>()?;
     time(stream, || {
         all.iter().try_for_each(|(kernel, function)| {
             let shape = (kernel.blocks, kernel.threads, kernel.shared_bytes);

@@ -1,0 +1,37 @@
+//! What is compiled ahead is all that calls launch where there is no compiler.
+#![cfg(feature = "cuda")]
+
+use rmsnorm_cuda::cuda::module::Module;
+use rmsnorm_cuda::plan::{Arch, Calls};
+use rmsnorm_fuzz::compiled::{kinds, portable, units};
+
+#[test]
+fn every_call_finds_its_modules() {
+    let all = portable().expect("plans");
+    println!("{} modules", all.len());
+    for (name, arch) in Arch::ALL {
+        let arch = Arch { compute_capability: (8, 0), ..arch };
+        for kind in kinds() {
+            for (residual, dz) in [(false, false), (true, false), (false, true), (true, true)] {
+                let units = units(&arch, &Calls { residual, dz, ..kind }).expect("a plan");
+                for unit in units.iter().filter(|unit| !matches!(unit.module, Module::BackwardFew { .. })) {
+                    assert!(all.contains(&unit.module.portable()), "{name}: {unit}");
+                    assert_eq!(unit.dynamic_bytes, 0, "{name}: {unit} needs shared memory of a ring");
+                }
+            }
+        }
+    }
+}
+
+/// Whatever the layout, one kernel.
+#[test]
+fn a_portable_module_is_its_own() {
+    for module in portable().expect("plans") {
+        assert_eq!(module.portable(), module);
+        match module {
+            Module::Forward { rows, .. } | Module::Backward { rows, .. } => assert!(!rows.aligned && !rows.exact),
+            Module::BackwardFew { .. } => panic!("{module} is for aligned rows"),
+            Module::Fold { .. } => {}
+        }
+    }
+}
