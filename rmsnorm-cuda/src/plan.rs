@@ -146,7 +146,8 @@ pub struct Tuning {
     pub stages: Option<u32>,
     /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
     pub rate_percent: Option<u32>,
-    /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each whatever stands here.)
+    /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each, unless here
+    /// stands what no grid can have.)
     pub blocks: Option<u32>,
     /// Whether backward of few rows may be one launch. It is not where anything else is chosen for backward.
     pub few_rows: bool,
@@ -392,7 +393,9 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let class = chosen(Direction::Forward, calls, tuning, tuning.forward);
     if class.is_clustered() {
         // A cluster a row, so that the hardware hands the next one to whichever multiprocessors are done first.
-        let rows = launch(class, calls, blocks(calls.rows, GRID_MAX) * class.cluster);
+        let planned = blocks(calls.rows, GRID_MAX) * class.cluster;
+        let forced = tuning.blocks.filter(|blocks| *blocks as usize > GRID_MAX);
+        let rows = launch(class, calls, forced.unwrap_or(planned));
         let shared_bytes = CLUSTER_BYTES + class.packs * slice_bytes(class, calls.dtype);
         return ForwardPlan { rows, blocks_per_sm: 1024 / class.threads(), rows_at_once: 1, shared_bytes };
     }
@@ -492,7 +495,7 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let pitch = (calls.hidden * calls.dtype.bytes()).next_multiple_of(128);
     let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch;
     // 96 KiB ahead hide the memory's latency; a lone team computes with one of four stages, while the others fill.
-    let wanted = if class.teams == 1 { 4 } else { (96usize << 10).div_ceil(stage_bytes) };
+    let wanted = if class.teams == 1 { 4 } else { (96usize << 10).div_ceil(stage_bytes).max(2) };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
     (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
@@ -885,6 +888,9 @@ mod tests {
         assert_eq!(first, "cluster-4×256×8×8 ×16396 exact 4/SM");
         let forced = Tuning { blocks: Some(7), ..Tuning::of(Arch::H200) };
         assert_eq!((backward(&wide, &forced).rows.blocks, forward(&wide, &forced).rows.blocks), (8, 16396));
+        // More than a grid can have is refused by the driver, as property 12 wants to see.
+        let refused = Tuning { blocks: Some(u32::MAX), ..Tuning::of(Arch::H200) };
+        assert!(forward(&wide, &refused).rows.blocks as usize > GRID_MAX);
     }
 
     /// One launch has a slot for every row group, and the kernels are those of [`ROW_COUNTS`].
