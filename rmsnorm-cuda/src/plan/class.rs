@@ -1,0 +1,242 @@
+//! How threads share rows, and the tables that say which class works on which rows, each line with what was measured for it.
+
+use std::fmt;
+
+use super::{Direction, RING_STAGES_MAX};
+use crate::order::{HELD_MAX, NARROW, WIDE_MAX, row_order};
+use crate::{Dtype, HIDDEN_MAX};
+
+/// How threads share rows: what a kernel is compiled for. `hidden`, `rows`, strides and chains are arguments of the kernel, so
+/// a new width costs no compilation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Class {
+    /// Blocks that share a row, each with a team of its own: a cluster. 1: a row has one team.
+    pub cluster: u32,
+    /// Threads that share a row: a team. Of a cluster: those of one block.
+    pub team: u32,
+    /// Teams of a block: a power of two.
+    pub teams: u32,
+    /// Elements of a pack: 16 or 32 bytes.
+    pub pack: u32,
+    /// Packs that a thread has of a row, at most. 0: any number; the row is streamed, and read twice.
+    pub packs: u32,
+    /// Packs whose chains a thread owns: `team · pack · sets` chains in all. Of a cluster: where a block of backward needs the statistic of
+    /// a whole row again (§4).
+    pub sets: u32,
+}
+
+impl Class {
+    /// Threads of a block.
+    pub const fn threads(self) -> u32 {
+        self.team * self.teams
+    }
+
+    /// Elements that a team holds of a row, at most. 0: any number.
+    pub const fn holds(self) -> usize {
+        (self.cluster * self.team * self.pack * self.packs) as usize
+    }
+
+    /// Whether its rows are streamed, instead of held by a team.
+    pub const fn is_streamed(self) -> bool {
+        self.packs == 0
+    }
+
+    /// Whether a cluster of blocks shares each row.
+    pub const fn is_clustered(self) -> bool {
+        self.cluster > 1
+    }
+
+    /// That of rows of `hidden` elements, more than [`NARROW`], held by `team` threads.
+    pub(super) fn held(hidden: usize, team: u32, teams: u32, pack: u32) -> Self {
+        let chains = row_order(hidden).chains as u32;
+        let packs = (hidden as u32).div_ceil(team * pack);
+        Class { cluster: 1, team, teams, pack, packs, sets: chains / (team * pack) }
+    }
+
+    /// That of rows of up to `hidden` elements, more than [`HELD_MAX`], shared by `cluster` blocks of `team` threads.
+    fn clustered(direction: Direction, hidden: usize, cluster: u32, team: u32, pack: u32) -> Self {
+        let order = row_order(hidden);
+        let (chains, sets) = match direction {
+            Direction::Forward => (order.chains, 1),
+            Direction::Backward => (order.dot_chains, (order.chains as u32 / (team * pack)).max(1)),
+        };
+        Class { cluster, team, teams: 1, pack, packs: (hidden / chains) as u32, sets }
+    }
+
+    /// Shared memory that its kernels declare themselves, at most: two buffers for what teams hand to each other, two for the nodes of
+    /// each, and barriers.
+    pub(super) const fn declared_bytes(self) -> u32 {
+        let handing = if self.team < 32 { self.threads() / 32 } else { self.teams };
+        let nodes = 2 * self.teams * self.sets * self.team.div_ceil(32);
+        (2 * handing.div_ceil(2) * self.pack * self.team + nodes + 2 * (self.teams * RING_STAGES_MAX + 1)) * 4
+    }
+}
+
+/// The class that works on rows of `hidden` elements of type `dtype`.
+pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
+    if hidden <= NARROW {
+        let pack = 16 / dtype.bytes() as u32;
+        let team = (row_order(hidden).chains as u32 / pack).next_power_of_two();
+        let threads = if direction == Direction::Forward { 512 } else { 2048 / pack };
+        return Class { cluster: 1, team, teams: threads / team, pack, packs: 1, sets: 1 };
+    }
+    let table: &[Line] = match (direction, dtype) {
+        (Direction::Forward, Dtype::F32) => &FORWARD_F32,
+        (Direction::Forward, _) => &FORWARD_16,
+        (Direction::Backward, Dtype::F32) => &BACKWARD_F32,
+        (Direction::Backward, _) => &BACKWARD_16,
+    };
+    if let Some(&(_, team, teams, pack)) = table.iter().find(|(hidden_max, ..)| hidden <= *hidden_max) {
+        return Class::held(hidden, team, teams, pack);
+    }
+    let table: &[WideLine] = match (direction, dtype) {
+        (Direction::Forward, Dtype::F32) => &FORWARD_WIDE_F32,
+        (Direction::Forward, _) => &FORWARD_WIDE_16,
+        (Direction::Backward, Dtype::F32) => &BACKWARD_WIDE_F32,
+        (Direction::Backward, _) => &BACKWARD_WIDE_16,
+    };
+    let line = table.iter().find(|line| hidden <= line.0);
+    line.map_or(STREAMED, |&(hidden_max, cluster, team, pack, _)| {
+        Class::clustered(direction, hidden_max, cluster, team, pack)
+    })
+}
+
+/// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] gives
+/// among them. (A cluster's works in one direction.)
+pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
+    if !(NARROW + 1..=HELD_MAX).contains(&hidden) {
+        let mut classes = Direction::BOTH.map(|direction| class(direction, hidden, dtype)).to_vec();
+        if hidden > HELD_MAX {
+            classes.push(STREAMED);
+        }
+        classes.dedup();
+        return classes;
+    }
+    let chains = row_order(hidden).chains as u32;
+    let mut all = Vec::new();
+    for pack in if dtype == Dtype::F32 { &[4, 8][..] } else { &[8] } {
+        for team in (5..=10).map(|j| 1 << j).filter(|team| team * pack <= chains) {
+            for teams in (0..=3).map(|j| 1 << j) {
+                let class = Class::held(hidden, team, teams, *pack);
+                // So that the sums of a row group fit the registers of a thread, and all threads those of a multiprocessor.
+                let sums = class.packs * class.pack;
+                let fits = sums <= 64 && class.threads() * sums <= 16384 && class.threads() <= 1024;
+                if fits && (class.sets == 1 || team > 32) {
+                    all.push(class);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Every class of `dtype` that [`class`] can give.
+pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
+    let widths =
+        (3..=8).map(|j| 1usize << j).chain((2..=64).map(|j| j * 256)).chain([32768, 65536, WIDE_MAX, HIDDEN_MAX]);
+    let mut classes: Vec<Class> = widths.map(|hidden| class(direction, hidden, dtype)).collect();
+    classes.dedup();
+    classes
+}
+
+/// Stages of backward's ring for rows of `hidden` elements that a cluster shares, as the table says.
+pub(super) fn stages_in_table(hidden: usize, dtype: Dtype) -> u32 {
+    let table = if dtype == Dtype::F32 { &BACKWARD_WIDE_F32 } else { &BACKWARD_WIDE_16 };
+    table.iter().find(|line| hidden <= line.0).map_or(0, |line| line.4)
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Class { cluster, team, teams, pack, packs, sets } = *self;
+        if self.is_streamed() {
+            write!(f, "streamed-{team}×{pack}")?;
+        } else if self.is_clustered() {
+            write!(f, "cluster-{cluster}×{team}×{pack}×{packs}")?;
+        } else {
+            write!(f, "held-{teams}×{team}×{pack}×{packs}")?;
+        }
+        if sets > 1 { write!(f, "/{sets}") } else { Ok(()) }
+    }
+}
+
+/// A line of a table: the widest row, threads of a team, teams of a block, elements of a pack.
+type Line = (usize, u32, u32, u32);
+
+/// Forward. Fractions of the fastest copy on an H200, of bf16 (f16 alike) or f32 in as many rows as make 256 MiB; and of other classes.
+#[rustfmt::skip]
+const FORWARD_16: [Line; 9] = [
+    (512, 32, 2, 8),       // 0.96; 8 teams 0.90
+    (1024, 32, 2, 8),      // 0.97; 8 teams 0.95
+    (2048, 64, 1, 8),      // 0.97; 4 teams 0.88, 2 teams 0.72
+    (3072, 64, 1, 8),      // 0.99; 2 teams 0.98
+    (4096, 64, 2, 8),      // 0.98; 1 team 0.91, 128 threads 0.95
+    (5120, 128, 2, 8),     // 0.99; 256 threads 0.91
+    (6144, 256, 1, 8),     // 0.98; 128 threads 0.95
+    (8192, 128, 2, 8),     // 0.98; 256 threads 0.91. 7168: 0.98
+    (HELD_MAX, 256, 1, 8), // 16384: 0.99; 512 threads 0.79
+];
+#[rustfmt::skip]
+const FORWARD_F32: [Line; 5] = [
+    (1024, 64, 1, 4),      // 0.98; 2 teams 0.92. 512: 0.98; 2 teams 0.70
+    (2048, 128, 8, 4),     // 0.98; 2 teams 0.97
+    (4096, 256, 2, 4),     // 0.98; others as fast
+    (8192, 256, 1, 4),     // 0.99; 2 teams 0.93
+    (HELD_MAX, 512, 1, 4), // 16384: 0.93; others as fast or slower
+];
+
+/// Backward: fractions of the fastest two reads and one write. All rows of a team add to sums in its registers: a block of 8 to 16 warps
+/// reaches the memory's rate where each team is 1, 2, 4 or 8 of them; 10 or 14 warps fall to 0.8 of it.
+#[rustfmt::skip]
+const BACKWARD_16: [Line; 5] = [
+    (1024, 32, 8, 8),      // 0.96
+    (2048, 64, 4, 8),      // 0.93
+    (4096, 128, 4, 8),     // 0.95. 3072: 0.94
+    (6144, 128, 1, 8),     // 0.96; 256 threads 0.91. 5120: 0.96; 0.83
+    (HELD_MAX, 256, 1, 8), // 8192: 0.95. 7168: 0.94. 16384: 0.88
+];
+#[rustfmt::skip]
+const BACKWARD_F32: [Line; 6] = [
+    (1024, 64, 8, 4),      // 0.97. 512: 0.97
+    (2048, 64, 4, 4),      // 0.96; 128 threads 0.95
+    (4096, 256, 2, 4),     // 0.93; 128 threads as fast
+    (6144, 128, 1, 4),     // 0.95; 256 threads 0.93
+    (8192, 256, 1, 4),     // 0.91; 512 threads 0.93 at another pace
+    (HELD_MAX, 256, 1, 8), // 16384: 0.80; 512 threads 0.66
+];
+
+/// A line of a table of rows that a cluster shares: the widest row, blocks of a cluster, threads of a block, elements of a pack, stages of
+/// backward's ring.
+type WideLine = (usize, u32, u32, u32, u32);
+
+/// Fractions as above, of bf16 or f32, of a prototype of these kernels on an H200, each timed once; f16 and what is not named were not. As many
+/// blocks fit a multiprocessor as make 1024 threads.
+#[rustfmt::skip]
+const FORWARD_WIDE_16: [WideLine; 3] = [
+    (32768, 2, 256, 8, 0),    // not timed; one block of 512 threads 0.96, this one with the row in registers 0.96
+    (65536, 4, 256, 8, 0),    // 0.96
+    (WIDE_MAX, 4, 512, 8, 0), // 0.945
+];
+#[rustfmt::skip]
+const FORWARD_WIDE_F32: [WideLine; 3] = [
+    (32768, 2, 512, 4, 0),    // not timed
+    (65536, 4, 512, 4, 0),    // 0.965
+    (WIDE_MAX, 8, 512, 4, 0), // not timed
+];
+
+/// A shallow ring keeps clusters from running ahead of others, of which the slowest would end late. An H200 holds 30 clusters of four such
+/// blocks, or 15 of eight.
+#[rustfmt::skip]
+const BACKWARD_WIDE_16: [WideLine; 3] = [
+    (32768, 4, 1024, 8, 5),    // 0.956; 7 stages 0.94, 6 stages 0.93
+    (65536, 4, 1024, 8, 5),    // 0.93
+    (WIDE_MAX, 8, 512, 8, 11), // 0.93
+];
+#[rustfmt::skip]
+const BACKWARD_WIDE_F32: [WideLine; 3] = [
+    (32768, 8, 512, 8, 5),   // not timed
+    (65536, 8, 512, 8, 5),   // 0.94 with half as many elements a pack, 9 stages of them, 15 row groups
+    (WIDE_MAX, 8, 512, 8, 7), // not timed
+];
+
+/// That of other rows of more than [`HELD_MAX`] elements, on any GPU: four sets are the chains of the widest.
+pub(super) const STREAMED: Class = Class { cluster: 1, team: 1024, teams: 1, pack: 8, packs: 0, sets: 4 };

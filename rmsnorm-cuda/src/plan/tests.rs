@@ -1,0 +1,166 @@
+use super::*;
+use crate::HIDDEN_MAX;
+use crate::order::WIDE_MAX;
+
+/// Widths either side of every step of the tables.
+fn widths() -> Vec<usize> {
+    let mut w: Vec<usize> = (1..=2100).collect();
+    w.extend((2100..=140_000).step_by(61));
+    w.extend([256, 2048, 16384, 32768, 65536, WIDE_MAX].iter().flat_map(|e| [e - 1, *e, e + 1]));
+    w.push(HIDDEN_MAX);
+    w
+}
+
+fn calls(hidden: usize, dtype: Dtype) -> Calls {
+    Calls { weight: Some(dtype), dw: Some(dtype), ..Calls::new((usize::MAX, hidden), dtype) }
+}
+
+#[test]
+fn a_class_holds_every_chain() {
+    for (dtype, direction) in Dtype::ALL.into_iter().flat_map(|dtype| Direction::BOTH.map(|d| (dtype, d))) {
+        let classes = classes(direction, dtype);
+        for hidden in widths() {
+            let (class, order) = (class(direction, hidden, dtype), row_order(hidden));
+            let chains = order.chains;
+            let owned = (class.team * class.pack) as usize;
+            let all = owned * class.sets as usize;
+            if class.is_streamed() {
+                let most = chains.max(order.dot_chains);
+                assert!(hidden > WIDE_MAX && chains.is_multiple_of(class.pack as usize) && most <= all, "{hidden}");
+            } else if class.is_clustered() {
+                // A block has an aligned power of two of the chains, every pack begins where chains do, and all lie on 16 bytes.
+                let shared = class.cluster as usize * owned;
+                let expected = if direction == Direction::Forward { chains } else { order.dot_chains };
+                assert!(shared == expected && owned.is_power_of_two() && class.cluster.is_power_of_two(), "{hidden}");
+                assert!(hidden > HELD_MAX && hidden <= class.holds() && class.teams == 1, "{hidden}");
+                assert!(all >= chains || direction == Direction::Forward, "{hidden}: a row that a block folds alone");
+                assert!(class.pack as usize * dtype.bytes() <= 32 && class.cluster <= 8, "{hidden}");
+            } else {
+                assert!(hidden <= class.holds(), "{hidden}");
+                assert!(if hidden <= NARROW { chains <= all && class.packs == 1 } else { chains == all }, "{hidden}");
+                assert!(class.sets == 1 || class.team > 32, "{hidden}");
+            }
+            assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
+            // Hardware barriers 1 to 15 are the teams' own.
+            assert!(class.team <= 32 || class.teams < 16, "{hidden}");
+            assert!(classes.contains(&class) && variants(hidden, dtype).contains(&class), "{hidden} {class}");
+        }
+    }
+}
+
+#[test]
+fn the_fold_reaches_every_node() {
+    for dtype in Dtype::ALL {
+        for hidden in widths() {
+            let plan = backward(&calls(hidden, dtype), &Tuning::of(Arch::H200));
+            assert!(plan.fold.nodes <= FOLD_WARPS << plan.fold.level, "{hidden} {plan}");
+            assert!(plan.fold.level <= FOLD_LEVEL_MAX, "{hidden} {plan}");
+        }
+    }
+}
+
+/// Of clusters: where they work and where rows are streamed; that what they need fits; that all clusters have as many row groups.
+#[test]
+fn clusters_are_launched_where_they_work() {
+    for (dtype, (name, arch)) in Dtype::ALL.into_iter().flat_map(|dtype| Arch::ALL.map(|arch| (dtype, arch))) {
+        for hidden in [HELD_MAX + 8, 20480, 32768, 53248, 65536, 100_000, WIDE_MAX, WIDE_MAX + 8] {
+            let aligned = Calls { rows: 4099, ..calls(hidden, dtype) };
+            let tuning = Tuning::of(arch);
+            let plans = |calls: &Calls, tuning: &Tuning| (forward(calls, tuning), backward(calls, tuning));
+            let (f, b) = plans(&aligned, &tuning);
+            let expected = ["H200", "B200"].contains(&name) && hidden <= WIDE_MAX;
+            assert_eq!([f.rows.class.is_clustered(), b.rows.class.is_clustered()], [expected; 2], "{name} {hidden}");
+            let unaligned = Calls { aligned: false, ..aligned };
+            for (calls, tuning) in [(&unaligned, tuning), (&Calls { hidden: hidden + 1, ..aligned }, tuning)] {
+                let (f, b) = plans(calls, &tuning);
+                assert!(f.rows.class.is_streamed() && b.rows.class.is_streamed(), "{name} {hidden}");
+            }
+            let streamed = Tuning { forward: Some(STREAMED), backward: Some(STREAMED), ..tuning };
+            let (sf, sb) = plans(&aligned, &streamed);
+            assert!(sf.rows.class.is_streamed() && sb.rows.class.is_streamed(), "{name} {hidden}");
+            // The other direction's class is no variant of this one, nor is a cluster without a ring.
+            let crossed = Tuning { forward: Some(b.rows.class), backward: Some(f.rows.class), ..tuning };
+            assert_eq!(plans(&aligned, &crossed), (f, b), "{name} {hidden}");
+            assert!(backward(&aligned, &Tuning { stages: Some(0), ..tuning }).rows.class.is_streamed());
+            if !expected {
+                continue;
+            }
+            assert_eq!(f.rows.blocks, 4099 * f.rows.class.cluster);
+            assert!(
+                f.shared_bytes * f.blocks_per_sm <= arch.block_shared_bytes && f.rows.class.packs <= CLUSTER_STAGES_MAX
+            );
+            for stages in [None, Some(1), Some(9), Some(u32::MAX)] {
+                let b = backward(&aligned, &Tuning { stages, ..tuning });
+                let Source::Cluster { stages, shared_bytes } = b.source else { panic!("{b}") };
+                let class = b.rows.class;
+                assert!(stages >= class.packs + lead(class, dtype) && stages <= CLUSTER_STAGES_MAX, "{b}");
+                assert!(shared_bytes <= CLUSTER_SHARED_BYTES && b.columns.is_none(), "{b}");
+                let clusters = b.rows.blocks / class.cluster;
+                assert_eq!((b.rows.blocks, b.column.groups as u32 % clusters), (120, 0), "{b}");
+            }
+        }
+    }
+    // Fewer multiprocessors: as many clusters as take equally many groups; too few for one, or too many rows: streamed.
+    let wide = Calls { rows: 4099, ..calls(65536, Dtype::Bf16) };
+    let of = |calls: &Calls, sm_count| backward(calls, &Tuning::of(Arch { sm_count, ..Arch::H200 })).to_string();
+    assert_eq!(of(&wide, 132), "G30 cluster-4×1024×8×2 ×120 exact ring 5 fold 30");
+    assert_eq!(of(&wide, 114), "G30 cluster-4×1024×8×2 ×60 exact ring 5 fold 30");
+    assert_eq!(of(&Calls { rows: 7, ..wide }, 16), "G7 cluster-4×1024×8×2 ×16 exact ring 5 fold 7");
+    assert!(of(&wide, 3).contains("streamed") && of(&Calls { rows: GRID_MAX, ..wide }, 132).contains("streamed"));
+    let first = forward(&wide, &Tuning::of(Arch::H200)).to_string();
+    assert_eq!(first, "cluster-4×256×8×8 ×16396 exact 4/SM");
+    let forced = Tuning { blocks: Some(7), ..Tuning::of(Arch::H200) };
+    assert_eq!((backward(&wide, &forced).rows.blocks, forward(&wide, &forced).rows.blocks), (8, 16396));
+    // More than a grid can have is refused by the driver, as property 12 wants to see.
+    let refused = Tuning { blocks: Some(u32::MAX), ..Tuning::of(Arch::H200) };
+    assert!(forward(&wide, &refused).rows.blocks as usize > GRID_MAX);
+}
+
+/// One launch has a slot for every row group, and the kernels are those of [`ROW_COUNTS`].
+#[test]
+fn few_rows_are_one_launch() {
+    let tuning = Tuning::of(Arch::H200);
+    for (dtype, aligned) in Dtype::ALL.into_iter().flat_map(|dtype| [(dtype, true), (dtype, false)]) {
+        for hidden in widths().into_iter().filter(|hidden| *hidden <= HELD_MAX + 8) {
+            let plan = |rows| backward(&Calls { rows, aligned, ..calls(hidden, dtype) }, &tuning);
+            let kind = |rows| (plan(rows).span, plan(rows).rows.class, plan(rows).source == Source::Kept);
+            let prepared = ROW_COUNTS.map(kind);
+            for rows in
+                [1, 2, 31, 32, 33, 64, 65, 100, 128, 129, 200, 256, 257, 300, 512, 513, 700, 1024, 1025, 1 << 20]
+            {
+                let plan = plan(rows);
+                assert!(prepared.contains(&kind(rows)), "{rows}×{hidden} {plan}");
+                let Some(span) = plan.span else { continue };
+                let class = plan.rows.class;
+                assert!(aligned && hidden > NARROW && rows <= FEW_ROWS_MAX as usize, "{rows}×{hidden} {plan}");
+                assert!(plan.column.groups <= (FEW_SLOTS * span) as usize, "{rows}×{hidden} {plan}");
+                assert!(variants(hidden, dtype).contains(&class) && class.sets == 1, "{rows}×{hidden} {plan}");
+                // A warp's slots share out the columns of a pack.
+                assert!(class.pack * class.threads() >= 1024, "{rows}×{hidden} {plan}");
+            }
+        }
+    }
+    let one = |rows, hidden, dtype| backward(&Calls { rows, ..calls(hidden, dtype) }, &tuning).span;
+    assert_eq!((one(1, 16_384, Dtype::Bf16), one(64, 8192, Dtype::F32)), (Some(2), Some(2)));
+    let dx_alone = Calls { rows: 1, dw: None, ..calls(4096, Dtype::Bf16) };
+    assert_eq!(backward(&dx_alone, &tuning).span, None);
+}
+
+/// What a plan says is all that distinguishes it.
+#[test]
+fn a_plan_says_all() {
+    let of = |rows, tuning| {
+        let calls = Calls { rows, ..calls(4096, Dtype::Bf16) };
+        (forward(&calls, &tuning).to_string(), backward(&calls, &tuning).to_string())
+    };
+    let tuning = Tuning::of(Arch::H200);
+    let expected = ("held-2×64×8×8/2 ×50 exact", "G100 held-1×128×8×4 ×228 exact 4/SM one launch, span 4");
+    assert_eq!(of(100, tuning), (expected.0.into(), expected.1.into()));
+    let two_launches = Tuning { few_rows: false, ..tuning };
+    assert_eq!(of(100, two_launches).1, "G100 held-4×128×8×4 ×25 exact ring 2 fold 25");
+    assert_eq!(of(1024, tuning).1, "G512 held-1×128×8×4 ×1152 exact 4/SM one launch, span 16");
+    assert_eq!(of(1025, tuning).1, "G512 held-4×128×8×4 ×128 exact ring 2 fold 128");
+    assert!(of(100_000, tuning).1.ends_with("×128 exact ring 2 pace 2.90 µs fold 128"), "{}", of(100_000, tuning).1);
+    let unringed = Tuning { stages: Some(0), blocks: Some(7), ..tuning };
+    assert_eq!(of(100, unringed).1, "G100 held-4×128×8×4 ×7 exact reread fold 25");
+}
