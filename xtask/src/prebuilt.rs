@@ -1,12 +1,12 @@
 //! `cargo xtask prebuilt`: the bundle of kernels compiled ahead. Needs NVRTC 12.0, no GPU.
 
 use crate::record::{can_write, tell, write};
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail, ensure};
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::compile::compile_ahead;
 use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::cuda::module::Module;
-use rmsnorm_cuda::cuda::prebuilt::pack;
+use rmsnorm_cuda::cuda::prebuilt::{Bundle, pack};
 use rmsnorm_fuzz::compiled::portable;
 use std::io::Write;
 use std::path::PathBuf;
@@ -62,6 +62,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .collect::<Result<_>>()?;
     let raw: usize = compiled.iter().map(|(_, ptx)| ptx.len()).sum();
     let bundle = pack(compiler.version, &compiled, |raw| zstd::bulk::compress(raw, LEVEL))?;
+    // Read as the program that has it reads it.
+    let read = Bundle::read(bundle.clone().leak()).map_err(Error::msg)?;
+    for (module, ptx) in &compiled {
+        let image = read.image(module).map_err(Error::msg)?;
+        ensure!(image.strip_suffix(&[0]) == Some(ptx.as_bytes()), "{module} does not come back as it was packed");
+    }
     write(&options.out, &bundle)?;
     writeln!(out, "{} modules, {raw} bytes of PTX, {} of {}", compiled.len(), bundle.len(), options.out.display())?;
     Ok(ExitCode::SUCCESS)
