@@ -23,8 +23,8 @@ fn nvrtc_is_there() -> bool {
     missing.is_none()
 }
 
-/// For sm_90 every class in every layout with a weight of its own type; for the others every class once, layouts and weights
-/// taking turns. And all that there are.
+/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz; for the others every class
+/// once, layouts and weights taking turns. And all that there are.
 fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
     let (mut chosen, mut all) = (BTreeSet::new(), BTreeSet::new());
     for (_, arch) in Arch::ALL {
@@ -34,7 +34,8 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
                 let units = units(&arch, &kind).expect("legal calls");
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if arch.compute_capability == (9, 0) && ordinary {
-                    chosen.extend(units.iter().copied());
+                    let one_in = if kind.dz { 5 } else { 1 };
+                    chosen.extend(units.iter().step_by(one_in).copied());
                 }
                 of_dtype.extend(units);
             }
