@@ -83,7 +83,7 @@ pub(crate) fn judge(
     };
     let (wide_x, wide_dy, y, dx) = (matrix(x)?, matrix(dy)?, matrix(&outputs.y)?, matrix(&outputs.dx)?);
     let forward = check_forward(&setting, format(&outputs.y), 0, wide_x.view(), None, y.view());
-    let dx = check_backward_rows(&setting, format(&outputs.dx), 0, wide_x.view(), wide_dy.view(), dx.view());
+    let dx = check_backward_rows(&setting, format(&outputs.dx), 0, wide_x.view(), wide_dy.view(), None, dx.view());
     let mut dw = Tally::default();
     if let Some(computed) = &outputs.dw {
         let mut columns = Columns::new(hidden);
