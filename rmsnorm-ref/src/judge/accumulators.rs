@@ -9,10 +9,15 @@ use crate::Format;
 /// Rows or columns whose sums are made again.
 const TRIED: usize = 48;
 /// How far the size of the errors may be from that of the sums made again.
-const NEAR: f64 = 5.0;
+const NEAR: f64 = 3.0;
 
 /// Whether errors are what an accumulator of 16 bits makes of these very operands.
-pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, found: &Findings) -> Option<(Kind, String)> {
+pub(crate) fn explain(
+    case: &Case<'_>,
+    pass: &Pass<'_>,
+    name: &'static str,
+    found: &Findings,
+) -> Option<(Kind, String)> {
     let narrow = case.x().stored.narrow();
     let formats = [narrow, Some(Format::Bf16), Some(Format::F16)].into_iter().flatten();
     let sums = match name {
@@ -28,12 +33,15 @@ pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, foun
     let measured = size(&sums.iter().map(|sum| sum.error).collect::<Vec<_>>());
     // What one conversion of the result does alone is no evidence of how it was summed.
     let converted = size(&sums.iter().map(|sum| sum.conversion).collect::<Vec<_>>());
-    if measured == 0.0 || measured < 3.0 * converted {
+    if measured == 0.0 || measured < 1.2 * converted {
         return None;
     }
     for format in formats {
         for chains in [1usize, 4, 32, 128, 256, 1024] {
-            let again: Vec<f64> = sums.iter().map(|sum| sum.power * (summed(&sum.products, chains, format) - sum.exact) / sum.scale).collect();
+            let again: Vec<f64> = sums
+                .iter()
+                .map(|sum| sum.power * (summed(&sum.products, chains, format) - sum.exact) / sum.scale)
+                .collect();
             let expected = size(&again);
             if expected > 0.0 && measured / expected < NEAR && expected / measured < NEAR {
                 let stored = super::Stored::In(format);
@@ -110,18 +118,35 @@ fn rows(case: &Case<'_>, pass: &Pass<'_>, name: &str, found: &Findings) -> Optio
         } else {
             tensor.read(row * case.hidden, &mut y);
             let (mut with, mut without) = (0.0, 0.0);
+            let mut exacts = Vec::with_capacity(case.hidden);
             for (column, (y, z)) in y.iter().zip(&z).enumerate() {
                 let weight = case.weight.as_ref().map_or(1.0, |w| w[column] + pass.model.offset);
                 let exact = z * statistic.rstd * weight;
                 with += (y - case.bias.as_ref().map_or(0.0, |bias| bias[column])) * exact;
                 without += exact * exact;
+                exacts.push(exact);
             }
-            with / without
+            let factor = with / without;
+            // A wrong statistic multiplies the whole row by one number.
+            let close = |(y, exact): (&f64, &f64)| {
+                let wanted = exact * factor;
+                (y - wanted).abs() <= 4.0 * tensor.stored.ulp(wanted) + 1e-5 * wanted.abs()
+            };
+            let alike = case.bias.is_some()
+                || y.iter().zip(&exacts).filter(|pair| close((pair.0, pair.1))).count() * 20 >= case.hidden * 19;
+            if !alike {
+                return None;
+            }
+            factor
         };
         let products: Vec<f64> = z.iter().map(|z| z * z).collect();
         let scale = products.iter().sum::<f64>();
         // rstd goes with the root of the sum: half its relative error, and the other way.
-        let conversion = if name == "rstd" { 0.5 * tensor.stored.ulp(1.0) } else { tensor.stored.ulp(1.0) / (case.hidden as f64).sqrt() };
+        let conversion = if name == "rstd" {
+            0.5 * tensor.stored.ulp(1.0)
+        } else {
+            tensor.stored.ulp(1.0) / (case.hidden as f64).sqrt()
+        };
         sums.push(Summed { error: factor - 1.0, conversion, exact: scale, scale, products, power: -0.5 });
     }
     Some(sums)

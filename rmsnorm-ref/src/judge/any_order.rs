@@ -91,8 +91,7 @@ impl Arithmetic {
             Some(Scale { weight, relative }) => {
                 let product = x_hat * weight;
                 let factors = and(and(rho, u()), relative);
-                let underflow =
-                    eta() * (weight.abs() * (1.0 + relative)).max(z.abs()).max((1.0 + rho) * rstd);
+                let underflow = eta() * (weight.abs() * (1.0 + relative)).max(z.abs()).max((1.0 + rho) * rstd);
                 let before = if product == 0.0 { 0.0 } else { product.abs() * factors + underflow };
                 let half = 0.5 * F32.overflow_threshold();
                 (product, before, weight.abs() * rstd >= half || (z * weight).abs() >= half)
@@ -220,8 +219,7 @@ impl Gradient {
         let shared = rho * (wdy - 3.0 * xc).abs() + (3.0 + rho) * rho * rho * xc.abs();
         let cube = (1.0 + rho) * (1.0 + rho) * (1.0 + rho);
         let own = (1.0 + rho) * self.alpha * wdy.abs() + cube * self.beta * x_hat.abs() * self.magnitude;
-        let underflow =
-            if wdy == 0.0 && self.nothing { 0.0 } else { self.underflow + x_hat.abs() * self.shared };
+        let underflow = if wdy == 0.0 && self.nothing { 0.0 } else { self.underflow + x_hat.abs() * self.shared };
         let t = (wdy - xc).abs() + shared + own;
         (rstd * (shared + own) + underflow, self.may_overflow || t * SLACK >= F32.overflow_threshold())
     }
@@ -282,10 +280,7 @@ impl Column {
     }
 
     pub(crate) fn dw_error(&self, arithmetic: &Arithmetic) -> (f64, bool) {
-        let folded = and(
-            arithmetic.grown(arithmetic.column, 0),
-            arithmetic.twice.map_or(0.0, Format::unit_roundoff),
-        );
+        let folded = and(arithmetic.grown(arithmetic.column, 0), arithmetic.twice.map_or(0.0, Format::unit_roundoff));
         let factors = if arithmetic.lambda.is_some() { self.alarmed } else { self.factors };
         let least = arithmetic.twice.map_or(eta(), Format::half_smallest_subnormal);
         let error = if self.magnitude + factors == 0.0 {

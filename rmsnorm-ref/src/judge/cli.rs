@@ -120,7 +120,8 @@ impl Arguments {
     fn options(&self) -> Result<Options, String> {
         let mut names = Vec::new();
         for pair in &self.name {
-            let mapped = pair.split_once('=').filter(|(ours, theirs)| super::file::NAMES.contains(ours) && !theirs.is_empty());
+            let mapped =
+                pair.split_once('=').filter(|(ours, theirs)| super::file::NAMES.contains(ours) && !theirs.is_empty());
             let Some((ours, theirs)) = mapped else {
                 return Err(Unreadable::Mapping { got: pair.clone() }.to_string());
             };

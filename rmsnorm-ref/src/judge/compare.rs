@@ -128,7 +128,10 @@ fn pattern(outputs: &[Difference]) -> Option<String> {
     let by_row: Vec<&Difference> = outputs.iter().filter(|d| ["rstd", "y", "dx"].contains(&d.output)).collect();
     let rows_differ = by_row.iter().any(|d| d.different > 0);
     if let Some(d) = by_row.iter().find(|d| d.different > 0) {
-        let coherent = by_row.iter().filter(|d| d.output != "dx" && d.different > 1).all(|d| d.one_way > 0.95 || d.output == "rstd");
+        let coherent = by_row
+            .iter()
+            .filter(|d| d.output != "dx" && d.different > 1)
+            .all(|d| d.one_way > 0.95 || d.output == "rstd");
         let small = by_row.iter().all(|d| d.most_ulp.is_none_or(|ulp| ulp < 1 << 16));
         if coherent && small && by_row.iter().any(|d| d.output != "dx" && d.different > 0) {
             return Some(format!(
@@ -146,8 +149,12 @@ fn pattern(outputs: &[Difference]) -> Option<String> {
     let share = different as f64 / elements as f64;
     let with_rows = if by_row.is_empty() { "" } else { ", and nothing along the rows" };
     Some(if share >= 0.5 {
-        format!("split: {different} of {elements} column sums differ{with_rows}, as when the rows are divided among blocks otherwise")
+        format!(
+            "split: {different} of {elements} column sums differ{with_rows}, as when the rows are divided among blocks otherwise"
+        )
     } else {
-        format!("atomics: {different} of {elements} column sums differ{with_rows}, here and there, as when partial sums are added in the order in which they arrive")
+        format!(
+            "atomics: {different} of {elements} column sums differ{with_rows}, here and there, as when partial sums are added in the order in which they arrive"
+        )
     })
 }

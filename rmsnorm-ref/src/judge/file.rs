@@ -3,7 +3,7 @@
 use super::tensor::{Stored, Tensor};
 use super::{Options, Unreadable};
 use crate::Format;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -32,7 +32,7 @@ impl File {
 
     /// Every tensor by its name in the file, and the metadata.
     pub(crate) fn tensors(&self) -> Result<(Tensors<'_>, BTreeMap<String, String>), Unreadable> {
-        let explain = |error: safetensors::SafeTensorError| self.malformed(explained(&error.to_string()));
+        let explain = |error: SafeTensorError| self.malformed(explained(&error));
         let (_, header): (usize, Metadata) = SafeTensors::read_metadata(&self.bytes).map_err(explain)?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         let mut tensors = BTreeMap::new();
@@ -54,20 +54,20 @@ pub(crate) struct Entry<'a> {
     bytes: &'a [u8],
 }
 
-/// What the library says, in words of somebody who wrote a file.
-fn explained(error: &str) -> String {
-    let hint = if error.contains("header too small") || error.contains("HeaderTooSmall") {
-        "a safetensors file begins with 8 bytes that give the length of its header"
-    } else if error.contains("header too large") || error.contains("HeaderTooLarge") {
-        "its first 8 bytes are no length of a header: another kind of file, as torch.save writes it?"
-    } else if error.contains("length") {
-        "the header is longer than the file: cut short, or not a safetensors file"
-    } else if error.contains("UTF-8") || error.contains("utf-8") || error.contains("JSON") || error.contains("header") {
-        "the header is no JSON of tensors"
-    } else if error.contains("offset") || error.contains("buffer") || error.contains("Buffer") {
-        "the tensors' places do not cover the data: cut short, or written to by something else"
-    } else {
-        "the header and the data do not fit together"
+/// What the library says, with what it mostly comes from.
+fn explained(error: &SafeTensorError) -> String {
+    use SafeTensorError::*;
+    let hint = match error {
+        HeaderTooSmall => "a safetensors file begins with 8 bytes that give the length of its header",
+        HeaderTooLarge => "its first 8 bytes are no length of a header: another kind of file, as torch.save writes it?",
+        InvalidHeaderLength => "the header is longer than the file: cut short, or another kind of file",
+        InvalidHeader(_) | InvalidHeaderDeserialization(_) | JsonError(_) => "the header is no JSON of tensors",
+        MetadataIncompleteBuffer => "the tensors do not cover the data: cut short, or something was appended",
+        TensorInvalidInfo | InvalidTensorView(..) => {
+            "a shape, a type and the bytes set aside for them do not fit together"
+        }
+        InvalidOffset(_) => "tensors overlap or leave gaps",
+        _ => "the header and the data do not fit together",
     };
     format!("{error} ({hint})")
 }
@@ -184,11 +184,21 @@ fn case<'a>(
     let case = prefix.to_owned();
     let Some(x) = tensors.get("x") else { return Err(Unreadable::NoX { case, has: all.to_owned() }) };
     let Some(&hidden) = x.shape.last() else {
-        return Err(Unreadable::Shape { name: "x", expected: "rows × columns".into(), got: vec![], hint: String::new() });
+        return Err(Unreadable::Shape {
+            name: "x",
+            expected: "rows × columns".into(),
+            got: vec![],
+            hint: String::new(),
+        });
     };
     if hidden == 0 {
         let got = x.shape.clone();
-        return Err(Unreadable::Shape { name: "x", expected: "rows of one element or more".into(), got, hint: String::new() });
+        return Err(Unreadable::Shape {
+            name: "x",
+            expected: "rows of one element or more".into(),
+            got,
+            hint: String::new(),
+        });
     }
     let rows = x.len() / hidden;
     let matrix = x.shape.clone();

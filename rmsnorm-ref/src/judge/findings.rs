@@ -107,7 +107,16 @@ impl Findings {
                 _ => (!computed.is_finite(), f64::NAN),
             };
             if !right {
-                let place = Place { row, column, computed, exact, least: exact, most: exact, ratio: f64::INFINITY, ulp: f64::INFINITY };
+                let place = Place {
+                    row,
+                    column,
+                    computed,
+                    exact,
+                    least: exact,
+                    most: exact,
+                    ratio: f64::INFINITY,
+                    ulp: f64::INFINITY,
+                };
                 self.wrong(place, beyond);
             }
             return;
@@ -249,4 +258,3 @@ impl Map {
         }
     }
 }
-

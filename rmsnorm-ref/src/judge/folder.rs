@@ -93,7 +93,10 @@ pub fn judge_folder(outputs: &Path, inputs: &Path, options: &Options) -> Result<
     }
     if cases.iter().all(|case| case.report.is_none()) {
         let first = cases.into_iter().find_map(|case| case.missing).unwrap_or_else(|| "it lists no case".into());
-        return Err(refused(format!("none of its cases has outputs that can be read in {} ({first})", outputs.display())));
+        return Err(refused(format!(
+            "none of its cases has outputs that can be read in {} ({first})",
+            outputs.display()
+        )));
     }
     let verdict = cases.iter().map(|case| case.report.as_ref().map_or(Verdict::Outside, |r| r.verdict)).max();
     Ok(FolderReport { folder: outputs.display().to_string(), verdict: verdict.unwrap_or(Verdict::Right), cases })
@@ -158,14 +161,20 @@ impl fmt::Display for FolderReport {
             }
         }
         let judged = self.cases.iter().filter(|case| case.report.is_some()).count();
-        writeln!(f, "{judged} of {} cases have outputs. Outside, by class and output: elements of all (cases of all; of these only beyond f32's range of squares)", self.cases.len())?;
+        writeln!(
+            f,
+            "{judged} of {} cases have outputs. Outside, by class and output: elements of all (cases of all; of these only beyond f32's range of squares)",
+            self.cases.len()
+        )?;
         for (class, outputs) in self.table() {
             for (output, cell) in outputs {
                 let Cell { cases, cases_outside, beyond_only, elements, outside } = cell;
-                writeln!(f, "  {class}  {output:<5} {outside:>9} of {elements:<10} ({cases_outside} of {cases}; {beyond_only})")?;
+                writeln!(
+                    f,
+                    "  {class}  {output:<5} {outside:>9} of {elements:<10} ({cases_outside} of {cases}; {beyond_only})"
+                )?;
             }
         }
         writeln!(f, "verdict: {}", self.verdict)
     }
 }
-

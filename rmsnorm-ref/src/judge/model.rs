@@ -55,13 +55,15 @@ pub(crate) struct RowStatistic {
     pub(crate) v: f64,
     /// rstd may be one of two neighbours this far apart, relatively.
     pub(crate) spread: f64,
+    /// mean|z|, by which the error of a subtracted mean goes; 0 where none is.
+    pub(crate) level: f64,
 }
 
 impl Statistic {
     pub(crate) fn of(self, z: &[f64]) -> RowStatistic {
         let hidden = z.len() as f64;
         let mean_square = |z: &[f64]| z.iter().map(|z| z * z).sum::<f64>() / hidden;
-        let plain = |v: f64| RowStatistic { mean: 0.0, rstd: 1.0 / v.sqrt(), v, spread: 0.0 };
+        let plain = |v: f64| RowStatistic { mean: 0.0, rstd: 1.0 / v.sqrt(), v, spread: 0.0, level: 0.0 };
         match self {
             Statistic::Right { eps } => plain(mean_square(z) + eps),
             Statistic::EpsOutside { eps } => {
@@ -71,7 +73,8 @@ impl Statistic {
             Statistic::Centred { eps } => {
                 let mean = z.iter().sum::<f64>() / hidden;
                 let v = z.iter().map(|z| (z - mean) * (z - mean)).sum::<f64>() / hidden + eps;
-                RowStatistic { mean, ..plain(v) }
+                let level = z.iter().map(|z| z.abs()).sum::<f64>() / hidden;
+                RowStatistic { mean, level, ..plain(v) }
             }
             Statistic::SquaresIn { format, eps } => {
                 let sum: f64 = z.iter().map(|z| format.round(z * z)).sum();

@@ -3,10 +3,10 @@
 use super::any_order::{Arithmetic, Column, Element, Gradient, Scale, with_dz};
 use super::file::Case;
 use super::findings::{Demand, Findings, Manner};
-use super::model::{Backward, Model, RowStatistic};
+use super::model::{Backward, Model, RowStatistic, Statistic};
 use super::progress::Progress;
 use super::tensor::{Stored, next};
-use crate::bound::SLACK;
+use crate::bound::{SLACK, gamma};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -38,8 +38,7 @@ pub(crate) struct Pass<'a> {
 impl<'a> Pass<'a> {
     pub(crate) fn new(case: &'a Case<'a>, model: Model) -> Self {
         let (row, column) = case.options.heights(case.rows, case.hidden);
-        let bound =
-            Arithmetic { row, column, lambda: None, unrounded: model.unrounded, twice: model.twice };
+        let bound = Arithmetic { row, column, lambda: None, unrounded: model.unrounded, twice: model.twice };
         let alarm = Arithmetic { lambda: Some(LAMBDA), ..bound };
         let scales = case.weight.as_ref().filter(|_| model.weighted);
         let scales = scales.map(|weight| weight.iter().map(|w| w + model.offset).collect());
@@ -98,11 +97,14 @@ impl<'a> Pass<'a> {
         let Case { rows: all, hidden, .. } = *self.case;
         let mut outputs = Outputs::new();
         for name in super::file::OUTPUTS.into_iter().filter(|name| self.has(name)) {
-            outputs.insert(name, match name {
-                "rstd" => Findings::new(rows.clone(), all, 1),
-                "dw" | "db" => Findings::new(0..1, 1, hidden),
-                _ => Findings::new(rows.clone(), all, hidden),
-            });
+            outputs.insert(
+                name,
+                match name {
+                    "rstd" => Findings::new(rows.clone(), all, 1),
+                    "dw" | "db" => Findings::new(0..1, 1, hidden),
+                    _ => Findings::new(rows.clone(), all, hidden),
+                },
+            );
         }
         outputs
     }
@@ -149,8 +151,10 @@ impl<'a> Pass<'a> {
             self.judge_z(row, z.stored, s, outputs);
         }
         let statistic = self.model.statistic.of(&s.z);
-        let RowStatistic { mean, rstd, v, .. } = statistic;
+        let RowStatistic { mean, rstd, v, level, .. } = statistic;
         let (rho, alarmed, beyond) = self.rho(&statistic);
+        // How far x_hat may be shifted by the error of a mean that is subtracted.
+        let shift = self.shift(level, rstd);
         let few = few_magnitudes(&s.z);
         let alarm = |error: f64| if few { f64::INFINITY } else { error };
         for (x_hat, z) in s.x_hat.iter_mut().zip(&s.z) {
@@ -164,7 +168,13 @@ impl<'a> Pass<'a> {
             };
             let findings = outputs.get_mut("rstd").expect("an output");
             let computed = tensor.get(row);
-            findings.element((row, 0), computed, demand, self.manner(tensor.stored), (beyond, alarm(alarmed * rstd * SLACK)));
+            findings.element(
+                (row, 0),
+                computed,
+                demand,
+                self.manner(tensor.stored),
+                (beyond, alarm(alarmed * rstd * SLACK)),
+            );
         }
         if let Some(tensor) = case.tensor("y") {
             tensor.read(at, &mut s.computed);
@@ -173,7 +183,10 @@ impl<'a> Pass<'a> {
             for column in 0..hidden {
                 let element = self.element(column, s.z[column] - mean, s.x_hat[column], rstd, rho);
                 let computed = s.computed[column];
-                let (demand, error) = self.demand_y(&element, computed, alarmed, tensor.stored);
+                let (mut demand, error) = self.demand_y(&element, computed, alarmed, tensor.stored);
+                if let Demand::Near { error, .. } = &mut demand {
+                    *error += shift * element.scale.map_or(1.0, |s| s.weight.abs());
+                }
                 findings.element((row, column), computed, demand, manner, (beyond, alarm(error)));
             }
         }
@@ -184,13 +197,23 @@ impl<'a> Pass<'a> {
                 if let Some(dz) = case.tensor("dz") {
                     dz.read(at, &mut s.dz);
                 }
-                self.row_dx(row, s, (rstd, rho, alarmed, few), (tensor.stored, beyond), outputs.get_mut("dx").expect("an output"));
+                self.row_dx(
+                    row,
+                    s,
+                    (rstd, rho, alarmed, few),
+                    (tensor.stored, beyond, shift),
+                    outputs.get_mut("dx").expect("an output"),
+                );
             }
             if let Some(sums) = sums {
-                self.add_columns(&s.x_hat, &s.dy, (rho, alarmed, beyond), sums);
+                self.add_columns(&s.x_hat, &s.dy, (rho, alarmed, shift, beyond), sums);
             }
         }
         few
+    }
+
+    fn shift(&self, level: f64, rstd: f64) -> f64 {
+        if level == 0.0 { 0.0 } else { 2.0 * gamma(self.bound.row + 4) * level * rstd }
     }
 
     fn manner(&self, stored: Stored) -> Manner {
@@ -211,13 +234,17 @@ impl<'a> Pass<'a> {
         case.x().read(at, &mut s.computed);
         if let Some(residual) = case.tensor("residual") {
             residual.read(at, &mut s.dz);
-            s.computed.iter_mut().zip(&s.dz).for_each(|(x, residual)| *x = stored.round(f64::from((*x + residual) as f32)));
+            s.computed
+                .iter_mut()
+                .zip(&s.dz)
+                .for_each(|(x, residual)| *x = stored.round(f64::from((*x + residual) as f32)));
         }
         let z = case.tensor("z").expect("it is judged");
         let findings = outputs.get_mut("z").expect("an output");
         z.read(at, &mut s.dz);
         for (column, (&computed, &exact)) in s.dz.iter().zip(&s.computed).enumerate() {
-            let demand = if exact.is_nan() { Demand::Nan } else { Demand::Near { exact, error: 0.0, may_overflow: false } };
+            let demand =
+                if exact.is_nan() { Demand::Nan } else { Demand::Near { exact, error: 0.0, may_overflow: false } };
             findings.element((row, column), computed, demand, self.manner(stored), (false, f64::INFINITY));
         }
     }
@@ -234,6 +261,12 @@ impl<'a> Pass<'a> {
             return (self.demand_rounded(at, computed, stored, format), f64::INFINITY);
         }
         let exact = at.x_hat * at.scale.map_or(1.0, |s| s.weight) + at.bias.unwrap_or(0.0);
+        if at.x_hat.is_infinite() {
+            // Squares vanished and eps is 0.
+            let demand =
+                if exact.is_nan() { Demand::Nan } else { Demand::Near { exact, error: 0.0, may_overflow: false } };
+            return (demand, f64::INFINITY);
+        }
         let (error, may_overflow) = self.bound.y(at, stored);
         let (alarm, _) = self.alarm.y(&Element { rho: alarmed, ..*at }, stored);
         (Demand::Near { exact, error, may_overflow }, alarm)
@@ -259,7 +292,8 @@ impl<'a> Pass<'a> {
         // Many candidates: the order is not known well enough to say which; the least and the largest span them all.
         if h < most && best.is_some_and(|(_, _, outside)| outside > 0.0) {
             let (exact, _) = self.bound.y_of_rounded(format.round(at.x_hat), at.scale, at.bias, stored);
-            let ends = [format.round(at.x_hat - error), most].map(|h| self.bound.y_of_rounded(h, at.scale, at.bias, stored));
+            let ends =
+                [format.round(at.x_hat - error), most].map(|h| self.bound.y_of_rounded(h, at.scale, at.bias, stored));
             let error = ends.iter().map(|(end, error)| (end - exact).abs() + error).fold(0.0, f64::max);
             return Demand::Near { exact, error, may_overflow: false };
         }
@@ -272,13 +306,20 @@ impl<'a> Pass<'a> {
         row: usize,
         s: &Scratch,
         (rstd, rho, alarmed, few): (f64, f64, f64, bool),
-        (stored, beyond): (Stored, bool),
+        (stored, beyond, shift): (Stored, bool, f64),
         findings: &mut Findings,
     ) {
         let hidden = self.case.hidden;
         let power = if self.model.backward == Backward::WeightTwice { 2 } else { 1 };
         let weight = |column: usize| self.scales.as_ref().map_or(1.0, |w| w[column].powi(power));
         let wdy = |column: usize| s.dy[column] * weight(column);
+        // LayerNorm's gradient has the mean of wdy taken out as well.
+        let (mut taken, mut magnitude) = (0.0, 0.0);
+        if matches!(self.model.statistic, Statistic::Centred { .. }) {
+            taken = (0..hidden).map(wdy).sum::<f64>() / hidden as f64;
+            magnitude = (0..hidden).map(|column| wdy(column).abs()).sum::<f64>() / hidden as f64;
+        }
+        let mean_error = 4.0 * (gamma(self.bound.row + 4) + shift) * magnitude;
         let row_of = || (0..hidden).map(|column| (s.z[column], s.x_hat[column], wdy(column)));
         let mut bound = Gradient::new(&self.bound, (rstd, rho), self.relative(), row_of());
         let mut alarm = Gradient::new(&self.alarm, (rstd, alarmed), self.relative(), row_of());
@@ -291,7 +332,7 @@ impl<'a> Pass<'a> {
                 special = Some(Demand::Nan);
                 break;
             }
-            if !s.dy[column].is_finite() || !weight(column).is_finite() {
+            if !s.dy[column].is_finite() || !weight(column).is_finite() || rstd.is_infinite() {
                 special = Some(Demand::NotFinite);
             }
         }
@@ -299,8 +340,9 @@ impl<'a> Pass<'a> {
         for column in 0..hidden {
             let dz = has_dz.then(|| s.dz[column]);
             let (x_hat, wdy) = (s.x_hat[column], wdy(column));
-            let exact = (wdy - x_hat * bound.c) * rstd;
+            let exact = (wdy - taken - x_hat * bound.c) * rstd;
             let (error, may_overflow) = bound.dx(x_hat, wdy);
+            let error = error + rstd * mean_error * (1.0 + x_hat.abs());
             let (exact, error) = with_dz(exact, error, dz);
             let demand = match (special, dz) {
                 (Some(special), _) => special,
@@ -313,12 +355,18 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn add_columns(&self, x_hat: &[f64], dy: &[f64], (rho, alarmed, beyond): (f64, f64, bool), sums: &mut [Column]) {
+    fn add_columns(
+        &self,
+        x_hat: &[f64],
+        dy: &[f64],
+        (rho, alarmed, shift, beyond): (f64, f64, f64, bool),
+        sums: &mut [Column],
+    ) {
         for ((sums, &x), &dy) in sums.iter_mut().zip(x_hat).zip(dy) {
             let error = self.bound.x_hat(x, rho);
             let random = self.alarm.x_hat(x, alarmed);
             let Some(format) = self.model.twice else {
-                sums.add(x, (error, random), dy, beyond);
+                sums.add(x, (error + shift, random), dy, beyond);
                 continue;
             };
             let h = format.round(x);
@@ -337,7 +385,9 @@ impl<'a> Pass<'a> {
             let mut z = vec![0.0; hidden];
             self.load(row, &mut z);
             let statistic = self.model.statistic.of(&z);
-            (statistic.mean, statistic.rstd, self.rho(&statistic))
+            let (rho, alarmed, beyond) = self.rho(&statistic);
+            let shift = self.shift(statistic.level, statistic.rstd);
+            (statistic.mean, statistic.rstd, (rho, alarmed, shift, beyond))
         };
         let statistics: Vec<_> = (0..rows).into_par_iter().map(statistic).collect();
         let mut sums = vec![Column::default(); hidden];
@@ -369,7 +419,9 @@ impl<'a> Pass<'a> {
             let computed = tensor.values();
             for (column, (sums, &computed)) in sums.iter().zip(&computed).enumerate() {
                 let ((error, may_overflow), (random, _), exact, beyond, nan) = match name {
-                    "dw" => (sums.dw_error(&self.bound), sums.dw_error(&self.alarm), sums.dw, sums.beyond, sums.x_hat_nan),
+                    "dw" => {
+                        (sums.dw_error(&self.bound), sums.dw_error(&self.alarm), sums.dw, sums.beyond, sums.x_hat_nan)
+                    }
                     _ => (sums.db_error(&self.bound), sums.db_error(&self.alarm), sums.db, false, false),
                 };
                 let demand = if nan {

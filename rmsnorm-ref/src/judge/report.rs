@@ -3,7 +3,7 @@
 use super::compare::Comparison;
 use super::file::Case;
 use super::findings::{Findings, Map, Place};
-use super::looks::LooksLike;
+use super::looks::{LooksLike, short};
 use super::pass::{Outputs, Pass};
 use super::{Height, Reach};
 use serde::{Serialize, Serializer};
@@ -201,7 +201,21 @@ impl CaseReport {
         let (x, offset) = (case.x().stored.to_string(), pass.model.offset);
         let rounded_twice = pass.model.twice.is_some();
         let (name, rows, hidden) = (case.name.clone(), case.rows, case.hidden);
-        Self { name, verdict, rows, hidden, x, eps, offset, rounded_twice, heights, any_order, outputs, looks_like, notes }
+        Self {
+            name,
+            verdict,
+            rows,
+            hidden,
+            x,
+            eps,
+            offset,
+            rounded_twice,
+            heights,
+            any_order,
+            outputs,
+            looks_like,
+            notes,
+        }
     }
 }
 
@@ -256,6 +270,14 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// A ratio for readers.
+pub(crate) fn figure(value: f64) -> String {
+    match value {
+        v if v.abs() < 1e4 => format!("{v:.3}"),
+        v => format!("{v:.1e}"),
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for case in &self.cases {
@@ -286,7 +308,7 @@ impl fmt::Display for CaseReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, rows, hidden, x, eps, .. } = self;
         let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
-        write!(f, "{name}{rows} × {hidden}, x in {x}, eps {eps:e}")?;
+        write!(f, "{name}{rows} × {hidden}, x in {x}, eps {}", short(*eps))?;
         if self.offset != 0.0 {
             write!(f, ", weight + {}", self.offset)?;
         }
@@ -316,13 +338,18 @@ impl fmt::Display for OutputReport {
         write!(f, "{} of {} outside", self.outside, self.elements)?;
         if let Some(worst) = &self.worst {
             let Worst { row, column, computed, exact, of_bound, ulp, .. } = worst;
-            write!(f, "; worst {of_bound:.3} of the bound, {ulp:.3} ULP, at row {row}, column {column}: {computed:e}, exact {exact:e}")?;
+            let (of_bound, ulp) = (figure(*of_bound), figure(*ulp));
+            write!(
+                f,
+                "; worst {of_bound} of the bound, {ulp} ULP, at row {row}, column {column}: {computed:e}, exact {exact:e}"
+            )?;
         }
         if let Some(signed) = self.mean_signed_ulp {
-            write!(f, "; mean error {signed:+.3} ULP")?;
+            let sign = if signed < 0.0 { "−" } else { "+" };
+            write!(f, "; mean error {sign}{} ULP", figure(signed.abs()))?;
         }
         for (count, what) in [
-            (self.beyond_plain_range, "where squares leave the range of f32"),
+            (self.beyond_plain_range, "where a plain kernel's intermediates leave the range of f32"),
             (self.beyond_plain_range_outside, "of these outside"),
             (self.unbounded, "without a bound (say more of the order: --chains, --height)"),
             (self.may_overflow, "may overflow"),
@@ -336,7 +363,9 @@ impl fmt::Display for OutputReport {
             }
         }
         match self.conversion_bias {
-            Some((bias, chance)) if bias.abs() > chance => writeln!(f, "; conversions are biased: {bias:+.3} of half an ulp on average, {chance:.3} may be chance"),
+            Some((bias, chance)) if bias.abs() > chance => {
+                writeln!(f, "; conversions are biased: {bias:+.3} of half an ulp on average, {chance:.3} may be chance")
+            }
             _ => writeln!(f),
         }
     }

@@ -32,20 +32,16 @@ fn products(case: &Case<'_>, pass: &Pass<'_>, name: &str, columns: &[usize]) -> 
         pass.load(row, &mut z);
         let statistic = pass.model.statistic.of(&z);
         let x_hat = |column: usize| (z[column] - statistic.mean) * statistic.rstd;
-        columns.iter().map(|&column| dys[column] * pass.model.twice.map_or(x_hat(column), |t| t.round(x_hat(column)))).collect()
+        columns
+            .iter()
+            .map(|&column| dys[column] * pass.model.twice.map_or(x_hat(column), |t| t.round(x_hat(column))))
+            .collect()
     };
     (0..case.rows).into_par_iter().flat_map_iter(row).collect()
 }
 
-pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>) -> Option<(Kind, String)> {
-    of(case, pass, "dw")
-}
-
-pub(crate) fn explain_db(case: &Case<'_>, pass: &Pass<'_>) -> Option<(Kind, String)> {
-    of(case, pass, "db")
-}
-
-fn of(case: &Case<'_>, pass: &Pass<'_>, name: &str) -> Option<(Kind, String)> {
+/// Which rows a column sum must have left out.
+pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &str) -> Option<(Kind, String)> {
     let rows = case.rows;
     let columns = some_columns(case);
     let width = columns.len();
@@ -72,7 +68,8 @@ fn of(case: &Case<'_>, pass: &Pass<'_>, name: &str) -> Option<(Kind, String)> {
     if !evident {
         return None;
     }
-    let said = |what: String| Some((Kind::PartOfRows, format!("{name} is the sum {what}; {width} columns tried, all fit")));
+    let said =
+        |what: String| Some((Kind::PartOfRows, format!("{name} is the sum {what}; {width} columns tried, all fit")));
     if let Some(last) = (1..rows).rev().find(|last| fits(&|j| all[*last * width + j])) {
         return said(format!("of the first {last} of {rows} rows"));
     }

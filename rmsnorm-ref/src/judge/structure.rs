@@ -32,12 +32,10 @@ impl Region {
     }
 }
 
-/// Mistakes that show by place and content.
-pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, found: &Findings) -> Option<(Kind, String)> {
+/// What is wrong stands elsewhere, bit for bit, or was added to what was there.
+pub(crate) fn memory(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, found: &Findings) -> Option<(Kind, String)> {
     let region = Region::of(found)?;
-    let tensor = case.tensor(name)?;
-    let (all_rows, all_columns) = (found.row_outside.len(), found.column_outside.len());
-    let content = content(case, name, tensor, &region, all_columns);
+    let content = content(case, name, case.tensor(name)?, &region, found.column_outside.len());
     if let Some(Content::Copied(evidence)) = &content {
         return Some((Kind::Stale, format!("{name} holds stale or recycled memory: {evidence}")));
     }
@@ -47,6 +45,14 @@ pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, foun
             return Some((Kind::Stale, what));
         }
     }
+    None
+}
+
+/// Mistakes that show by their place: rows, columns, tiles.
+pub(crate) fn place(case: &Case<'_>, name: &'static str, found: &Findings) -> Option<(Kind, String)> {
+    let region = Region::of(found)?;
+    let (all_rows, all_columns) = (found.row_outside.len(), found.column_outside.len());
+    let content = content(case, name, case.tensor(name)?, &region, all_columns);
     let holds = match &content {
         Some(Content::Constant(what)) => format!(", and all of it is {what}: it was not written"),
         _ => String::new(),
@@ -57,33 +63,50 @@ pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, foun
     let (from_row, to_last_row) = (region.rows.start, region.rows.end == all_rows);
     let (from_column, to_last_column) = (region.columns.start, region.columns.end == all_columns);
     let nearly = |part: usize, all: usize| part * 10 >= all * 9;
-    let (whole_rows, whole_columns) = (nearly(region.wrong_columns, all_columns), nearly(region.wrong_rows.len(), all_rows));
-    let counted = format!("{} of the {} elements there are outside", found.outside, region.wrong_rows.len() * region.wrong_columns);
-    if dense && closed_rows && to_last_row && from_row > 0 && whole_rows {
-        return Some((Kind::RowsPast, format!("{name} is wrong from row {from_row} on and right before it ({counted}){holds}")));
+    let (whole_rows, whole_columns) =
+        (nearly(region.wrong_columns, all_columns), nearly(region.wrong_rows.len(), all_rows));
+    let counted = format!(
+        "{} of the {} elements there are outside",
+        found.outside,
+        region.wrong_rows.len() * region.wrong_columns
+    );
+    if dense && closed_rows && to_last_row && from_row >= LEAST && whole_rows {
+        return Some((
+            Kind::RowsPast,
+            format!("{name} is wrong from row {from_row} on and right before it ({counted}){holds}"),
+        ));
     }
     let tail = |vector: usize| all_columns % vector != 0 && from_column == all_columns - all_columns % vector;
-    if dense && closed_columns && to_last_column && from_column > 0 && (whole_columns || all_rows == 1) {
-        if let Some(vector) = [8, 4, 2, 16, 32, 64, 128].into_iter().find(|vector| tail(*vector)) {
+    if dense && closed_columns && to_last_column && from_column >= LEAST && (whole_columns || all_rows == 1) {
+        if let Some(vector) = [8, 4, 2, 16, 32].into_iter().find(|vector| tail(*vector)) {
             let (n, last) = (all_columns, all_columns % vector);
-            let what = format!("the last N % {vector} = {last} columns of {name} are wrong, {n} = N, and no other ({counted}){holds}");
+            let what = format!(
+                "the last N % {vector} = {last} columns of {name} are wrong, {n} = N, and no other ({counted}){holds}"
+            );
             return Some((Kind::LastColumns, what));
         }
-        return Some((Kind::ColumnsPast, format!("{name} is wrong from column {from_column} on and right before it ({counted}){holds}")));
+        return Some((
+            Kind::ColumnsPast,
+            format!("{name} is wrong from column {from_column} on and right before it ({counted}){holds}"),
+        ));
     }
     let part = region.columns.len() < all_columns || region.rows.len() < all_rows;
     if dense && closed_rows && closed_columns && part && found.outside > 1 {
         let (rows, columns) = (&region.rows, &region.columns);
         let what = format!(
             "a tile of {name} is wrong: rows {}–{}, columns {}–{} ({counted}){holds}",
-            rows.start, rows.end - 1, columns.start, columns.end - 1
+            rows.start,
+            rows.end - 1,
+            columns.start,
+            columns.end - 1
         );
         return Some((Kind::Tile, what));
     }
     match content {
         Some(Content::Constant(what)) if found.outside > 1 => {
             let rows = region.wrong_rows.len();
-            let which = if rows == all_rows { "every row".into() } else { format!("{rows} rows, the first {from_row}") };
+            let which =
+                if rows == all_rows { "every row".into() } else { format!("{rows} rows, the first {from_row}") };
             Some((Kind::Stale, format!("{name} was not written in {which}: each wrong element is {what}")))
         }
         _ => None,
@@ -97,6 +120,8 @@ enum Content {
     Copied(String),
 }
 
+/// Right rows or columns before a threshold that make it one.
+const LEAST: usize = 4;
 /// Rows that are looked up.
 const ROWS: usize = 1 << 16;
 
@@ -118,7 +143,9 @@ fn content(case: &Case<'_>, name: &str, tensor: &Tensor<'_>, region: &Region, wi
     // Where each piece of memory of this width stands otherwise.
     let mut places: HashMap<Vec<u8>, (String, usize)> = HashMap::new();
     for other in ["x", "residual", "dy", "dz", "y", "dx", "dw", "db", "weight", "bias"] {
-        let Some(theirs) = case.tensor(other).filter(|t| t.stored == tensor.stored && t.len() % width == 0) else { continue };
+        let Some(theirs) = case.tensor(other).filter(|t| t.stored == tensor.stored && t.len() % width == 0) else {
+            continue;
+        };
         for row in 0..(theirs.len() / width).min(ROWS) {
             // What is right in the output itself may have been copied over what is wrong, not the other way.
             if other != name || region.wrong_rows.binary_search(&row).is_err() {
@@ -138,8 +165,14 @@ fn content(case: &Case<'_>, name: &str, tensor: &Tensor<'_>, region: &Region, wi
     let enough = copied.len() * 10 >= rows.len() * 9;
     enough.then(|| {
         let part = if count == width { String::new() } else { format!(", columns {first}–{},", first + count - 1) };
-        let of = if name == "dw" || name == "db" { format!("it is {from}, bit for bit") } else {
-            format!("row {row}{part} is row {at} of {from}, bit for bit; so it is with {} of {} wrong rows", copied.len(), rows.len())
+        let of = if name == "dw" || name == "db" {
+            format!("it is {from}, bit for bit")
+        } else {
+            format!(
+                "row {row}{part} is row {at} of {from}, bit for bit; so it is with {} of {} wrong rows",
+                copied.len(),
+                rows.len()
+            )
         };
         Content::Copied(of)
     })

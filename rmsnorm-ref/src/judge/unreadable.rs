@@ -44,7 +44,9 @@ pub enum Unreadable {
         has: String,
     },
     /// A name that is mapped to something unknown.
-    #[error("--name {got}: expected OURS=THEIRS with OURS one of x, weight, bias, residual, z, dy, dz, eps, y, rstd, dx, dw, db")]
+    #[error(
+        "--name {got}: expected OURS=THEIRS with OURS one of x, weight, bias, residual, z, dy, dz, eps, y, rstd, dx, dw, db"
+    )]
     Mapping {
         /// What was given.
         got: String,
@@ -68,7 +70,10 @@ pub enum Unreadable {
         has: String,
     },
     /// There is no output.
-    #[error("{}there is no output to judge (y, rstd, dx, dw, db, z); the file holds {has}. If one is called otherwise:{guess}", of(case))]
+    #[error(
+        "{}there is no output to judge (y, rstd, dx, dw, db, z); the file holds {has}. If one is called otherwise:{guess}",
+        of(case)
+    )]
     NothingToJudge {
         /// The prefix.
         case: String,
@@ -134,7 +139,11 @@ pub enum Unreadable {
         expected: &'static str,
     },
     /// Nothing says which eps was used.
-    #[error("{}eps is not given: pass --eps E, or store it as a tensor `eps` or in the metadata. {}", of(case), suggestion(fits))]
+    #[error(
+        "{}eps is not given: pass --eps E, or store it as a tensor `eps` or in the metadata. {}",
+        of(case),
+        suggestion(fits)
+    )]
     NoEps {
         /// The prefix.
         case: String,

@@ -66,8 +66,13 @@ impl Problem {
 /// How a sum is made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
-    Chain { fused: bool },
-    Chains { chains: usize, fused: bool },
+    Chain {
+        fused: bool,
+    },
+    Chains {
+        chains: usize,
+        fused: bool,
+    },
     Halves,
     /// Two at random, again and again.
     RandomTree(u64),
@@ -225,7 +230,13 @@ pub(crate) fn run(p: &Problem, style: &Style, fault: Fault) -> Outputs {
     let n = hidden as f32;
     let weight = |j: usize| match (&p.weight, fault) {
         (None, _) | (_, Fault::WeightIgnored) => 1.0,
-        (Some(w), _) => if offset == 0.0 { w[j] } else { w[j] + offset },
+        (Some(w), _) => {
+            if offset == 0.0 {
+                w[j]
+            } else {
+                w[j] + offset
+            }
+        }
     };
     let (mut z_out, mut rstds, mut y, mut dx) = (vec![], vec![], vec![], vec![]);
     let mut x_hats: Vec<f32> = Vec::new();
@@ -260,7 +271,11 @@ pub(crate) fn run(p: &Problem, style: &Style, fault: Fault) -> Outputs {
             (_, None) => 1.0 / (mean + eps).sqrt(),
             (_, Some(off)) => {
                 let right = (1.0 / f64::from(mean + eps).sqrt()) as f32;
-                if right.is_finite() && right > 0.0 { f32::from_bits(right.to_bits().wrapping_add_signed(off)) } else { right }
+                if right.is_finite() && right > 0.0 {
+                    f32::from_bits(right.to_bits().wrapping_add_signed(off))
+                } else {
+                    right
+                }
             }
         };
         if fault == Fault::RstdInBf16 {
@@ -288,11 +303,15 @@ pub(crate) fn run(p: &Problem, style: &Style, fault: Fault) -> Outputs {
             .collect();
         let with = if style.cubed { &z } else { &x_hat };
         let dot = style.row.sum(&wdy.iter().copied().zip(with.iter().copied()).collect::<Vec<_>>());
+        let mean_wdy = match fault {
+            Fault::MeanSubtracted => style.row.sum(&wdy.iter().map(|v| (*v, 1.0)).collect::<Vec<_>>()) / n,
+            _ => 0.0,
+        };
         for j in 0..hidden {
             let value = match (fault, style.cubed) {
                 (Fault::NoCorrection, _) => wdy[j] * r,
                 (_, true) => wdy[j] * r - z[j] * (r * r * r * (dot / n)),
-                _ => (wdy[j] - x_hat[j] * (dot / n)) * r,
+                _ => (wdy[j] - mean_wdy - x_hat[j] * (dot / n)) * r,
             };
             dx.push(fl(p.dz.as_ref().map_or(value, |dz| value + dz[at + j])));
         }
@@ -309,7 +328,11 @@ pub(crate) fn run(p: &Problem, style: &Style, fault: Fault) -> Outputs {
         };
         let products: Vec<(f32, f32)> = chosen.into_iter().map(of).collect();
         let narrow = matches!(fault, Fault::Bf16ColumnSums);
-        dw.push(fl(if narrow { narrow_sum(products.iter().map(|(a, b)| f64::from(a * b))) } else { style.column.sum(&products) }));
+        dw.push(fl(if narrow {
+            narrow_sum(products.iter().map(|(a, b)| f64::from(a * b)))
+        } else {
+            style.column.sum(&products)
+        }));
         let ones: Vec<(f32, f32)> = (0..rows).map(|i| (p.dy[i * hidden + j], 1.0)).collect();
         db.push(fl(style.column.sum(&ones)));
     }
@@ -340,9 +363,12 @@ pub(crate) fn file(p: &Problem, out: &Outputs) -> Named {
     add("x", &matrix, p.format, &mut wide(&p.x));
     add("dy", &matrix, p.format, &mut wide(&p.dy));
     let row = [p.hidden];
-    for (name, shape, values) in
-        [("residual", &matrix[..], &p.residual), ("dz", &matrix[..], &p.dz), ("weight", &row[..], &p.weight), ("bias", &row[..], &p.bias)]
-    {
+    for (name, shape, values) in [
+        ("residual", &matrix[..], &p.residual),
+        ("dz", &matrix[..], &p.dz),
+        ("weight", &row[..], &p.weight),
+        ("bias", &row[..], &p.bias),
+    ] {
         if let Some(values) = values {
             add(name, shape, p.format, &mut wide(values));
         }

@@ -63,7 +63,7 @@ fn eps() {
     });
     let p = Problem::new(ROWS, HIDDEN, Format::F32, 5);
     let report = judged(&file(&p, &run(&p, &Style::PLAIN, Fault::EpsIs(1e-6))), &options(&p));
-    assert!(report.looks_like[0].sentence.contains("1e-6 fits, 1.0"), "{report}");
+    assert!(report.looks_like[0].sentence.contains("1e-6 fits, 1e-3 was said"), "{report}");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn none_where_none_fits() {
     let mut random = Random(1);
     out.y.iter_mut().for_each(|y| *y *= 1.0 + 0.3 * random.normal());
     out.dx.iter_mut().for_each(|dx| *dx += 0.01 * random.normal());
-    out.dw.iter_mut().for_each(|dw| *dw += random.normal());
+    out.dw.iter_mut().for_each(|dw| *dw *= 1.0 + 0.3 * random.normal());
     let report = judged(&file(&p, &out), &options(&p));
     assert_eq!(report.verdict, Verdict::Outside);
     assert!(report.looks_like.is_empty(), "{report}");
