@@ -120,6 +120,8 @@ fn by_formula(
                 before[name].outside > 0
                     && after[name].outside * most <= before[name].outside
                     && after[name].unbounded == 0
+                    // What may overflow by another formula is no evidence of it.
+                    && after[name].may_overflow <= before[name].may_overflow
             };
             let after_few = judged(model, &few);
             if !by_row(open).iter().any(|name| better(&after_few, &before_few, name, 20)) {
