@@ -8,7 +8,6 @@ use safetensors::tensor::TensorView;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use zerocopy::IntoBytes;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -103,20 +102,18 @@ fn safetensors_dtype(dtype: Dtype) -> safetensors::Dtype {
 }
 
 fn bytes_of_rows(rows: &Rows<Slice<'_>>, count: usize, hidden: usize) -> Vec<u8> {
-    let row = |row: usize| bytes(&rows.data, rows.offset + row * rows.row_stride, hidden);
-    (0..count).map(row).collect::<Vec<_>>().concat()
+    (0..count).flat_map(|row| bytes(&rows.data, rows.offset + row * rows.row_stride, hidden)).collect()
 }
 
-fn bytes_of_vector<'a>(vector: &Vector<Slice<'a>>, hidden: usize) -> Vec<u8> {
-    bytes(&vector.data, vector.offset, hidden).to_vec()
+fn bytes_of_vector(vector: &Vector<Slice<'_>>, hidden: usize) -> Vec<u8> {
+    bytes(&vector.data, vector.offset, hidden)
 }
 
-/// Elements as they lie in memory, which is little-endian wherever CUDA is, as safetensors wants it.
-fn bytes<'a>(data: &Slice<'a>, from: usize, count: usize) -> &'a [u8] {
-    match *data {
-        Slice::F32(data) => data[from..from + count].as_bytes(),
-        Slice::F16(data) => data[from..from + count].as_bytes(),
-        Slice::Bf16(data) => data[from..from + count].as_bytes(),
+fn bytes(data: &Slice<'_>, from: usize, count: usize) -> Vec<u8> {
+    match data {
+        Slice::F32(data) => data[from..from + count].iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Slice::F16(data) => data[from..from + count].iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Slice::Bf16(data) => data[from..from + count].iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }
 
@@ -196,9 +193,8 @@ mod tests {
         assert!(none.to_string().contains("none of its cases has outputs"), "{none}");
         let mut operands = Operands::new(&hard.case, Fill::Nan);
         let outputs = operands.run(&rmsnorm_cuda::Cpu).unwrap();
-        let slice = outputs.y.slice();
-        let y = bytes(&slice, 0, outputs.y.len());
-        let view = TensorView::new(safetensors_dtype(hard.case.dtype), vec![11, 64], y).unwrap();
+        let y = bytes(&outputs.y.slice(), 0, outputs.y.len());
+        let view = TensorView::new(safetensors_dtype(hard.case.dtype), vec![11, 64], &y).unwrap();
         safetensors::serialize_to_file([("y", view)], None, &dir.path().join("gaps.out.safetensors")).unwrap();
         let report = rmsnorm_ref::judge::judge_folder(dir.path(), dir.path(), &options).unwrap();
         assert_eq!(report.exit_status(), 0, "{report}");
