@@ -27,6 +27,8 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 pub mod bound;
 pub mod check;
 pub mod format;
+#[cfg(feature = "judge")]
+pub mod judge;
 
 pub use bound::{Allowed, Depth, depth};
 pub use check::{Columns, ForwardTallies, Setting, check_backward_rows, check_forward};

@@ -1,12 +1,14 @@
-//! `cargo xtask verify`, `cargo xtask bench`, `cargo xtask fuzz`, `cargo xtask ptx`.
+//! `cargo xtask verify`, `cargo xtask bench`, `cargo xtask fuzz`, `cargo xtask ptx`, `cargo xtask judge`, `cargo xtask cases`.
 #![forbid(unsafe_code)]
 // `print!` and `eprint!` panic where nobody reads. What is printed is written to a lock of stdout, what is told goes through `record::tell`.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod bench;
+mod cases;
 mod children;
 mod copies;
 mod fuzz;
+mod judge;
 #[cfg(test)]
 #[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
 mod machine;
@@ -36,6 +38,10 @@ enum Command {
     Bench(bench::Options),
     /// Look for inputs that refute a property.
     Fuzz(fuzz::Options),
+    /// Judge somebody's RMSNorm by a file of its inputs and outputs: 0 right, 1 outside the bound, 2 unreadable.
+    Judge(judge::Options),
+    /// Write hard and random inputs for somebody's RMSNorm, to be judged.
+    Cases(cases::Options),
     /// Compile the kernels without a GPU: PTX, cubin, registers, spills.
     #[cfg(feature = "cuda")]
     Ptx(ptx::Options),
@@ -49,6 +55,8 @@ fn main() -> ExitCode {
         Command::Verify(options) => verify::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Judge(options) => Ok(judge::run(&options)),
+        Command::Cases(options) => cases::run(&options),
         #[cfg(feature = "cuda")]
         Command::Ptx(options) => ptx::run(&options),
         #[cfg(feature = "cuda")]

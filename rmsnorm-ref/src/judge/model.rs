@@ -1,0 +1,96 @@
+//! What a kernel may have computed: the right formulas, and those of known mistakes.
+
+use crate::Format;
+
+/// What a kernel may have computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Model {
+    pub(crate) statistic: Statistic,
+    /// Added to the weight.
+    pub(crate) offset: f64,
+    /// Whether the weight is applied at all.
+    pub(crate) weighted: bool,
+    pub(crate) backward: Backward,
+    /// x_hat is rounded to this format before the weight.
+    pub(crate) twice: Option<Format>,
+    /// x + residual is normalised before it is rounded to what is stored.
+    pub(crate) unrounded: bool,
+    /// Conversions cut off.
+    pub(crate) truncates: bool,
+}
+
+/// How rstd is made of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Statistic {
+    /// `1/sqrt(mean(z²) + eps)`.
+    Right { eps: f64 },
+    /// `1/(sqrt(mean(z²)) + eps)`.
+    EpsOutside { eps: f64 },
+    /// LayerNorm's: the mean is subtracted.
+    Centred { eps: f64 },
+    /// Squares are rounded to a format, sums are in f32: both may overflow or vanish.
+    SquaresIn { format: Format, eps: f64 },
+    /// Only the first columns are summed.
+    First { columns: usize, eps: f64 },
+    /// rstd is rounded to a format.
+    RoundedTo { format: Format, eps: f64 },
+}
+
+/// What of dx is left out or done twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backward {
+    Right,
+    /// `dx = wdy·rstd`.
+    NoCorrection,
+    /// `wdy = dy·w'²`.
+    WeightTwice,
+}
+
+/// A row's statistic.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RowStatistic {
+    pub(crate) mean: f64,
+    pub(crate) rstd: f64,
+    /// 1/rstd², what rstd's error depends on.
+    pub(crate) v: f64,
+    /// rstd may be one of two neighbours this far apart, relatively.
+    pub(crate) spread: f64,
+    /// mean|z|, by which the error of a subtracted mean goes; 0 where none is.
+    pub(crate) level: f64,
+}
+
+impl Statistic {
+    pub(crate) fn of(self, z: &[f64]) -> RowStatistic {
+        let hidden = z.len() as f64;
+        let mean_square = |z: &[f64]| z.iter().map(|z| z * z).sum::<f64>() / hidden;
+        let plain = |v: f64| RowStatistic { mean: 0.0, rstd: 1.0 / v.sqrt(), v, spread: 0.0, level: 0.0 };
+        match self {
+            Statistic::Right { eps } => plain(mean_square(z) + eps),
+            Statistic::EpsOutside { eps } => {
+                let rms = mean_square(z).sqrt() + eps;
+                RowStatistic { rstd: 1.0 / rms, ..plain(rms * rms) }
+            }
+            Statistic::Centred { eps } => {
+                let mean = z.iter().sum::<f64>() / hidden;
+                let v = z.iter().map(|z| (z - mean) * (z - mean)).sum::<f64>() / hidden + eps;
+                let level = z.iter().map(|z| z.abs()).sum::<f64>() / hidden;
+                RowStatistic { mean, level, ..plain(v) }
+            }
+            Statistic::SquaresIn { format, eps } => {
+                let sum: f64 = z.iter().map(|z| format.round(z * z)).sum();
+                plain(if sum >= Format::F32.overflow_threshold() { f64::INFINITY } else { sum / hidden + eps })
+            }
+            Statistic::First { columns, eps } => plain(mean_square(&z[..columns]) + eps),
+            Statistic::RoundedTo { format, eps } => {
+                let right = plain(mean_square(z) + eps);
+                let rstd = format.round(right.rstd);
+                // The middle between two neighbours, or so: either.
+                let (u, near) = (format.unit_roundoff(), 16.0 * (64.0 + hidden) * Format::F32.unit_roundoff());
+                let off = ((right.rstd - rstd) / right.rstd).abs();
+                let at_a_tie = off + near.min(u / 8.0) > u / 2.0 && off > 0.4 * u;
+                let spread = if at_a_tie { 2.0 * u } else { 0.0 };
+                RowStatistic { rstd, spread, ..plain(1.0 / (rstd * rstd)) }
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The judge is judged: correct kernels in any order are right, planted faults are named, and files of all kinds get an answer.
+
+mod compared;
+mod files;
+mod kernel;
+mod planted;
+mod right;
