@@ -258,7 +258,7 @@ fn mistakes(case: &Case<'_>, base: Model, few: &[usize]) -> Vec<(Kind, Model, St
         add(Kind::RstdRounded, with(Statistic::RoundedTo { format, eps }), what);
     }
     let n = case.hidden;
-    for vector in [8, 4, 2, 16, 32].into_iter().filter(|k| *k < n && n % k != 0) {
+    for vector in [8, 4, 2, 16, 32].into_iter().filter(|k| *k < n && !n.is_multiple_of(*k)) {
         let columns = n - n % vector;
         let what = format!("the last N % {vector} = {} columns are left out of the sum over the row", n % vector);
         add(Kind::LastColumns, with(Statistic::First { columns, eps }), what);

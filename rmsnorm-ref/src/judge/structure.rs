@@ -39,11 +39,11 @@ pub(crate) fn memory(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, found
     if let Some(Content::Copied(evidence)) = &content {
         return Some((Kind::Stale, format!("{name} holds stale or recycled memory: {evidence}")));
     }
-    if name == "dw" || name == "db" {
-        if let Some(times) = multiple(case, pass, name, found) {
-            let what = format!("{name} is {times} times what it should be: added to what an earlier call left there");
-            return Some((Kind::Stale, what));
-        }
+    if (name == "dw" || name == "db")
+        && let Some(times) = multiple(case, pass, name, found)
+    {
+        let what = format!("{name} is {times} times what it should be: added to what an earlier call left there");
+        return Some((Kind::Stale, what));
     }
     None
 }
