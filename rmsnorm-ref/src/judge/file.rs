@@ -60,7 +60,9 @@ fn explained(error: &SafeTensorError) -> String {
     let hint = match error {
         HeaderTooSmall => "a safetensors file begins with 8 bytes that give the length of its header",
         HeaderTooLarge => "its first 8 bytes are no length of a header: another kind of file, as torch.save writes it?",
-        InvalidHeaderLength => "the header is longer than the file: cut short, or another kind of file",
+        InvalidHeaderLength => {
+            "the header is longer than the file: cut short, or another kind of file, as torch.save writes it"
+        }
         InvalidHeader(_) | InvalidHeaderDeserialization(_) | JsonError(_) => "the header is no JSON of tensors",
         MetadataIncompleteBuffer => "the tensors do not cover the data: cut short, or something was appended",
         TensorInvalidInfo | InvalidTensorView(..) => {
