@@ -195,7 +195,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
     let little = rows.exact && class.packs <= 4 && calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
     let blocks_per_sm = match () {
-        _ if class.is_streamed() || calls.residual => 1,
+        _ if class.is_streamed() || calls.residual || !are_registers_known(tuning) => 1,
         _ if calls.hidden <= NARROW => 1536 / class.threads(),
         _ if little => 1024 / class.threads(),
         _ => 1,
@@ -251,7 +251,8 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         None => Source::Reread,
     };
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
-    let blocks_per_sm = if hidden <= NARROW { 1024 / class.threads() } else { 1 };
+    let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
+    let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
     BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold, span: None }
 }
 
@@ -340,6 +341,11 @@ fn cluster_stages(class: Class, calls: &Calls, tuning: &Tuning) -> u32 {
     let fit = (CLUSTER_SHARED_BYTES - CLUSTER_BYTES) / (2 * slice_bytes(class, calls.dtype));
     let most = fit.min(CLUSTER_STAGES_MAX);
     tuning.stages.unwrap_or(planned).clamp(class.packs + lead(class, calls.dtype), most)
+}
+
+/// Whether the compiler is held to the registers that were measured: elsewhere it would spill for them.
+fn are_registers_known(tuning: &Tuning) -> bool {
+    tuning.arch.compute_capability == (9, 0)
 }
 
 fn is_aligned(class: Class, calls: &Calls) -> bool {

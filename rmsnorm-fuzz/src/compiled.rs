@@ -190,22 +190,30 @@ pub const EXCEPTIONS: &[Exception] = &[
         reason: "255 registers a thread, of which the sums of the columns take 56 or 64: as above, where the width is no constant",
     },
     Exception {
-        kernel: "forward",
-        of: |unit| newer(unit) && unit.module.class().is_some_and(|class| class.packs == 4 && class.pack == 8),
-        bytes_max: 56,
-        reason: "64 registers a thread, so that two blocks of 512 threads fit, are enough on sm_90 and not here; not timed here",
-    },
-    Exception {
         kernel: "backward",
         of: |unit| is_unaligned(unit) && unit.module.class().is_some_and(|class| class.packs == 1),
         bytes_max: 60,
         reason: "64 registers a thread, so that all blocks of narrow rows fit; rows that are not on 16 bytes; not timed",
     },
     Exception {
-        kernel: "forward",
-        of: |unit| newer(unit) && unit.module.class().is_some_and(|class| class.packs == 1),
-        bytes_max: 16,
-        reason: "40 registers a thread, enough on sm_90 and not here beside an f32 weight; not timed here",
+        kernel: "backward",
+        of: |unit| {
+            has_dz(unit) && is_unaligned(unit) && unit.module.class().is_some_and(|class| class.threads() == 512)
+        },
+        bytes_max: 210,
+        reason: "128 registers a thread; rows that are not on 16 bytes, and dz; not timed",
+    },
+    Exception {
+        kernel: "backward",
+        of: |unit| unit.capability < (9, 0) && unit.module.class().is_some_and(|class| class.is_streamed()),
+        bytes_max: 32,
+        reason: "64 registers are all that 1024 threads have; rows that are not on 16 bytes; not timed there",
+    },
+    Exception {
+        kernel: "backward_few",
+        of: |unit| matches!(unit.module, Module::BackwardFew { span: 16, .. }),
+        bytes_max: 64,
+        reason: "128 registers a thread, of which 16 groups of 8 sums take most; a few values go to the first cache and back once a block",
     },
     Exception {
         kernel: "backward_few",
@@ -241,6 +249,10 @@ pub const EXCEPTIONS: &[Exception] = &[
 
 fn has_residual(unit: &Unit) -> bool {
     matches!(unit.module, Module::Forward { residual: true, .. })
+}
+
+fn has_dz(unit: &Unit) -> bool {
+    matches!(unit.module, Module::Backward { dz: true, .. })
 }
 
 fn is_unaligned(unit: &Unit) -> bool {

@@ -23,8 +23,8 @@ fn nvrtc_is_there() -> bool {
     missing.is_none()
 }
 
-/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz; for the others every class
-/// once, layouts and weights taking turns. And all that there are.
+/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz; a fifth of the modules for
+/// few rows, which take longest; for the others every class once, layouts and weights taking turns. And all that there are.
 fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
     let (mut chosen, mut all) = (BTreeSet::new(), BTreeSet::new());
     for (_, arch) in Arch::ALL {
@@ -34,8 +34,9 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
                 let units = units(&arch, &kind).expect("legal calls");
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if arch.compute_capability == (9, 0) && ordinary {
-                    let one_in = if kind.dz { 5 } else { 1 };
-                    chosen.extend(units.iter().step_by(one_in).copied());
+                    let (few, others): (Vec<Unit>, Vec<Unit>) = units.iter().partition(|unit| is_few(unit));
+                    chosen.extend(others.iter().step_by(if kind.dz { 5 } else { 1 }));
+                    chosen.extend(few.iter().step_by(if kind.dz { 19 } else { 5 }));
                 }
                 of_dtype.extend(units);
             }
@@ -59,6 +60,10 @@ fn key(unit: &Unit) -> Option<((u32, u32), bool, u8, Class)> {
         Module::Backward { rows, .. } => Some((unit.capability, false, rows.dtype as u8, rows.class)),
         Module::BackwardFew { .. } | Module::Fold { .. } => None,
     }
+}
+
+fn is_few(unit: &Unit) -> bool {
+    matches!(unit.module, Module::BackwardFew { .. })
 }
 
 fn is_of(unit: &Unit, direction: Direction, wanted: Class) -> bool {
