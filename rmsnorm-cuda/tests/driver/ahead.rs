@@ -22,7 +22,8 @@ fn calls() -> Calls {
 
 /// The portable modules of these calls and of the fold that every bundle has.
 fn modules() -> Vec<Module> {
-    let tuning = Tuning::of(Arch { compute_capability: (8, 0), ..Arch::H200 });
+    let arch = Arch { compute_capability: (8, 0), ..Arch::H200 };
+    let tuning = Tuning { few_rows: false, ..Tuning::of(arch) };
     let steps = [forward(&calls().forward().unwrap(), &tuning), backward(&calls().backward().unwrap(), &tuning)];
     let module = |step: Step| if let Step::Kernel(kernel) = step { Some(kernel.module.portable()) } else { None };
     let all = steps.into_iter().flat_map(|steps| steps.expect("a plan")).filter_map(module);
