@@ -42,7 +42,7 @@ fn f(value: f32) -> u32 {
 }
 
 /// What a recomputed sum is depends on the scale that is asked for: a wrong scale shows.
-const FUNCTIONS: [Function; 24] = [
+const FUNCTIONS: [Function; 26] = [
     function!("widen float", "r[0] = f(widen(a));", |a| [f(a.widen()), 0, 0]),
     Function {
         name: "widen f16",
@@ -93,6 +93,7 @@ const FUNCTIONS: [Function; 24] = [
     function!("x_hat of an ordinary row", "r[0] = f(x_hat(a, OrdinaryRow{b}));", |a, rstd| {
         [f(arith::x_hat(a, RowScale { pre: 1.0, post: rstd })), 0, 0]
     }),
+    function!("added", "r[0] = f(added(a, b));", |a, b| [f(arith::added(a, b)), 0, 0]),
     function!("effective_weight", "r[0] = f(effective_weight(a, true)), r[1] = f(effective_weight(a, false));", |a| [
         f(arith::effective_weight(a, true)),
         f(arith::effective_weight(a, false)),
@@ -106,6 +107,15 @@ const FUNCTIONS: [Function; 24] = [
         |a, pre, post| {
             let ordinary = RowScale { pre: 1.0, post };
             [f(arith::gradient(a, RowScale { pre, post })), f(arith::gradient(a, ordinary)), 0]
+        }
+    ),
+    function!(
+        "gradient_with",
+        "r[0] = f(gradient_with(a, RowScale{b, c}, d)), r[1] = f(gradient_with(a, OrdinaryRow{c}, d)), \
+         r[2] = f(gradient_with(a, RowScale{1.0f, c}, d));",
+        |a, pre, post, dz| {
+            let ordinary = f(arith::gradient_with(a, RowScale { pre: 1.0, post }, dz));
+            [f(arith::gradient_with(a, RowScale { pre, post }, dz)), ordinary, ordinary]
         }
     ),
 ];

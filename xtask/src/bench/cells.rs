@@ -161,6 +161,7 @@ pub(super) fn required_cuda() -> Vec<Cell> {
 }
 
 /// What is measured on a GPU if no cell is named: also those that reports of older versions lack.
+#[cfg(any(feature = "cuda", test))]
 pub(super) fn default_cuda() -> Vec<Cell> {
     let with_residual = |hidden| Cell { dtype: Dtype::Bf16, rows: (1 << 27) / hidden, hidden, residual: true };
     required_cuda().into_iter().chain(WITH_RESIDUAL.map(with_residual)).collect()
@@ -182,6 +183,7 @@ pub(super) fn is_quick(cell: Cell) -> bool {
 const MIDDLE: [usize; 10] = [512, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192, 16384];
 const NARROW_AND_WIDE: [usize; 5] = [64, 128, 32768, 65536, 131072];
 const ODD_AND_FEW_ROWS: [(usize, usize); 5] = [(8192, 4097), (16384, 1000), (512, 4096), (64, 4096), (1, 4096)];
+#[cfg(any(feature = "cuda", test))]
 const WITH_RESIDUAL: [usize; 4] = [1024, 2048, 4096, 8192];
 /// Of `--quick`: the usual size, another type, small ones.
 const QUICK: [&str; 4] = ["bf16:32768x4096", "f32:8192x8192", "bf16:4096x4096", "bf16:1x4096"];
