@@ -7,9 +7,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* z = x + row * x_stride;
         if (HAS_RESIDUAL) {
-            // Each thread reads later what it stores here: both times its columns are those of pack threadIdx.x modulo TEAM.
             for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
                 store_sum(z_out + row * z_stride, column, hidden, load_pack(z, column, hidden), load_pack(residual + row * residual_stride, column, hidden));
+            team_barrier();  // other threads read what this one has stored
             z = z_out + row * z_stride;
         }
         auto squares = [&](float s) { return streamed_squares(z, hidden, chains, s, fold_row); };
