@@ -606,7 +606,23 @@ pub const MUTANTS: &[Mutant] = &[
             ),
         ],
         property: "fused",
-        case: || Case { residual: Some(Values::Normal), rows: 9, hidden: 512, ..Case::new(9, 512, Dtype::Bf16) },
+        case: || Case { residual: Some(Values::Normal), ..Case::new(9, 512, Dtype::Bf16) },
+        column: false,
+    },
+    Mutant {
+        name: "products_of_sums_rounded",
+        defect: "with a residual, a kernel rounds the squares before it adds them",
+        on: On::Kernels,
+        patches: &[patch(
+            "kernels/forward.cu",
+            "const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[r][k], p); });",
+            "const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {\n\
+             if (!HAS_RESIDUAL) return squares_step(z[r][k], p);\n\
+             for (int i = 0; i < (int)PACK; i++) p[i] = __fadd_rn(__fmul_rn(z[r][k][i], z[r][k][i]), p[i]);\n});",
+        )],
+        property: "fused",
+        // The squares of a 16-bit sum are exact.
+        case: || Case { residual: Some(Values::Normal), ..Case::new(9, 512, Dtype::F32) },
         column: false,
     },
     Mutant {
