@@ -279,28 +279,22 @@ fn broken_kernels_are_caught() {
             narrow,
         ),
         (
-            "a dot product finished before all warps have sent theirs",
-            "        exchange.wait(n);\n        const float node",
-            "        const float node",
+            "a sum of slots before all messages are there",
+            "            messages_wait(&shared.arrived[n % 2], n / 2 % 2);",
+            "",
             wide,
         ),
-        (
-            "a square sum finished before all warps have sent theirs",
-            "        exchange.wait(n);\n        return",
-            "        return",
-            wide,
-        ),
+        ("a sum taken before it is found", "        arrival_wait(&shared.found, n % 2);", "", wide),
         ("one slot instead of two", "slots[n % 2]", "slots[0]", wide),
         ("the phase of a slot forgotten", "n / 2 % 2", "0", wide),
-        ("one slot for the scaled row too", "of_lane(n++)", "of_lane(n)", scaled),
+        ("one slot for the scaled row too", "exchange.sum(n++)", "exchange.sum(n)", scaled),
         ("armed with the bytes of one block", "NODES * sizeof(float))", "WARPS * sizeof(float))", wide),
         (
             "sent before the wait for the row before",
-            "        exchange.wait(n);\n        const float node = exchange.of_lane(n);\n        const float ahead = LEAD == PACKS ? \
-             fold_lanes(fold_pack(p), 32) : 0.0f;\n        const float c = mean(exchange.sum(node), (float)hidden);\n        \
-             if (LEAD == PACKS && more) exchange.send(n + 1, ahead);\n",
-            "        if (more) exchange.send(n + 1, fold_lanes(fold_pack(p), 32));\n        exchange.wait(n);\n        const float c = \
-             mean(exchange.sum(exchange.of_lane(n)), (float)hidden);\n",
+            "        const float c = mean(exchange.sum(n), (float)hidden);\n        if (LEAD == PACKS && more) exchange.send(n + 1, \
+             ahead);\n",
+            "        if (LEAD == PACKS && more) exchange.send(n + 1, ahead);\n        const float c = mean(exchange.sum(n), \
+             (float)hidden);\n",
             wide,
         ),
         ("messages before the blocks have met", "    cluster_arrive();\n    cluster_wait();\n", "", wide),

@@ -4,7 +4,7 @@
 // A place of the ring holds a slice of x and of dy; dz, if it is given, is read where it is needed. Slices arrive in order, and each is read twice: in the first pass over its row, for the dot
 // product, and in the second, for dx and the column sums. While the warps learn a row's dot product from each other they are at the first
 // pass of the next row, whose first LEAD packs come before the second pass of this one, and the others take turns with it:
-//   first(0 …), send(0); for each row j: first LEAD packs of first(j + 1); wait(j); second(j, k), first(j + 1, k + LEAD), …; send(j + 1)
+//   first(0 …), send(0); for each row j: first LEAD packs of first(j + 1); sum(j); second(j, k), first(j + 1, k + LEAD), …; send(j + 1)
 // Nobody waits in order to fill a place again: each warp counts itself on a number in shared memory when it has read a slice for the last time, and
 // the last of them begins the copy of the slice that comes `stages` later. Its count is ordered after those of all others and so after their
 // reads; and it hands on `wanted`, for whoever is last at the next place has counted itself there after it did here. As the first pass runs
@@ -109,10 +109,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
 #pragma unroll
             for (u32 k = 0; k < LEAD; k++) first_pass(k, next_scale);
         }
-        exchange.wait(n);
-        const float node = exchange.of_lane(n);
         const float ahead = LEAD == PACKS ? fold_lanes(fold_pack(p), 32) : 0.0f;
-        const float c = mean(exchange.sum(node), (float)hidden);
+        const float c = mean(exchange.sum(n), (float)hidden);
         if (LEAD == PACKS && more) exchange.send(n + 1, ahead);
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {

@@ -48,8 +48,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
             step(part.load(slice_at(k), k), p);
         }
         exchange.send(n, fold_lanes(fold_pack(p), 32));
-        exchange.wait(n);
-        return exchange.sum(exchange.of_lane(n++));
+        return exchange.sum(n++);
     };
     const float sum = reduce_row([](const Pack<T>& z, float (&p)[PACK]) { squares_step(z, p); });
     const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
