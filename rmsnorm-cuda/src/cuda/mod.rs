@@ -8,7 +8,7 @@
 //! | operands in host memory, and a GPU to compare with the CPU | [`Cuda`] |
 //!
 //! The way down a call goes: `kernels` asks `steps` what it launches, on a plan; `module` says what that is compiled from, `code` where it comes from: `cache`
-//! knows whether it was compiled before, `compile` has NVRTC do it, `prebuilt` has what was compiled ahead; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
+//! knows whether it was compiled before, `compile` has NVRTC do it, `prebuilt` has what was compiled ahead; `loaded` is what the driver has of it; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
 
 mod cache;
 mod calls;
@@ -18,6 +18,7 @@ pub mod checks;
 mod code;
 mod folder;
 mod host;
+mod loaded;
 pub mod typed;
 
 /// Modules that only checks look into.

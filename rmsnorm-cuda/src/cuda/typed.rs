@@ -32,7 +32,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUstream;
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop};
 
-use super::kernels::Current;
+use super::loaded::Current;
 use super::{Calls, DeviceMemory, Kernels, driver_error};
 use crate::{Backward, Dtype, Error, Forward, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len};
 

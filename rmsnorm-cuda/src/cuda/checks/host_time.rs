@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits};
 
-use crate::cuda::kernels::{Current, arg, launch};
+use crate::cuda::kernels::{arg, launch};
+use crate::cuda::loaded::Current;
 use crate::cuda::steps::{self, Step, Steps};
 use crate::cuda::{DeviceMemory, Kernels, Layer, driver_error};
 use crate::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset, bf16, scratch_len};

@@ -13,7 +13,8 @@ pub use tensors::{Downloaded, DownloadedSum, Host, Tensors};
 
 use super::host_time::{HostTime, host_times};
 use crate::cuda::compile::compile_source;
-use crate::cuda::kernels::{Current, launch};
+use crate::cuda::kernels::launch;
+use crate::cuda::loaded::Current;
 use crate::cuda::{Calls, Kernels, Tuning, driver_error, library};
 use crate::{Dtype, Error};
 
