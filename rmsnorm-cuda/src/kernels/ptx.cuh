@@ -5,7 +5,8 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-struct alignas(16) Words { u32 word[4]; };
+// So many words, in one access: 2 or 4.
+template <u32 N> struct alignas(4 * N) Words { u32 word[N]; };
 
 // Conversions to nearest even, overflow to infinity, NaN to 0x7fff.
 __device__ __forceinline__ float f32_from_f16(u16 v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v)); return r; }
@@ -16,9 +17,12 @@ __device__ __forceinline__ u16 bf16_from_f32(float v) { u16 r; asm("cvt.rn.bf16.
 __device__ __forceinline__ u32 f16x2_from_f32(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 __device__ __forceinline__ u32 bf16x2_from_f32(float low, float high) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 
-// 16 bytes in one access. (Of an assignment the compiler may make four.)
-__device__ __forceinline__ void store_words(Words* to, Words v) {
+// In one access. (Of an assignment the compiler may make several.)
+__device__ __forceinline__ void store_words(Words<4>* to, Words<4> v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
+}
+__device__ __forceinline__ void store_words(Words<2>* to, Words<2> v) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
 }
 
 // Waits for `threads` threads of the block that name the same barrier, 1 to 15.
@@ -41,7 +45,7 @@ __device__ __forceinline__ void meeting(u64* barrier, u32 parity) {
 __device__ __forceinline__ u64 nanoseconds() { u64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }
 
 // The dynamic shared memory of the block. On 128 bytes, or bulk copies into it take twice as long.
-extern __shared__ __attribute__((aligned(128))) Words ring_memory[];
+extern __shared__ __attribute__((aligned(128))) Words<4> ring_memory[];
 
 // A barrier in shared memory whose phase completes when the bytes that one thread expects have arrived.
 __device__ __forceinline__ void arrival_init(u64* barrier) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory"); }

@@ -1,7 +1,7 @@
 // How a block holds rows: which thread owns which elements, how they are loaded and stored, and how threads fold what they hold.
 // Nothing here rounds; all arithmetic is arith.cuh's.
 //
-// A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK neighbouring elements of a row, 16 or 32 bytes, one
+// A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK neighbouring elements of a row, 8 to 32 bytes, one
 // for each of PACK neighbouring chains. Pack k of a thread lies k·TEAM·PACK elements after its first. A thread owns the chains of
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
@@ -31,11 +31,16 @@ __device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? CLUSTER 
 
 // PACK neighbouring elements of type E, as they lie in memory.
 template <typename E> struct Pack {
-    Words part[PACK * sizeof(E) / 16];
+    static constexpr u32 WORDS = PACK * sizeof(E) / 4, WORDS_AT_ONCE = WORDS < 4 ? WORDS : 4, PARTS = WORDS / WORDS_AT_ONCE;
+    using Part = Words<WORDS_AT_ONCE>;
+    Part part[PARTS];
+
+    __device__ __forceinline__ u32& word(u32 i) { return part[i / WORDS_AT_ONCE].word[i % WORDS_AT_ONCE]; }
+    __device__ __forceinline__ u32 word(u32 i) const { return part[i / WORDS_AT_ONCE].word[i % WORDS_AT_ONCE]; }
 
     __device__ __forceinline__ float operator[](int i) const {
-        if constexpr (sizeof(E) == 4) return __uint_as_float(part[i / 4].word[i % 4]);
-        else return widen(E{(u16)(part[0].word[i / 2] >> (i % 2 * 16))});
+        if constexpr (sizeof(E) == 4) return __uint_as_float(word(i));
+        else return widen(E{(u16)(word(i / 2) >> (i % 2 * 16))});
     }
 };
 
@@ -46,14 +51,14 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
     if (ALIGNED) {
         if (EXACT ? hidden > 0 : column < hidden) {
 #pragma unroll
-            for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) v.part[h] = ((const Words*)(row + column))[h];
+            for (u32 h = 0; h < Pack<E>::PARTS; h++) v.part[h] = ((const typename Pack<E>::Part*)(row + column))[h];
         }
     } else {
 #pragma unroll
         for (int i = 0; i < (int)PACK; i++) {
             if (column + i >= hidden) continue;
-            if constexpr (sizeof(E) == 4) v.part[i / 4].word[i % 4] = ((const u32*)row)[column + i];
-            else v.part[0].word[i / 2] |= (u32)((const u16*)row)[column + i] << (i % 2 * 16);
+            if constexpr (sizeof(E) == 4) v.word(i) = ((const u32*)row)[column + i];
+            else v.word(i / 2) |= (u32)((const u16*)row)[column + i] << (i % 2 * 16);
         }
     }
     return v;
@@ -63,9 +68,9 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
 template <typename E> __device__ __forceinline__ Pack<E> rounded(const float (&value)[PACK]) {
     Pack<E> v;
 #pragma unroll
-    for (int i = 0; i < (int)(PACK * sizeof(E) / 4); i++) {
-        if constexpr (sizeof(E) == 4) v.part[i / 4].word[i % 4] = __float_as_uint(store<E>(value[i]));
-        else v.part[i / 4].word[i % 4] = store_pair<E>(value[2 * i], value[2 * i + 1]);
+    for (u32 i = 0; i < Pack<E>::WORDS; i++) {
+        if constexpr (sizeof(E) == 4) v.word(i) = __float_as_uint(store<E>(value[i]));
+        else v.word(i) = store_pair<E>(value[2 * i], value[2 * i + 1]);
     }
     return v;
 }
@@ -74,16 +79,9 @@ template <typename E> __device__ __forceinline__ Pack<E> rounded(const float (&v
 template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 column, u32 hidden, const float (&value)[PACK]) {
     if (ALIGNED) {
         if (EXACT ? hidden == 0 : column >= hidden) return;
+        const Pack<E> v = rounded<E>(value);
 #pragma unroll
-        for (int h = 0; h < (int)(PACK * sizeof(E) / 16); h++) {
-            Words out;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if constexpr (sizeof(E) == 4) out.word[i] = __float_as_uint(store<E>(value[4 * h + i]));
-                else out.word[i] = store_pair<E>(value[2 * i], value[2 * i + 1]);
-            }
-            store_words((Words*)(row + column) + h, out);
-        }
+        for (u32 h = 0; h < Pack<E>::PARTS; h++) store_words((typename Pack<E>::Part*)(row + column) + h, v.part[h]);
     } else {
 #pragma unroll
         for (int i = 0; i < (int)PACK; i++)
@@ -217,7 +215,7 @@ struct RowFold {
 __device__ __forceinline__ u32 column_of(u32 k) { return (k * TEAM + threadIdx.x % TEAM) * PACK; }
 
 // The sum of all chains of a row, where `step(k, p)` takes the chains p through pack k.
-template <typename F> __device__ __forceinline__ float reduce(RowFold& fold_row, F step) {
+template <typename Fold, typename F> __device__ __forceinline__ float reduce(Fold& fold_row, F step) {
     float p[SETS][PACK] = {}, node[SETS];
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) step(k, p[k % SETS]);

@@ -26,7 +26,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-struct alignas(16) Words { u32 word[4]; };
+template <u32 N> struct alignas(4 * N) Words { u32 word[N]; };
 struct Index { u32 x; };
 static Index threadIdx, blockIdx, gridDim;
 
@@ -70,7 +70,7 @@ static Copy copies[COPIES_MAX];
 static u32 late_copies;
 static Random chance;
 static void (*body)();
-alignas(128) static Words shared_memory[CLUSTER_MAX][SHARED_BYTES / 16];
+alignas(128) static Words<4> shared_memory[CLUSTER_MAX][SHARED_BYTES / 16];
 
 static u32 block() { return current / threads; }
 
@@ -225,7 +225,7 @@ static inline u16 f16_from_f32(float v) { _Float16 h = (_Float16)v; u16 u; std::
 static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); return v != v ? 0x7fff : (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16); }
 static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
 static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
-static inline void store_words(Words* to, Words v) { *to = v; }
+template <u32 N> static inline void store_words(Words<N>* to, Words<N> v) { *to = v; }
 static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
 static inline void meeting_init(u64* barrier, u32 threads) {
