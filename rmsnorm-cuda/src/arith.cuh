@@ -34,6 +34,11 @@ __device__ __forceinline__ float total(float root) { return __fadd_rn(root, 0.0f
 
 __device__ __forceinline__ float mean(float sum, float hidden) { return __fdiv_rn(sum, hidden); }
 
+// The same of a power of two: its reciprocal is exact, so the product is the quotient, rounded once.
+struct PowerOfTwo { float reciprocal; };
+
+__device__ __forceinline__ float mean(float sum, PowerOfTwo hidden) { return __fmul_rn(sum, hidden.reciprocal); }
+
 __device__ __forceinline__ float reciprocal_root(float v) { return __fdiv_rn(1.0f, __fsqrt_rn(v)); }
 
 // §4 Scaled rows ----------------------------------------------------------------------------------------------------------
@@ -58,7 +63,7 @@ template <typename F> __device__ __forceinline__ RowScale row_scale(float rstd, 
     return RowScale{1.0f, rstd};
 }
 
-template <typename F> __device__ __forceinline__ Statistic statistic(float sum, float hidden, float eps, F rescale) {
+template <typename N, typename F> __device__ __forceinline__ Statistic statistic(float sum, N hidden, float eps, F rescale) {
     float v = __fadd_rn(mean(sum, hidden), eps), s = scale_for(v);
     if (s == 1.0f) {
         float rstd = reciprocal_root(v);

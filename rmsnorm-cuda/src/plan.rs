@@ -71,14 +71,26 @@ pub struct Tuning {
     /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each, unless here
     /// stands what no grid can have.)
     pub blocks: Option<u32>,
-    /// Whether backward of few rows may be one launch. It is not where anything else is chosen for backward.
+    /// Whether few rows may have kernels of their own: in forward, and backward in one launch. They have not where anything else is chosen for
+    /// that direction.
     pub few_rows: bool,
+    /// Blocks that share a row in forward, whose kernel is then that of few rows however many there are. Ignored where it cannot be.
+    pub shares: Option<u32>,
 }
 
 impl Tuning {
     /// What the plan for `arch` chooses.
     pub const fn of(arch: Arch) -> Self {
-        Tuning { arch, forward: None, backward: None, stages: None, rate_percent: None, blocks: None, few_rows: true }
+        Tuning {
+            arch,
+            forward: None,
+            backward: None,
+            stages: None,
+            rate_percent: None,
+            blocks: None,
+            few_rows: true,
+            shares: None,
+        }
     }
 }
 
@@ -156,6 +168,8 @@ pub struct ForwardPlan {
     pub rows_at_once: u32,
     /// Dynamic shared memory of a block: that of a cluster, where it holds its part of a row.
     pub shared_bytes: u32,
+    /// Blocks that share a row, where rows are few: each reads the row and writes a part of y.
+    pub shares: Option<u32>,
 }
 
 /// What a backward call launches.
@@ -179,6 +193,12 @@ pub struct BackwardPlan {
 
 /// The launch of a forward call.
 pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
+    if let Some((class, shares)) = few_rows_forward(calls, tuning) {
+        let rows = launch(class, calls, blocks(calls.rows, GRID_MAX) * shares);
+        // 64 registers a thread, of which 4 packs of an f32 row and its weight take half.
+        let blocks_per_sm = 1024 / class.threads();
+        return ForwardPlan { rows, blocks_per_sm, rows_at_once: 1, shared_bytes: 0, shares: Some(shares) };
+    }
     let class = chosen(Direction::Forward, calls, tuning, tuning.forward);
     if class.is_clustered() {
         // A cluster a row, so that the hardware hands the next one to whichever multiprocessors are done first.
@@ -186,7 +206,13 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
         let forced = tuning.blocks.filter(|blocks| *blocks as usize > GRID_MAX);
         let rows = launch(class, calls, forced.unwrap_or(planned));
         let shared_bytes = CLUSTER_BYTES + class.packs * slice_bytes(class, calls.dtype);
-        return ForwardPlan { rows, blocks_per_sm: 1024 / class.threads(), rows_at_once: 1, shared_bytes };
+        return ForwardPlan {
+            rows,
+            blocks_per_sm: 1024 / class.threads(),
+            rows_at_once: 1,
+            shared_bytes,
+            shares: None,
+        };
     }
     // Of bf16 rows of 64 and 128, 0.97 of the fastest copy on an H200; with one row at once 0.86.
     let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 2 } else { 1 };
@@ -200,7 +226,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
         _ if little => 1024 / class.threads(),
         _ => 1,
     };
-    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: 0 }
+    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: 0, shares: None }
 }
 
 /// The launches of a backward call.
@@ -254,6 +280,20 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
     let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
     BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold, span: None }
+}
+
+/// The class and the blocks that share a row, where rows are few: aligned held ones, if nothing else is asked for.
+fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
+    let Calls { rows, hidden, .. } = *calls;
+    let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
+    if !few_rows || forward.is_some() || blocks.is_some() || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
+        return None;
+    }
+    let class = Class::of_few(hidden);
+    let forced = shares.filter(|blocks| class.can_be_shared_by(*blocks) && rows <= GRID_MAX / *blocks as usize);
+    let are_few = rows <= FEW_ROWS_MAX as usize && rows * hidden <= FEW_ELEMENTS && are_registers_known(tuning);
+    let shares = forced.or_else(|| are_few.then(|| class.shares_in_table(rows)))?;
+    is_aligned(class, calls).then_some((class, shares))
 }
 
 /// The class and the span, where few rows are one launch: aligned held rows with dw, if nothing else is asked for.
@@ -361,6 +401,10 @@ fn blocks(items: usize, most: usize) -> u32 {
     items.min(most).max(1) as u32
 }
 
+/// Most elements of x in a forward call of few rows: with one block a row, 128 multiprocessors hold all of them at once. On an H200, prototype
+/// and the classes of many rows, bf16, µs: 64 rows of 4096 2.10 and 2.90, 256 rows 2.80 and 3.37, 512 rows 3.65 and 4.36. More are not measured.
+const FEW_ELEMENTS: usize = 512 * 4096;
+
 /// (Widest row, most bytes of x) of a backward call that is one launch. On an H200, prototype, bf16, µs in one launch and in two:
 ///
 /// | rows × 4096 | one | two |
@@ -375,7 +419,7 @@ fn blocks(items: usize, most: usize) -> u32 {
 /// Wider rows have fewer groups, of which a thread would fold more rows one after another: not measured but at 8 × 8192 (2.31).
 const FEW_BYTES: [(usize, usize); 2] = [(4096, 8 << 20), (HELD_MAX, 4 << 20)];
 
-/// Most rows of such a call.
+/// Most rows of such a call, and of one in forward.
 pub(crate) const FEW_ROWS_MAX: u32 = 1024;
 
 /// Threads that share a column of such a call, and the row groups that each can fold: as few as hold all of them.
@@ -383,7 +427,7 @@ const FEW_SLOTS: u32 = 32;
 const FEW_SPANS: [u32; 4] = [2, 4, 8, 16];
 
 /// Numbers of rows that stand for all: calls of a kind launch no other modules than with these.
-pub const ROW_COUNTS: [usize; 5] = [1, 65, 129, 257, 1025];
+pub const ROW_COUNTS: [usize; 6] = [1, 16, 65, 129, 257, 1025];
 
 /// Most shared memory of a block of a cluster: what it can have on the GPUs that these kernels are for.
 const CLUSTER_SHARED_BYTES: u32 = 227 << 10;

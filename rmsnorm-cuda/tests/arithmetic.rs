@@ -42,7 +42,7 @@ fn f(value: f32) -> u32 {
 }
 
 /// What a recomputed sum is depends on the scale that is asked for: a wrong scale shows.
-const FUNCTIONS: [Function; 26] = [
+const FUNCTIONS: [Function; 27] = [
     function!("widen float", "r[0] = f(widen(a));", |a| [f(a.widen()), 0, 0]),
     Function {
         name: "widen f16",
@@ -67,6 +67,9 @@ const FUNCTIONS: [Function; 26] = [
     function!("fold", "r[0] = f(fold(a, b));", |a, b| [f(arith::fold(a, b)), 0, 0]),
     function!("total", "r[0] = f(total(a));", |a| [f(arith::total(a)), 0, 0]),
     function!("mean", "r[0] = f(mean(a, b));", |a, b| [f(arith::mean(a, b)), 0, 0]),
+    function!("mean of a power of two", "r[0] = f(mean(a, PowerOfTwo{1.0f / (1 << u[1] % 25)}));", |a, b| {
+        [f(arith::mean(a, (1_u32 << (b.to_bits() % 25)) as f32)), 0, 0]
+    }),
     function!("reciprocal_root", "r[0] = f(reciprocal_root(a));", |a| [f(arith::reciprocal_root(a)), 0, 0]),
     function!("scale_for", "r[0] = f(scale_for(a));", |a| [f(arith::scale_for(a)), 0, 0]),
     function!("scaled", "r[0] = f(scaled(a, b));", |a, b| [f(arith::scaled(a, b)), 0, 0]),

@@ -319,6 +319,22 @@ mod tests {
                     }
                 }
                 assert!(units.iter().any(|unit| matches!(unit.module, Module::Fold { .. })));
+                // A block a row, and each number of blocks that a row can have.
+                let shares: BTreeSet<u32> = units
+                    .iter()
+                    .filter_map(|unit| match unit.module {
+                        Module::ForwardFew { shares, residual, .. } => {
+                            Some(shares).filter(|_| residual == kind.residual)
+                        }
+                        _ => None,
+                    })
+                    .collect();
+                let hopper = arch.compute_capability == (9, 0);
+                assert_eq!(
+                    shares,
+                    if hopper { [1, 3, 4, 6, 8, 12, 16].into() } else { BTreeSet::new() },
+                    "{arch:?} {kind:?}"
+                );
                 for wanted in [2, 4, 8, 16] {
                     let of = |module| matches!(module, Module::BackwardFew { span, dz, .. } if span == wanted && dz == kind.dz);
                     assert!(units.iter().any(|unit| of(unit.module)), "{arch:?} {kind:?} span {wanted}");

@@ -140,6 +140,7 @@ macro_rules! subject {
                         launches: vec![
                             OtherLaunch::new("two blocks", emulator(Arch::H200, Some(2))),
                             OtherLaunch::new("planned for A100", emulator(Arch::A100, None)),
+                            OtherLaunch::new("as planned", emulator(Arch::H200, None)),
                         ],
                         ..Subject::of(emulator(Arch::H200, Some(7)))
                     }
@@ -153,7 +154,9 @@ macro_rules! subject {
                     let planned = with(Tuning { arch: Arch::A100, ..cuda.tuning() });
                     let mut launches: Vec<_> = FORCED_BLOCKS.into_iter().map(forced).collect();
                     launches.push(OtherLaunch::new("planned for A100", planned));
-                    Subject { launches, ..Subject::of(Bridge(cuda)) }
+                    launches.push(OtherLaunch::new("as planned", with(cuda.tuning())));
+                    // As in the emulator: few rows have kernels of their own, and most patches are in the others.
+                    Subject { launches, ..Subject::of(with(Tuning { few_rows: false, ..cuda.tuning() })) }
                 }
             })
         }

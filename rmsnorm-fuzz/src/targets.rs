@@ -9,7 +9,7 @@ use crate::statistics::{Execution, Statistics};
 use crate::subject::Subject;
 use crate::values::Random;
 use arbitrary::Unstructured;
-use rmsnorm_cuda::plan::{self, Arch, Calls, Direction, Tuning, classes, column_order, variants};
+use rmsnorm_cuda::plan::{self, Arch, Calls, Direction, Tuning, classes, column_order, row_order, variants};
 use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, scratch_len};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -243,11 +243,16 @@ fn judge_plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Result<(
         "scratch is too small for the row groups",
     )?;
     for (direction, launch) in [(Direction::Forward, forward.rows), (Direction::Backward, plan.rows)] {
-        let mut listed = classes(direction, dtype);
-        if direction == Direction::Backward && plan.span.is_some() {
-            listed = variants(hidden, dtype);
-        }
-        demand(listed.contains(&launch.class), "a class that is not listed")?;
+        let is_listed = match direction {
+            // Four chains a thread, all of the row's.
+            Direction::Forward if forward.shares.is_some() => {
+                let class = launch.class;
+                (4 * class.team) as usize == row_order(hidden).chains && class.holds() >= hidden
+            }
+            Direction::Backward if plan.span.is_some() => variants(hidden, dtype).contains(&launch.class),
+            _ => classes(direction, dtype).contains(&launch.class),
+        };
+        demand(is_listed, "a class that is not listed")?;
         demand(launch.blocks >= 1, "a grid of no blocks")?;
         demand((1..=1024).contains(&launch.class.threads()), "a block that no GPU can hold")?;
     }

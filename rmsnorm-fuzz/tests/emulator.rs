@@ -4,14 +4,16 @@
 
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::checks::emulator::Emulator;
-use rmsnorm_cuda::plan::{Arch, Calls, Direction, Tuning, backward, class, classes, column_order, variants};
+use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
-use rmsnorm_fuzz::case::{DwKind, WeightKind};
+use rmsnorm_fuzz::case::WeightKind;
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, Subject, Values, hard_case, property};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
+#[path = "emulator/few_rows.rs"]
+mod few_rows;
 #[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
 mod machine;
 
@@ -155,40 +157,6 @@ fn clusters() {
     }
 }
 
-/// Few rows in one launch: every span of row groups, one row a group and several, in turn with every type of weight and of dw; rows that must
-/// be scaled, and dz.
-#[test]
-fn few_rows() {
-    if !machine::has_cxx() {
-        return;
-    }
-    let shapes =
-        [(1, 4096), (2, 4096), (3, 4096), (37, 4096), (300, 4096), (700, 2048), (130, 1000), (64, 16_384), (66, 520)];
-    let mut cases = Vec::new();
-    for (i, (rows, hidden)) in shapes.into_iter().chain([(9, 304), (40, 2056), (150, 6144), (200, 5000)]).enumerate() {
-        // The larger ones in one type.
-        let dtypes = if rows * hidden < 1 << 19 { 2 } else { 1 };
-        for dtype in [Dtype::ALL[i % 3], Dtype::ALL[(i + 1) % 3]].into_iter().take(dtypes) {
-            let weight = [WeightKind::Same, WeightKind::F32, WeightKind::Absent][i % 3];
-            let dw = if i % 2 == 0 { DwKind::Same } else { DwKind::F32 };
-            let weight_offset = if i % 4 == 1 { WeightOffset::One } else { WeightOffset::Zero };
-            let dz = (i % 3 == 1).then_some(Values::Normal);
-            let x = if i % 4 == 3 { Values::Bits } else { Values::Normal };
-            cases.push(Case { weight, dw, weight_offset, dz, x, eps: 0.0, ..Case::new(rows, hidden, dtype) });
-        }
-    }
-    // A few of whose rows are read whole by every tile, and more rows than a slot has groups.
-    for (rows, hidden, dtype) in [(3, 4096, Dtype::Bf16), (37, 520, Dtype::F32), (2, 16_384, Dtype::Bf16)] {
-        cases.push(Case { x: TINY, eps: 0.0, ..Case::new(rows, hidden, dtype) });
-    }
-    let span = |case: &Case| {
-        let calls = Calls { dw: case.dw_dtype(), ..Calls::new((case.rows, case.hidden), case.dtype) };
-        backward(&calls, &Tuning::of(Arch::H200)).span
-    };
-    assert_eq!(cases.iter().map(span).collect::<BTreeSet<_>>(), [Some(2), Some(4), Some(8), Some(16)].into());
-    demand_identity(emulator(Arch::H200, None, 7), &cases);
-}
-
 /// A grid of one block, and of more blocks than there is work.
 #[test]
 fn grids() {
@@ -219,9 +187,6 @@ fn degenerate_rows() {
     }
     demand_identity(of_classes(Arch::H200, 5), &cases);
 }
-
-/// So small that rstd is infinite: 2^-130.
-const TINY: Values = Values::Scaled(f32::from_bits(1 << 19));
 
 /// Each broken kernel gives other bits, or is caught by the emulator itself, for at least one of eight orders of threads.
 #[test]
@@ -305,35 +270,6 @@ fn broken_kernels_are_caught() {
     broken.par_iter().for_each(|(what, from, to, case)| {
         assert_eq!(refuted(&emulated(emulator(Arch::H200, Some(8), 0)), case), None, "{what}: the sound kernel");
         let broken = emulated(emulator(Arch::H200, Some(8), 0).patched(from, to));
-        let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
-        assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
-        println!("{what}: {caught}");
-    });
-}
-
-/// The same of few rows in one launch.
-#[test]
-fn broken_kernels_of_few_rows_are_caught() {
-    if !machine::has_cxx() {
-        return;
-    }
-    let few = Case::new(37, 1024, Dtype::Bf16);
-    let several = Case::new(200, 8192, Dtype::F16);
-    let tiny = Case { x: TINY, eps: 0.0, ..Case::new(3, 1024, Dtype::F32) };
-    let broken: [(&str, &str, &str, Case); 4] = [
-        ("a tile without the last rows", "first + r < of.groups && row", "first + r + 1 < of.groups && row", few),
-        ("a tile that knows no scaled rows", "is_scaled |= given == INFINITY_F32;", "", tiny),
-        ("only the first row of a group", "base == 0 || !ONE_ROW && base < of.rows", "base == 0", several),
-        (
-            "halves handed to the wrong lane",
-            "upper ? v[i + HALF] : v[i], handed",
-            "upper ? v[i] : v[i + HALF], handed",
-            few,
-        ),
-    ];
-    broken.par_iter().for_each(|(what, from, to, case)| {
-        assert_eq!(refuted(&emulated(emulator(Arch::H200, None, 0)), case), None, "{what}: the sound kernel");
-        let broken = emulated(emulator(Arch::H200, None, 0).patched(from, to));
         let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
         assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
         println!("{what}: {caught}");

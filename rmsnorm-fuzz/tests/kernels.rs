@@ -58,19 +58,19 @@ fn key(unit: &Unit) -> Option<((u32, u32), bool, u8, Class)> {
     match unit.module {
         Module::Forward { rows, .. } => Some((unit.capability, true, rows.dtype as u8, rows.class)),
         Module::Backward { rows, .. } => Some((unit.capability, false, rows.dtype as u8, rows.class)),
-        Module::BackwardFew { .. } | Module::Fold { .. } => None,
+        Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::Fold { .. } => None,
     }
 }
 
 fn is_few(unit: &Unit) -> bool {
-    matches!(unit.module, Module::BackwardFew { .. })
+    matches!(unit.module, Module::ForwardFew { .. } | Module::BackwardFew { .. })
 }
 
 fn is_of(unit: &Unit, direction: Direction, wanted: Class) -> bool {
     match unit.module {
         Module::Forward { rows, .. } => direction == Direction::Forward && rows.class == wanted,
         Module::Backward { rows, .. } => direction == Direction::Backward && rows.class == wanted,
-        Module::BackwardFew { .. } | Module::Fold { .. } => false,
+        Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::Fold { .. } => false,
     }
 }
 

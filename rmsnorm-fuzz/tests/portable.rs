@@ -30,7 +30,7 @@ fn a_portable_module_is_its_own() {
         assert_eq!(module.portable(), module);
         match module {
             Module::Forward { rows, .. } | Module::Backward { rows, .. } => assert!(!rows.aligned && !rows.exact),
-            Module::BackwardFew { .. } => panic!("{module} is for aligned rows"),
+            Module::ForwardFew { .. } | Module::BackwardFew { .. } => panic!("{module} is for aligned rows"),
             Module::Fold { .. } => {}
         }
     }

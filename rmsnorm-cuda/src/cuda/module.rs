@@ -22,6 +22,17 @@ pub enum Module {
         /// Whether a residual is added to x.
         residual: bool,
     },
+    /// `forward_few`.
+    ForwardFew {
+        /// How it works on rows.
+        rows: RowKind,
+        /// Blocks that share a row.
+        shares: u32,
+        /// Blocks that must fit a multiprocessor.
+        blocks_per_sm: u32,
+        /// Whether a residual is added to x.
+        residual: bool,
+    },
     /// `backward` and, for streamed rows, `columns`.
     Backward {
         /// How it works on rows.
@@ -92,6 +103,10 @@ impl fmt::Display for Module {
                 let residual = if *residual { " with a residual" } else { "" };
                 write!(f, "forward{residual} {rows} {rows_at_once} at once {blocks_per_sm}/SM")
             }
+            Module::ForwardFew { rows, shares, blocks_per_sm, residual } => {
+                let residual = if *residual { " with a residual" } else { "" };
+                write!(f, "forward of few rows{residual} {rows} blocks a row {shares} {blocks_per_sm}/SM")
+            }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
             }
@@ -137,7 +152,7 @@ impl Module {
                 Module::Backward { rows: portable(rows), source, blocks_per_sm: 1, dz }
             }
             // Few rows are planned as others are, for their kernels take nothing but aligned rows.
-            Module::BackwardFew { .. } | Module::Fold { .. } => self,
+            Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::Fold { .. } => self,
         }
     }
 
@@ -145,6 +160,7 @@ impl Module {
     pub fn kernels(&self) -> &'static [&'static str] {
         match self {
             Module::Forward { .. } => &["forward"],
+            Module::ForwardFew { .. } => &["forward_few"],
             Module::Backward { rows, .. } if rows.class.is_streamed() => &["backward", "columns"],
             Module::Backward { .. } => &["backward"],
             Module::BackwardFew { .. } => &["backward_few"],
@@ -155,9 +171,10 @@ impl Module {
     /// The class of its kernels over rows.
     pub fn class(&self) -> Option<Class> {
         match self {
-            Module::Forward { rows, .. } | Module::Backward { rows, .. } | Module::BackwardFew { rows, .. } => {
-                Some(rows.class)
-            }
+            Module::Forward { rows, .. }
+            | Module::ForwardFew { rows, .. }
+            | Module::Backward { rows, .. }
+            | Module::BackwardFew { rows, .. } => Some(rows.class),
             Module::Fold { .. } => None,
         }
     }
@@ -191,6 +208,14 @@ impl Module {
                     _ => format!("{ROWS}\n{FORWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
+            }
+            Module::ForwardFew { rows, shares, blocks_per_sm, residual } => {
+                let constants = format!(
+                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n\
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SHARES = {shares};\n#define FORWARD_PARAMETERS {}\n",
+                    ForwardArguments::PARAMETERS
+                );
+                (rows.constants() + &constants, format!("{ROWS}\n{FORWARD_FEW}"))
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 let ring = match rows.class.is_clustered() {
@@ -282,7 +307,7 @@ macro_rules! arguments {
 }
 
 arguments! {
-    /// Of `forward`. Streamed rows alone need `chains`.
+    /// Of `forward` and `forward_few`. Streamed rows alone need `chains`.
     ForwardArguments:
     "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
     "u32" chains, "float" eps
@@ -309,11 +334,12 @@ arguments! {
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 13] = [
+pub const SOURCES: [(&str, &str); 14] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("rows.cuh", ROWS),
     ("forward.cu", FORWARD),
+    ("forward_few.cu", FORWARD_FEW),
     ("forward_streamed.cu", FORWARD_STREAMED),
     ("source.cuh", SOURCE),
     ("backward.cu", BACKWARD),
@@ -330,6 +356,7 @@ const ARITH: &str = include_str!("../arith.cuh");
 const ROWS: &str = include_str!("../kernels/rows.cuh");
 const SOURCE: &str = include_str!("../kernels/source.cuh");
 const FORWARD: &str = include_str!("../kernels/forward.cu");
+const FORWARD_FEW: &str = include_str!("../kernels/forward_few.cu");
 const FORWARD_STREAMED: &str = include_str!("../kernels/forward_streamed.cu");
 const BACKWARD: &str = include_str!("../kernels/backward.cu");
 const BACKWARD_STREAMED: &str = include_str!("../kernels/backward_streamed.cu");

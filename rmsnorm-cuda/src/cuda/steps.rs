@@ -95,7 +95,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         dz: false,
         aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
     };
-    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes } = plan::forward(&calls, tuning);
+    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan::forward(&calls, tuning);
     let arguments = ForwardArguments {
         x: call.x.pointer(),
         x_stride: call.x.row_stride as u64,
@@ -112,14 +112,14 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         chains: row_order(call.hidden).chains as u64,
         eps: u64::from(call.eps.to_bits()),
     };
+    let (rows, residual) = (row_kind(&launch, &calls), calls.residual);
+    let (module, name) = match shares {
+        Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual }, "forward_few"),
+        None => (Module::Forward { rows, blocks_per_sm, rows_at_once, residual }, "forward"),
+    };
     steps.push(Step::Kernel(Kernel {
-        module: Module::Forward {
-            rows: row_kind(&launch, &calls),
-            blocks_per_sm,
-            rows_at_once,
-            residual: calls.residual,
-        },
-        name: "forward",
+        module,
+        name,
         blocks: launch.blocks,
         threads: launch.class.threads(),
         shared_bytes,

@@ -16,7 +16,7 @@ pub struct Class {
     pub team: u32,
     /// Teams of a block: a power of two.
     pub teams: u32,
-    /// Elements of a pack: 16 or 32 bytes.
+    /// Elements of a pack: 16 or 32 bytes; 8 of 16-bit types where rows are few.
     pub pack: u32,
     /// Packs that a thread has of a row, at most. 0: any number; the row is streamed, and read twice.
     pub packs: u32,
@@ -51,6 +51,23 @@ impl Class {
         let chains = row_order(hidden).chains as u32;
         let packs = (hidden as u32).div_ceil(team * pack);
         Class { cluster: 1, team, teams, pack, packs, sets: chains / (team * pack) }
+    }
+
+    /// That of few rows of `hidden` elements, more than [`NARROW`], in forward: four chains a thread, of whatever type.
+    pub(super) fn of_few(hidden: usize) -> Self {
+        Class::held(hidden, row_order(hidden).chains as u32 / 4, 1, 4)
+    }
+
+    /// Whether `blocks` blocks can share a row of few: one, or as many for each pack.
+    pub(super) fn can_be_shared_by(self, blocks: u32) -> bool {
+        blocks == 1
+            || blocks > 0 && blocks.is_multiple_of(self.packs) && (self.team / 32).is_multiple_of(blocks / self.packs)
+    }
+
+    /// Blocks that share each of `rows` rows of few, as the table says.
+    pub(super) fn shares_in_table(self, rows: usize) -> u32 {
+        let line = FEW_SHARES.iter().find(|(rows_max, team, _)| rows <= *rows_max && self.team >= *team);
+        line.map_or(1, |(_, _, of_a_pack)| self.packs * of_a_pack)
     }
 
     /// That of rows of up to `hidden` elements, more than [`HELD_MAX`], shared by `cluster` blocks of `team` threads.
@@ -182,6 +199,15 @@ const FORWARD_F32: [Line; 5] = [
     (4096, 256, 2, 4),     // 0.98; others as fast
     (8192, 256, 1, 4),     // 0.99; 2 teams 0.93
     (HELD_MAX, 512, 1, 4), // 16384: 0.93; others as fast or slower
+];
+
+/// Most rows, fewest threads that share a row, and blocks that share each pack of it: where a row is much work for one multiprocessor. Others have
+/// a block each. On an H200, a prototype, bf16, µs; numbers of rows that are not named, and odd widths, f16 and f32, are not measured.
+#[rustfmt::skip]
+const FEW_SHARES: [(usize, u32, u32); 3] = [
+    (4, 1024, 4),          // 1×16384: 1.85; one block 2.47
+    (4, 256, 2),           // 1×4096: 1.60; one block 1.67
+    (16, 256, 1),          // 8×8192: 1.90; one block 2.11. 8×4096: 1.78 either way. 64×4096: one block is as fast
 ];
 
 /// Backward: fractions of the fastest two reads and one write. All rows of a team add to sums in its registers: a block of 8 to 16 warps

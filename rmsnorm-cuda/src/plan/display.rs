@@ -18,12 +18,15 @@ impl fmt::Display for Launch {
 
 impl fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: _ } = self;
+        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: _, shares } = self;
         write!(f, "{rows}")?;
         if *rows_at_once > 1 {
             write!(f, " {rows_at_once} at once")?;
         }
-        if *blocks_per_sm > 1 { write!(f, " {blocks_per_sm}/SM") } else { Ok(()) }
+        if *blocks_per_sm > 1 {
+            write!(f, " {blocks_per_sm}/SM")?;
+        }
+        shares.map_or(Ok(()), |shares| write!(f, " few rows, blocks a row {shares}"))
     }
 }
 

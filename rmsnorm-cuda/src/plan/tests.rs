@@ -146,6 +146,49 @@ fn few_rows_are_one_launch() {
     assert_eq!(backward(&dx_alone, &tuning).span, None);
 }
 
+/// The kernels of forward too are those of [`ROW_COUNTS`], and all that write a part of a row write all of it, once.
+#[test]
+fn few_rows_have_a_kernel_in_forward() {
+    let tuning = Tuning::of(Arch::H200);
+    for (dtype, aligned) in Dtype::ALL.into_iter().flat_map(|dtype| [(dtype, true), (dtype, false)]) {
+        for hidden in widths().into_iter().filter(|hidden| *hidden <= HELD_MAX + 8) {
+            let calls = |rows| Calls { rows, aligned, ..calls(hidden, dtype) };
+            let plan = |rows| forward(&calls(rows), &tuning);
+            let kind = |rows| ForwardPlan { rows: Launch { blocks: 0, ..plan(rows).rows }, ..plan(rows) };
+            let prepared = ROW_COUNTS.map(kind);
+            for rows in [1, 4, 5, 16, 17, 64, 128, 129, 256, 257, 512, 513, 1024, 1025, 1 << 20] {
+                let plan = plan(rows);
+                assert!(prepared.contains(&kind(rows)), "{rows}×{hidden} {plan}");
+                let is_few = aligned && hidden.is_multiple_of(4) && (NARROW + 1..=HELD_MAX).contains(&hidden);
+                let expected = is_few && rows <= 1024 && rows * hidden <= 1 << 21;
+                assert_eq!(plan.shares.is_some(), expected, "{rows}×{hidden} {plan}");
+                let Some(shares) = plan.shares else { continue };
+                let class = plan.rows.class;
+                assert!(
+                    class.can_be_shared_by(shares) && plan.rows.blocks as usize == rows * shares as usize,
+                    "{plan}"
+                );
+                assert!(class.holds() >= hidden && (class.teams, class.sets) == (1, 1), "{plan}");
+                // One block a row: 132 multiprocessors of 65536 registers hold all at once.
+                assert!(shares > 1 || plan.rows.blocks * class.threads() <= 132 << 10, "{rows}×{hidden} {plan}");
+            }
+        }
+    }
+    let four_packs = Class::of_few(4096);
+    let possible: Vec<u32> = (0..100).filter(|blocks| four_packs.can_be_shared_by(*blocks)).collect();
+    assert_eq!(possible, [1, 4, 8, 16, 32]);
+    // For others than compute capability 9.0 nobody has chosen, and whatever is chosen otherwise is taken.
+    let of = |rows, tuning: &Tuning| forward(&Calls { rows, ..calls(4096, Dtype::Bf16) }, tuning).shares;
+    assert_eq!(of(1, &Tuning::of(Arch::B200)), None);
+    assert_eq!(of(1, &Tuning { few_rows: false, shares: Some(4), ..tuning }), None);
+    assert_eq!(of(1, &Tuning { blocks: Some(1), ..tuning }), None);
+    assert_eq!(of(1, &Tuning { forward: Some(four_packs), ..tuning }), None);
+    assert_eq!(of(1, &Tuning { shares: Some(1), ..tuning }), Some(1));
+    assert_eq!(of(1, &Tuning { shares: Some(3), ..tuning }), Some(8));
+    assert_eq!(of(5000, &Tuning { shares: Some(4), ..tuning }), Some(4));
+    assert_eq!(of(1 << 30, &Tuning { shares: Some(4), ..tuning }), None);
+}
+
 /// What a plan says is all that distinguishes it.
 #[test]
 fn a_plan_says_all() {
@@ -154,10 +197,15 @@ fn a_plan_says_all() {
         (forward(&calls, &tuning).to_string(), backward(&calls, &tuning).to_string())
     };
     let tuning = Tuning::of(Arch::H200);
-    let expected = ("held-2×64×8×8/2 ×50 exact", "G100 held-1×128×8×4 ×228 exact 4/SM one launch, span 4");
+    let expected = (
+        "held-1×256×4×4 ×100 exact 4/SM few rows, blocks a row 1",
+        "G100 held-1×128×8×4 ×228 exact 4/SM one launch, span 4",
+    );
     assert_eq!(of(100, tuning), (expected.0.into(), expected.1.into()));
-    let two_launches = Tuning { few_rows: false, ..tuning };
-    assert_eq!(of(100, two_launches).1, "G100 held-4×128×8×4 ×25 exact ring 2 fold 25");
+    assert_eq!(of(1, tuning).0, "held-1×256×4×4 ×8 exact 4/SM few rows, blocks a row 8");
+    let many = Tuning { few_rows: false, ..tuning };
+    assert_eq!(of(100, many).0, "held-2×64×8×8/2 ×50 exact");
+    assert_eq!(of(100, many).1, "G100 held-4×128×8×4 ×25 exact ring 2 fold 25");
     assert_eq!(of(1024, tuning).1, "G512 held-1×128×8×4 ×1152 exact 4/SM one launch, span 16");
     assert_eq!(of(1025, tuning).1, "G512 held-4×128×8×4 ×128 exact ring 2 fold 128");
     assert!(of(100_000, tuning).1.ends_with("×128 exact ring 2 pace 2.90 µs fold 128"), "{}", of(100_000, tuning).1);

@@ -108,7 +108,7 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 6] = [
     (
         512,
         4096,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 256x1x1 block 128x1x1 shared 0 stream 77"],
+        &["cuCtxGetCurrent", "cuLaunchKernel forward_few grid 512x1x1 block 256x1x1 shared 0 stream 77"],
         &["cuCtxGetCurrent", "cuLaunchKernel backward_few grid 640x1x1 block 128x1x1 shared 0 stream 77"],
     ),
     (

@@ -464,6 +464,15 @@ pub const MUTANTS: &[Mutant] = &[
         column: false,
     },
     Mutant {
+        name: "part_of_another",
+        defect: "of the blocks that share a row every other one stores in the part of the next, and half of the first part nobody stores",
+        on: On::Kernels,
+        patches: &[patch("kernels/forward_few.cu", "k == share / BLOCKS_A_PACK", "k == (share + 1) / BLOCKS_A_PACK")],
+        property: "launch",
+        case: || Case::new(1, 4096, Dtype::Bf16),
+        column: false,
+    },
+    Mutant {
         name: "stale_rstd",
         defect: "every team of a block takes the rstd of its first row",
         on: On::Kernels,
