@@ -54,6 +54,14 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
                 }
             }
         }
+        for shares in SHARES {
+            let tuning = Tuning { shares: Some(shares), ..planned };
+            let plan = plan::forward(&calls, &tuning);
+            if plan.shares == Some(shares) {
+                meter.prepare(&[(metered(cell), tuning)])?;
+                forward.insert(plan.to_string(), tensors.forward(&tuning, replays)?.us_median);
+            }
+        }
         let own = [tensors.forward(&planned, replays)?, tensors.backward(&planned, replays)?];
         ensure!(!forward.is_empty(), "{cell}: no variant compiles for this GPU");
         writeln!(out, "\n{cell}: {} classes, {} of them refused", classes.len(), refused.len())?;
@@ -61,16 +69,18 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
             ("forward", plan::forward(&calls, &planned).to_string(), copy, own[0].us_median, forward),
             ("backward", plan::backward(&calls, &planned).to_string(), add, own[1].us_median, backward),
         ] {
-            writeln!(out, "  {which:8} {:.3} {own:7.1} µs  planned: {launch}", ceiling / own)?;
+            writeln!(out, "  {which:8} {:.3} {own:8.2} µs  planned: {launch}", ceiling / own)?;
             let mut all: Vec<(String, f64)> = all.into_iter().collect();
             all.sort_by(|a, b| a.1.total_cmp(&b.1));
             for (launch, us) in all.iter().take(best) {
-                writeln!(out, "  {which:8} {:.3} {us:7.1} µs  {launch}", ceiling / us)?;
+                writeln!(out, "  {which:8} {:.3} {us:8.2} µs  {launch}", ceiling / us)?;
             }
         }
     }
     Ok(())
 }
 
+/// Blocks that share a row: one, or 1, 2 or 4 for each of its 2 to 4 packs.
+const SHARES: [u32; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 const STAGES: [u32; 9] = [0, 2, 3, 4, 5, 6, 7, 9, 11];
 const RATES: [u32; 5] = [0, 88, 89, 90, 91];
