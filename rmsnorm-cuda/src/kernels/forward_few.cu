@@ -49,6 +49,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
     Pack<W> w[PACKS];
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(x + row * x_stride, column_of(k), hidden);
+#pragma unroll
+    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), own(k));
     if (HAS_RESIDUAL) {
         Pack<T> other[PACKS];
 #pragma unroll
@@ -56,8 +58,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) z[k] = store_sum(z_out + row * z_stride, column_of(k), own(k), z[k], other[k]);
     }
-#pragma unroll
-    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), own(k));
     const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[k], p); });
     const Statistic stat = statistic(sum, divisor(hidden), eps, [&](float s) {
         return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[k], s, p); });
