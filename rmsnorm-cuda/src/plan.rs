@@ -12,7 +12,7 @@ use crate::order::{HELD_MAX, NARROW};
 use crate::{Dtype, WeightOffset};
 pub use arch::Arch;
 pub use class::{Class, class, classes, variants};
-use class::{STREAMED, stages_in_table};
+use class::{STREAMED, few_rows_forward, stages_in_table};
 
 /// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,20 +282,6 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold, span: None }
 }
 
-/// The class and the blocks that share a row, where rows are few: aligned held ones, if nothing else is asked for.
-fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
-    let Calls { rows, hidden, .. } = *calls;
-    let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
-    if !few_rows || forward.is_some() || blocks.is_some() || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
-        return None;
-    }
-    let class = Class::of_few(hidden);
-    let forced = shares.filter(|blocks| class.can_be_shared_by(*blocks) && rows <= GRID_MAX / *blocks as usize);
-    let are_few = rows <= FEW_ROWS_MAX as usize && rows * hidden <= FEW_ELEMENTS && are_registers_known(tuning);
-    let shares = forced.or_else(|| are_few.then(|| class.shares_in_table(rows)))?;
-    is_aligned(class, calls).then_some((class, shares))
-}
-
 /// The class and the span, where few rows are one launch: aligned held rows with dw, if nothing else is asked for.
 fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Class, u32)> {
     let Calls { rows, hidden, dtype, .. } = *calls;
@@ -400,10 +386,6 @@ fn launch(class: Class, calls: &Calls, blocks: u32) -> Launch {
 fn blocks(items: usize, most: usize) -> u32 {
     items.min(most).max(1) as u32
 }
-
-/// Most elements of x in a forward call of few rows: with one block a row, 128 multiprocessors hold all of them at once. On an H200, prototype
-/// and the classes of many rows, bf16, µs: 64 rows of 4096 2.10 and 2.90, 256 rows 2.80 and 3.37, 512 rows 3.65 and 4.36. More are not measured.
-const FEW_ELEMENTS: usize = 512 * 4096;
 
 /// (Widest row, most bytes of x) of a backward call that is one launch. On an H200, prototype, bf16, µs in one launch and in two:
 ///

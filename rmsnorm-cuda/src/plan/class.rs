@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Direction, RING_STAGES_MAX};
+use super::{Calls, Direction, FEW_ROWS_MAX, GRID_MAX, RING_STAGES_MAX, Tuning, are_registers_known, is_aligned};
 use crate::order::{HELD_MAX, NARROW, WIDE_MAX, row_order};
 use crate::{Dtype, HIDDEN_MAX};
 
@@ -156,6 +156,20 @@ pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
     classes
 }
 
+/// The class and the blocks that share a row, where rows are few: aligned held ones, if nothing else is asked for.
+pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
+    let Calls { rows, hidden, .. } = *calls;
+    let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
+    if !few_rows || forward.is_some() || blocks.is_some() || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
+        return None;
+    }
+    let class = Class::of_few(hidden);
+    let forced = shares.filter(|blocks| class.can_be_shared_by(*blocks) && rows <= GRID_MAX / *blocks as usize);
+    let are_few = rows <= FEW_ROWS_MAX as usize && rows * hidden <= FEW_ELEMENTS && are_registers_known(tuning);
+    let shares = forced.or_else(|| are_few.then(|| class.shares_in_table(rows)))?;
+    is_aligned(class, calls).then_some((class, shares))
+}
+
 /// Stages of backward's ring for rows of `hidden` elements that a cluster shares, as the table says.
 pub(super) fn stages_in_table(hidden: usize, dtype: Dtype) -> u32 {
     let table = if dtype == Dtype::F32 { &BACKWARD_WIDE_F32 } else { &BACKWARD_WIDE_16 };
@@ -200,6 +214,10 @@ const FORWARD_F32: [Line; 5] = [
     (8192, 256, 1, 4),     // 0.99; 2 teams 0.93
     (HELD_MAX, 512, 1, 4), // 16384: 0.93; others as fast or slower
 ];
+
+/// Most elements of x in a forward call of few rows: with one block a row, 128 multiprocessors hold all of them at once. On an H200, prototype
+/// and the classes of many rows, bf16, µs: 64 rows of 4096 2.10 and 2.90, 256 rows 2.80 and 3.37, 512 rows 3.65 and 4.36. More are not measured.
+const FEW_ELEMENTS: usize = 512 * 4096;
 
 /// Most rows, fewest threads that share a row, and blocks that share each pack of it: where a row is much work for one multiprocessor. Others have
 /// a block each. On an H200, a prototype, bf16, µs; numbers of rows that are not named, and odd widths, f16 and f32, are not measured.
