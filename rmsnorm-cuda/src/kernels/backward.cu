@@ -79,6 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
         while (source.next()) {
             auto work = [&](auto scale) {
                 const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                    if (column_of(k).is_outside(source.end)) return;
                     const Pack<T> zk = source.z(k), dk = source.d(k);
                     dot_step(zk, dk, w[k], scale, p);
                     column_step(zk, dk, scale, sum[k]);

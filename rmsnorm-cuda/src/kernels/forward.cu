@@ -36,7 +36,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
             const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
-            const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[r][k], p); });
+            const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                if (!column_of(k).is_outside(end)) squares_step(z[r][k], p);
+            });
             const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
                 return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[r][k], s, p); });
             });

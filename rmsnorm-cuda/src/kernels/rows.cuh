@@ -46,7 +46,7 @@ constexpr u32 WORD = ALIGNED ? PACK : 4 / sizeof(T), SPREAD = WORD * TEAM_LANES;
 __device__ __forceinline__ u32 place(u32 i) { return i / WORD * SPREAD + i % WORD; }
 
 // Where a pack lies in a row: the first element that its warp has of it, and this lane's. `whole`: all that the warp has is known to lie before the
-// end of the row.
+// end of the row. Where all lies past the end there is nothing to do: of 4097 elements one warp has the last pack, and the others pass over it.
 struct Column {
     u32 of_warp, of_lane, of_pack;
     bool whole;
@@ -57,7 +57,7 @@ struct Column {
     __device__ __forceinline__ u32 first() const { return of_warp + of_lane + of_pack; }
     __device__ __forceinline__ bool has(u32 i, u32 hidden) const { return whole ? hidden > 0 : first() + place(i) < hidden; }
     __device__ __forceinline__ bool is_whole(u32 hidden) const { return whole || of_warp + of_pack + TEAM_LANES * PACK <= hidden; }
-    __device__ __forceinline__ bool is_outside(u32 hidden) const { return !whole && of_warp + of_pack >= hidden; }
+    __device__ __forceinline__ bool is_outside(u32 hidden) const { return !ALIGNED && !whole && of_warp + of_pack >= hidden; }
     template <typename E> __device__ __forceinline__ E* at(E* row, u32 i) const { return row + (of_warp + of_lane) + (u64)(of_pack + place(i)); }
 };
 

@@ -137,7 +137,7 @@ struct Ringed {
     float rstd;
     const unsigned char* here;
     // Rows that are not ALIGNED are put together from halves of words: a thread does that once where it has registers for them.
-    static constexpr bool KEEPS = !ALIGNED && PACKS * PACK * THREADS <= 40 * 256;
+    static constexpr bool KEEPS = !ALIGNED && PACKS * PACK <= 40 && THREADS <= 256;
     Pack<T> kept_z[PACKS], kept_d[PACKS];
 
     __device__ __forceinline__ Ringed(const Operands& of, u32 stages, u32 period)
