@@ -219,12 +219,14 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
-    let little = rows.exact && class.packs <= 4 && calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
+    let is_little_weight = calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
+    let little = rows.exact && class.packs <= 4 && is_little_weight;
+    let unaligned = UNALIGNED_THREADS.iter().find(|(packs_max, _)| !rows.aligned && class.packs <= *packs_max);
     let blocks_per_sm = match () {
         _ if class.is_streamed() || calls.residual || !are_registers_known(tuning) => 1,
         _ if calls.hidden <= NARROW => 1536 / class.threads(),
         _ if little => 1024 / class.threads(),
-        _ => 1,
+        _ => unaligned.filter(|_| is_little_weight).map_or(1, |(_, threads)| threads / class.threads()),
     };
     ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: 0, shares: None }
 }
@@ -305,10 +307,11 @@ fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Cla
 /// Stages, and their shared memory, where there is to be a ring.
 fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let arch = &tuning.arch;
-    if !is_aligned(class, calls) || calls.hidden <= NARROW || arch.compute_capability < (9, 0) {
+    if calls.hidden <= NARROW || arch.compute_capability < (9, 0) {
         return None;
     }
-    let pitch = (calls.hidden * calls.dtype.bytes()).next_multiple_of(128);
+    let beyond = if is_aligned(class, calls) { 0 } else { RING_BEYOND as usize };
+    let pitch = (calls.hidden * calls.dtype.bytes() + beyond).next_multiple_of(128);
     let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch;
     // 96 KiB ahead hide the memory's latency; a lone team computes with one of four stages, while the others fill.
     let wanted = if class.teams == 1 { 4 } else { (96usize << 10).div_ceil(stage_bytes).max(2) };
@@ -387,6 +390,10 @@ fn blocks(items: usize, most: usize) -> u32 {
     items.min(most).max(1) as u32
 }
 
+/// (Packs, threads of a multiprocessor) of forward over rows that are not aligned: halves of words take registers while they are on their way,
+/// and without a limit so many that too few threads are. As many as spill nothing; not timed.
+const UNALIGNED_THREADS: [(u32, u32); 3] = [(4, 1024), (5, 768), (8, 512)];
+
 /// (Widest row, most bytes of x) of a backward call that is one launch. On an H200, prototype, bf16, µs in one launch and in two:
 ///
 /// | rows × 4096 | one | two |
@@ -422,6 +429,9 @@ pub(crate) const CLUSTER_STAGES_MAX: u32 = 16;
 
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;
+
+/// Bytes of the 16-byte words of a row that is not aligned which are not the row's, at most.
+pub(crate) const RING_BEYOND: u32 = 30;
 
 /// Rows of a stage: x, dy and, if it is given, dz.
 pub(crate) const fn stage_rows(dz: bool) -> u32 {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rmsnorm_cuda::cuda::checks::emulator::Emulator;
 use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
-use rmsnorm_fuzz::case::WeightKind;
+use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, Subject, Values, hard_case, property};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -113,6 +113,59 @@ fn unaligned() {
     };
     let some: Vec<Case> = cases(Dtype::Bf16).into_iter().step_by(3).map(offset).collect();
     demand_identity(emulator(Arch::H200, None, 3), &some);
+}
+
+/// Every misalignment of every type, of each operand and of each row: odd widths, where rows of an operand begin at all bytes in turn, and rows
+/// that begin alike, with operands that do not. With rings, and without.
+#[test]
+fn misaligned() {
+    if !machine::has_cxx() {
+        return;
+    }
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        let mut cases = Vec::new();
+        for (j, hidden) in [1, 39, 64, 257, 777, 1001, 1004, 2047, 4096, 4097, 8191].into_iter().enumerate() {
+            for offset in 0..16 / dtype.bytes() as u8 {
+                let weight = [WeightKind::Same, WeightKind::Absent, WeightKind::F32][(i + j) % 3];
+                let dz = (offset % 2 == 1).then_some(Values::Normal);
+                let gap = if offset % 4 == 3 { Gap::Elements(3) } else { Gap::None };
+                let case = Case { weight, dz, residual: dz, seed: hidden as u64, ..Case::new(9, hidden, dtype) };
+                // Each another, or all alike.
+                let place = |name: Name| Place { offset: (offset + name as u8 * (offset % 3)) % 8, gap };
+                cases.push(Name::ALL.into_iter().fold(case, |case, name| case.with_place(name, place(name))));
+            }
+        }
+        let arch = if dtype == Dtype::F16 { Arch::A100 } else { Arch::H200 };
+        demand_identity(emulator(arch, Some(3), 8 + i as u64), &cases);
+        let subject = emulated(emulator(arch, None, i as u64));
+        for case in cases.iter().step_by(11) {
+            for name in ["writes", "layout"] {
+                let outcome = property(name).expect("a property").check(&subject, case);
+                assert!(matches!(outcome, Outcome::Passed(_)), "{name}: {case}: {outcome:?}");
+            }
+        }
+    }
+}
+
+/// Bulk copies take whole words, and none that reaches beyond an operand's first or last element: checked where they are asked for.
+#[test]
+fn nothing_is_copied_from_outside_an_operand() {
+    if !machine::has_cxx() {
+        return;
+    }
+    const CLAMPED: &str = "            if (from < (const unsigned char*)operand) from += 16;\n            \
+                           if (to > (const unsigned char*)(operand + (of.rows - 1) * stride + of.hidden)) to -= 16;\n";
+    const CHECKED: &str = "            if (from < (const unsigned char*)operand || (const T*)to > operand + (of.rows - 1) * stride + of.hidden) \
+                           emulator::fail(emulator::TOO_LARGE);\n";
+    let place = |offset, gap| Place { offset, gap };
+    for (offset, gap) in [(0, Gap::None), (1, Gap::None), (6, Gap::Elements(2)), (3, Gap::Broadcast)] {
+        let case = Case::new(7, 777, Dtype::Bf16);
+        let case = [Name::X, Name::Dy].into_iter().fold(case, |case, name| case.with_place(name, place(offset, gap)));
+        let checked = |clamped: &str| emulator(Arch::H200, None, 9).patched(CLAMPED, &format!("{clamped}{CHECKED}"));
+        assert_eq!(refuted(&emulated(checked(CLAMPED)), &case), None, "{case}");
+        let caught = refuted(&emulated(checked("")), &case).unwrap_or_default();
+        assert!(caught.contains("too large"), "{case}: {caught}");
+    }
 }
 
 /// The other ways to hold rows: every size of a team, packs and sets, one number of teams each.
@@ -233,8 +286,8 @@ fn broken_kernels_are_caught() {
         ("eps forgotten", "__fadd_rn(mean(sum, hidden), eps)", "mean(sum, hidden)", narrow),
         (
             "no tail",
-            "if (column + i >= hidden) continue;",
-            "if (column + PACK > hidden) continue;",
+            "if (!column.has(i, hidden)) continue;",
+            "if (!column.has(PACK - 1, hidden)) continue;",
             Case::new(50, 39, Dtype::Bf16),
         ),
         (
@@ -276,6 +329,34 @@ fn broken_kernels_are_caught() {
     });
 }
 
+/// The same of rows that are not on 16 bytes.
+#[test]
+fn broken_kernels_of_odd_rows_are_caught() {
+    if !machine::has_cxx() {
+        return;
+    }
+    let odd = Case::new(9, 777, Dtype::Bf16).with_place(Name::X, Place { offset: 1, gap: Gap::None });
+    let broken: [(&str, &str, &str); 6] = [
+        ("half of another word", "before = lane > 0 ? handed : of_last;", "before = handed;"),
+        ("a warp's last element left to the next warp", "if (i + 2 == PACK && is_last) at[1] = (u16)(mine >> 16);", ""),
+        ("a warp's first element left to the warp before", "if (i == 0 && is_first) at[0] = (u16)mine;", ""),
+        ("a row taken to begin with a whole word", "else if ((u64)row & 2) f(", "else if ((u64)row & 4) f("),
+        (
+            "what a lane has first, then the lanes",
+            "node[s] = fold_spread(v);",
+            "node[s] = fold_lanes(fold_pack(p[s]), TEAM_LANES);",
+        ),
+        ("ends of an operand that nobody copies", "copies[i].ends(at(s) + i * pitch()), ", ""),
+    ];
+    broken.par_iter().for_each(|(what, from, to)| {
+        assert_eq!(refuted(&emulated(emulator(Arch::H200, Some(3), 0)), &odd), None, "{what}: the sound kernel");
+        let broken = emulated(emulator(Arch::H200, Some(3), 0).patched(from, to));
+        let caught = (0..8).find_map(|_| refuted(&broken, &odd)).unwrap_or_else(|| panic!("not caught: {what}"));
+        assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
+        println!("{what}: {caught}");
+    });
+}
+
 /// With bulk copies and without; and a row offset that was 32 bits wide would be seen.
 #[test]
 fn rows_far_apart() {
@@ -287,7 +368,7 @@ fn rows_far_apart() {
         assert!(matches!(outcome, Outcome::Passed(_)), "{outcome:?}");
     }
     for (from, to) in [
-        ("of.x + wanted * of.x_stride", "of.x + (u32)(wanted * of.x_stride)"),
+        ("operand + wanted * stride", "operand + (u32)(wanted * stride)"),
         ("y + row * y_stride", "y + (u32)(row * y_stride * 2) / 2"),
         ("dx + source.row * dx_stride", "dx + (u32)(source.row * dx_stride * 2) / 2"),
     ] {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::Dtype;
 use crate::plan::{
-    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FEW_ROWS_MAX, FOLD_LEVEL_MAX, FOLD_WARPS, RING_STAGES_MAX, Source, lead, stage_rows,
+    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FEW_ROWS_MAX, FOLD_LEVEL_MAX, FOLD_WARPS, RING_BEYOND, RING_STAGES_MAX, Source, lead, stage_rows,
 };
 
 /// What one module is compiled for.
@@ -119,7 +119,7 @@ impl fmt::Display for Module {
     }
 }
 
-/// The type of source.cuh that is meant. `Ringed` needs aligned rows and compute capability 9.0, as does a cluster, which is its own source.
+/// The type of source.cuh that is meant. `Ringed` needs compute capability 9.0; so does a cluster, which is its own source and needs aligned rows.
 pub(super) fn source_type(source: Source) -> &'static str {
     match source {
         Source::Kept => "InMemory<true>",
@@ -220,7 +220,12 @@ impl Module {
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 let ring = match rows.class.is_clustered() {
                     true => format!("LEAD = {}", lead(rows.class, rows.dtype)),
-                    false => format!("STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}", stage_rows(dz)),
+                    false => {
+                        format!(
+                            "STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}, RING_BEYOND = {RING_BEYOND}",
+                            stage_rows(dz)
+                        )
+                    }
                 };
                 let constants = format!(
                     "constexpr bool HAS_DZ = {dz};\n\

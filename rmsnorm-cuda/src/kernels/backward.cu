@@ -70,9 +70,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
     Source source(operands, stages, pace);
 
     // The weight stays in registers for all rows of a team.
-    Pack<W> w[PACKS];
-#pragma unroll
-    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), hidden);
+    Pack<W> w[PACKS] = {};
+    if (HAS_WEIGHT) load_row(w, weight, hidden);
 
     for (u64 base = (u64)blockIdx.x * TEAMS; base < groups; base += (u64)gridDim.x * TEAMS) {
         float sum[PACKS][PACK] = {};
@@ -80,15 +79,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
         while (source.next()) {
             auto work = [&](auto scale) {
                 const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                    if (column_of(k).is_outside(source.end)) return;
                     const Pack<T> zk = source.z(k), dk = source.d(k);
                     dot_step(zk, dk, w[k], scale, p);
                     column_step(zk, dk, scale, sum[k]);
                 });
                 const float c = mean(dot, (float)hidden);
                 source.met();
+                as_it_lies(dx + source.row * dx_stride, [&](auto to) {
 #pragma unroll
-                for (u32 k = 0; k < PACKS; k++)
-                    store_dx(dx + source.row * dx_stride, column_of(k), source.end, source.z(k), source.d(k), source.g(k), w[k], scale, c);
+                    for (u32 k = 0; k < PACKS; k++) store_dx(to, column_of(k), source.end, source.z(k), source.d(k), source.g(k), w[k], scale, c);
+                });
             };
             if (source.rstd == INFINITY_F32)
                 work(row_scale(source.rstd, [&] {

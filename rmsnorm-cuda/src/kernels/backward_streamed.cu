@@ -13,9 +13,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
             dot_step(load_pack(z, column, hidden), load_pack(d, column, hidden), load_weight(weight, column, hidden), scale, p);
         });
         const float c = mean(dot, (float)hidden);
-        for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
-            store_dx(dx + row * dx_stride, column, hidden, load_pack(z, column, hidden), load_pack(d, column, hidden),
-                     load_dz(dz + row * dz_stride, column, hidden), load_weight(weight, column, hidden), scale, c);
+        for (u32 k = 0; k * THREADS * PACK < hidden; k++)
+            store_dx(dx + row * dx_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(d, column_of(k), hidden),
+                     load_dz(dz + row * dz_stride, column_of(k), hidden), load_weight(weight, column_of(k), hidden), scale, c);
     }
 }
 
@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETER
     const u32 tiles = (hidden + THREADS * PACK - 1) / (THREADS * PACK);
     for (u64 item = blockIdx.x; item < groups * tiles; item += gridDim.x) {
         const u64 group = item / tiles;
-        const u32 column = ((u32)(item % tiles) * THREADS + threadIdx.x) * PACK;
+        const Column column = column_of((u32)(item % tiles));
         float sum[PACK] = {};
         for (u64 row = group; row < rows; row += groups) {
             const T* z = x + row * x_stride;

@@ -10,40 +10,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
     RowFold fold_row{nodes[team]};
     for (u64 first = (u64)blockIdx.x * TEAMS * ROWS; first < rows; first += (u64)gridDim.x * TEAMS * ROWS) {
         Pack<T> z[ROWS][PACKS];
-        Pack<W> w[PACKS];
+        Pack<W> w[PACKS] = {};
+        // The halves of a split row's words are put together where they are loaded: there all wait for x, and the weight goes first.
+        if (HAS_WEIGHT && !ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
 #pragma unroll
-        for (u32 r = 0; r < ROWS; r++)
-#pragma unroll
-            for (u32 k = 0; k < PACKS; k++) {
-                const u64 row = first + r * TEAMS + team;
-                z[r][k] = load_pack(x + row * x_stride, column_of(k), row < rows ? hidden : 0);
-            }
+        for (u32 r = 0; r < ROWS; r++) {
+            const u64 row = first + r * TEAMS + team;
+            load_row(z[r], x + row * x_stride, row < rows ? hidden : 0);
+        }
         if (HAS_RESIDUAL) {
 #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
                 const u64 row = first + r * TEAMS + team;
                 const u32 end = row < rows ? hidden : 0;
                 Pack<T> other[PACKS];
+                load_row(other, residual + row * residual_stride, end);
+                as_it_lies(z_out + row * z_stride, [&](auto to) {
 #pragma unroll
-                for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(residual + row * residual_stride, column_of(k), end);
-#pragma unroll
-                for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(z_out + row * z_stride, column_of(k), end, z[r][k], other[k]);
+                    for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(to, column_of(k), end, z[r][k], other[k]);
+                });
             }
         }
-#pragma unroll
-        for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), first + team < rows ? hidden : 0);
+        if (HAS_WEIGHT && ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
             const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
-            const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[r][k], p); });
+            const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                if (!column_of(k).is_outside(end)) squares_step(z[r][k], p);
+            });
             const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
                 return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[r][k], s, p); });
             });
             if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
             auto emit = [&](auto scale) {
+                as_it_lies(y + row * y_stride, [&](auto to) {
 #pragma unroll
-                for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), end, z[r][k], w[k], scale);
+                    for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[k], scale);
+                });
             };
             if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
             else emit(stat.scale);

@@ -12,9 +12,8 @@ struct WideFold {
     u32 turn = 0;  // a row that must be scaled has two
 
     __device__ __forceinline__ float operator()(const float (&node)[SETS]) {
-        const float v = fold_lanes(node[0], 32);
         float* shared = buffer[turn++];
-        if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
+        if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = node[0];
         __syncthreads();
         float all[TEAM_WARPS];
 #pragma unroll

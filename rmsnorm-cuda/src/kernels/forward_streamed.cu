@@ -7,15 +7,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* z = x + row * x_stride;
         if (HAS_RESIDUAL) {
-            for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
-                store_sum(z_out + row * z_stride, column, hidden, load_pack(z, column, hidden), load_pack(residual + row * residual_stride, column, hidden));
+            for (u32 k = 0; k * THREADS * PACK < hidden; k++)
+                store_sum(z_out + row * z_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(residual + row * residual_stride, column_of(k), hidden));
             team_barrier();  // other threads read what this one has stored
             z = z_out + row * z_stride;
         }
         auto squares = [&](float s) { return streamed_squares(z, hidden, chains, s, fold_row); };
         const Statistic stat = statistic(squares(1.0f), (float)hidden, eps, squares);
         if (rstd && threadIdx.x == 0) rstd[row] = stat.rstd;
-        for (u32 column = threadIdx.x * PACK; column < hidden; column += THREADS * PACK)
-            store_y(y + row * y_stride, column, hidden, load_pack(z, column, hidden), load_weight(weight, column, hidden), stat.scale);
+        for (u32 k = 0; k * THREADS * PACK < hidden; k++)
+            store_y(y + row * y_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(weight, column_of(k), hidden), stat.scale);
     }
 }

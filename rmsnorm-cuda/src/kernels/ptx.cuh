@@ -25,6 +25,10 @@ __device__ __forceinline__ void store_words(Words<2>* to, Words<2> v) {
     asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
 }
 
+// Four bytes, where the address is a multiple of four: anywhere else the hardware traps, and here the tests can.
+__device__ __forceinline__ u32 load_word(const void* from) { return *(const u32*)from; }
+__device__ __forceinline__ void store_word(void* to, u32 v) { *(u32*)to = v; }
+
 // Waits for `threads` threads of the block that name the same barrier, 1 to 15.
 __device__ __forceinline__ void named_barrier(u32 name, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
 

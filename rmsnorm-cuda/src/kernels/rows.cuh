@@ -1,8 +1,8 @@
 // How a block holds rows: which thread owns which elements, how they are loaded and stored, and how threads fold what they hold.
 // Nothing here rounds; all arithmetic is arith.cuh's.
 //
-// A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK neighbouring elements of a row, 8 to 32 bytes, one
-// for each of PACK neighbouring chains. Pack k of a thread lies k·TEAM·PACK elements after its first. A thread owns the chains of
+// A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK elements of a row, 8 to 32 bytes, one
+// for each of PACK chains. Pack k of a thread lies k·TEAM·PACK elements after its first. A thread owns the chains of
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
@@ -20,6 +20,13 @@
 // k = 128 / 64 = 2 of thread 128 mod 64 = 0, at place 1030 mod 8 = 6. As k mod SETS is 0, its chain is place 6 of that thread's first set, chain
 // 1030 mod 1024 = 6, after element 6 (k = 0) and before 2054 (k = 4). In the tree thread 0 folds its chains 0 … 7 (fold_pack), then warp 0 its
 // threads' nodes to that of the chains 0 … 255 (fold_lanes), then come 256 … 511 of warp 1, and last the second set, 512 … 1023 (RowFold).
+//
+// The elements of a pack are neighbours where rows are ALIGNED. Elsewhere one access cannot take 16 bytes, and the lanes of a warp share out the same
+// PACK·32 elements by words of four bytes: neighbouring lanes have neighbouring words, so that they touch neighbouring bytes together, wherever the
+// row begins. The example with hidden 4097 (2048 chains, SETS 4): element 1030 is still in pack 2 of warp 0, whose packs begin at k·512 elements, but as its element
+// 6: word 3, of lane 3 (elements 6 and 7), in the first of that lane's four words, which are SPREAD = 64 elements apart (6, 70, 134, 198). Chains
+// keep their elements and the tree its order; only who folds what differs: a lane the two chains of a word, the warp those of words at one distance
+// (lanes 0 … 31 have the chains 0 … 63 in their first words), and then what its words came to, 0 … 63 with 64 … 127 (fold_spread).
 
 constexpr u32 THREADS = TEAM * TEAMS;
 constexpr u32 TEAM_LANES = TEAM < 32 ? TEAM : 32;     // lanes of a team within one warp
@@ -29,7 +36,49 @@ constexpr u32 TEAM_WARPS_PADDED = TEAM_WARPS <= 1 ? 1 : TEAM_WARPS <= 2 ? 2 : TE
 // The width: a constant if it is known.
 __device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? CLUSTER * TEAM * PACK * PACKS : given; }
 
-// PACK neighbouring elements of type E, as they lie in memory.
+// The lanes of this thread's team within its warp.
+__device__ __forceinline__ u32 team_mask() { return TEAM_LANES == 32 ? ~0u : ((1u << (TEAM_LANES % 32)) - 1) << (threadIdx.x % 32 / TEAM_LANES * TEAM_LANES); }
+
+// Neighbouring elements of a pack, and from one such word of it to the next.
+constexpr u32 WORD = ALIGNED ? PACK : 4 / sizeof(T), SPREAD = WORD * TEAM_LANES;
+
+// Where element i of a pack lies after its first.
+__device__ __forceinline__ u32 place(u32 i) { return i / WORD * SPREAD + i % WORD; }
+
+// Where a pack lies in a row: the first element that its warp has of it, and this lane's. `whole`: all that the warp has is known to lie before the
+// end of the row. Where all lies past the end there is nothing to do: of 4097 elements one warp has the last pack, and the others pass over it.
+struct Column {
+    u32 of_warp, of_lane, of_pack;
+    bool whole;
+
+    __device__ __forceinline__ Column(u32 first) : of_warp(first), of_lane(0), of_pack(0), whole(false) {}
+    __device__ __forceinline__ Column(u32 of_warp, u32 of_lane, u32 of_pack, bool whole) : of_warp(of_warp), of_lane(of_lane), of_pack(of_pack), whole(whole) {}
+
+    __device__ __forceinline__ u32 first() const { return of_warp + of_lane + of_pack; }
+    __device__ __forceinline__ bool has(u32 i, u32 hidden) const { return whole ? hidden > 0 : first() + place(i) < hidden; }
+    __device__ __forceinline__ bool is_whole(u32 hidden) const { return whole || of_warp + of_pack + TEAM_LANES * PACK <= hidden; }
+    __device__ __forceinline__ bool is_outside(u32 hidden) const { return !ALIGNED && !whole && of_warp + of_pack >= hidden; }
+    template <typename E> __device__ __forceinline__ E* at(E* row, u32 i) const { return row + (of_warp + of_lane) + (u64)(of_pack + place(i)); }
+};
+
+// That of pack k of this thread. All packs of a held row before its last are whole.
+__device__ __forceinline__ Column column_of(u32 k) {
+    const u32 member = threadIdx.x % TEAM, lane = member % TEAM_LANES;
+    if (ALIGNED) return (k * TEAM + member) * PACK;
+    return Column((member - lane) * PACK, lane * WORD, k * TEAM * PACK, k + 1 < PACKS);
+}
+
+// A row of two-byte elements of which it is known whether it begins in the middle of a word. Of any other row nothing has to be known.
+template <typename E, bool SPLIT> struct Lying { E* row; };
+
+// Calls `f` with a row as what it is.
+template <typename E, typename F> __device__ __forceinline__ void as_it_lies(E* row, F f) {
+    if constexpr (ALIGNED || sizeof(E) == 4) f(row);
+    else if ((u64)row & 2) f(Lying<E, true>{row});
+    else f(Lying<E, false>{row});
+}
+
+// PACK elements of type E, as they lie in memory.
 template <typename E> struct Pack {
     static constexpr u32 WORDS = PACK * sizeof(E) / 4, WORDS_AT_ONCE = WORDS < 4 ? WORDS : 4, PARTS = WORDS / WORDS_AT_ONCE;
     using Part = Words<WORDS_AT_ONCE>;
@@ -44,24 +93,51 @@ template <typename E> struct Pack {
     }
 };
 
-// Elements [column, column + PACK) of a row of `hidden`; those past the end are zero. A team without a row loads
+// A pack of a row of `hidden` elements; those past the end are zero. A team without a row loads
 // nothing, because it passes a `hidden` of 0.
-template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row, u32 column, u32 hidden) {
+template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row, Column column, u32 hidden) {
     Pack<E> v = {};
-    if (ALIGNED) {
-        if (EXACT ? hidden > 0 : column < hidden) {
+    if constexpr (ALIGNED) {
+        if (EXACT ? hidden > 0 : column.first() < hidden) {
 #pragma unroll
-            for (u32 h = 0; h < Pack<E>::PARTS; h++) v.part[h] = ((const typename Pack<E>::Part*)(row + column))[h];
+            for (u32 h = 0; h < Pack<E>::PARTS; h++) v.part[h] = ((const typename Pack<E>::Part*)(row + column.first()))[h];
         }
-    } else {
+    } else if (!column.is_outside(hidden)) {
 #pragma unroll
-        for (int i = 0; i < (int)PACK; i++) {
-            if (column + i >= hidden) continue;
-            if constexpr (sizeof(E) == 4) v.word(i) = ((const u32*)row)[column + i];
-            else v.word(i / 2) |= (u32)((const u16*)row)[column + i] << (i % 2 * 16);
+        for (u32 i = 0; i < PACK; i++) {
+            if (!column.has(i, hidden)) continue;
+            if constexpr (sizeof(E) == 4) v.word(i) = *column.at((const u32*)row, i);
+            else v.word(i / 2) |= (u32)*column.at((const u16*)row, i) << (i % 2 * 16);
         }
     }
     return v;
+}
+
+// The same, in words.
+template <typename E, bool SPLIT> __device__ __forceinline__ Pack<E> load_pack(Lying<const E, SPLIT> from, Column column, u32 hidden) {
+    if (!column.is_whole(hidden)) return load_pack(from.row, column, hidden);
+    Pack<E> v = {};
+#pragma unroll
+    for (u32 i = 0; i < PACK; i += 2) {
+        const u16* at = column.at((const u16*)from.row, i);
+        if (hidden > 0) v.word(i / 2) = SPLIT ? at[0] | (u32)at[1] << 16 : load_word(at);
+    }
+    return v;
+}
+
+// The same of a row of which nothing is known.
+template <typename E> __device__ __forceinline__ Pack<E> load_words(const E* row, Column column, u32 hidden) {
+    Pack<E> v;
+    as_it_lies(row, [&](auto from) { v = load_pack(from, column, hidden); });
+    return v;
+}
+
+// All packs that this thread has of a row.
+template <typename E> __device__ __forceinline__ void load_row(Pack<E> (&v)[PACKS], const E* row, u32 hidden) {
+    as_it_lies(row, [&](auto from) {
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) v[k] = load_pack(from, column_of(k), hidden);
+    });
 }
 
 // PACK values, rounded.
@@ -76,16 +152,40 @@ template <typename E> __device__ __forceinline__ Pack<E> rounded(const float (&v
 }
 
 // Rounds and writes PACK values, those before the end of the row.
-template <typename E> __device__ __forceinline__ void store_pack(E* row, u32 column, u32 hidden, const float (&value)[PACK]) {
-    if (ALIGNED) {
-        if (EXACT ? hidden == 0 : column >= hidden) return;
+template <typename E> __device__ __forceinline__ void store_pack(E* row, Column column, u32 hidden, const float (&value)[PACK]) {
+    if constexpr (ALIGNED) {
+        if (EXACT ? hidden == 0 : column.first() >= hidden) return;
         const Pack<E> v = rounded<E>(value);
 #pragma unroll
-        for (u32 h = 0; h < Pack<E>::PARTS; h++) store_words((typename Pack<E>::Part*)(row + column) + h, v.part[h]);
-    } else {
+        for (u32 h = 0; h < Pack<E>::PARTS; h++) store_words((typename Pack<E>::Part*)(row + column.first()) + h, v.part[h]);
+    } else if (!column.is_outside(hidden)) {
 #pragma unroll
-        for (int i = 0; i < (int)PACK; i++)
-            if (column + i < hidden) row[column + i] = store<E>(value[i]);
+        for (u32 i = 0; i < PACK; i++)
+            if (column.has(i, hidden)) *column.at(row, i) = store<E>(value[i]);
+    }
+}
+
+// The same, in words; the lanes of a team come here together. In a split row lane t writes its first element together with the one before, which
+// lane t - 1 hands over, or to lane 0 the last lane, of its word before. Lane 0 of the first word and the last lane of the last have an element whose
+// other half of a word is another warp's: they write it alone.
+template <typename E, bool SPLIT> __device__ __forceinline__ void store_pack(Lying<E, SPLIT> to, Column column, u32 hidden, const float (&value)[PACK]) {
+    if (!column.is_whole(hidden)) return store_pack(to.row, column, hidden, value);
+    const u32 lane = threadIdx.x % TEAM_LANES, from = threadIdx.x % 32 - lane + (lane + TEAM_LANES - 1) % TEAM_LANES;
+    const bool is_row = hidden > 0, is_first = is_row && lane == 0, is_last = is_row && lane == TEAM_LANES - 1, others = is_row && lane > 0;
+    u32 of_last = 0;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i += 2) {
+        u16* at = column.at((u16*)to.row, i);
+        const u32 mine = store_pair<E>(value[i], value[i + 1]);
+        if constexpr (!SPLIT) {
+            if (is_row) store_word(at, mine);
+        } else {
+            const u32 handed = __shfl_sync(team_mask(), mine, from), before = lane > 0 ? handed : of_last;
+            of_last = handed;
+            if (i > 0 ? is_row : others) store_word(at - 1, before >> 16 | mine << 16);
+            if (i == 0 && is_first) at[0] = (u16)mine;
+            if (i + 2 == PACK && is_last) at[1] = (u16)(mine >> 16);
+        }
     }
 }
 
@@ -94,16 +194,16 @@ __device__ __forceinline__ float weight_of(const Pack<W>& weight, int i) {
     return HAS_WEIGHT ? effective_weight(weight[i], ZERO_CENTRED) : 1.0f;
 }
 
-__device__ __forceinline__ Pack<W> load_weight(const W* weight, u32 column, u32 hidden) {
+__device__ __forceinline__ Pack<W> load_weight(const W* weight, Column column, u32 hidden) {
     return HAS_WEIGHT ? load_pack(weight, column, hidden) : Pack<W>{};
 }
 
-__device__ __forceinline__ Pack<T> load_dz(const T* row, u32 column, u32 hidden) {
-    return HAS_DZ ? load_pack(row, column, hidden) : Pack<T>{};
+__device__ __forceinline__ Pack<T> load_dz(const T* row, Column column, u32 hidden) {
+    return HAS_DZ ? load_words(row, column, hidden) : Pack<T>{};
 }
 
 // Stores the sums of a pack of x and one of the residual, rounded, and gives what it stored.
-__device__ __forceinline__ Pack<T> store_sum(T* row, u32 column, u32 hidden, const Pack<T>& x, const Pack<T>& residual) {
+template <typename R> __device__ __forceinline__ Pack<T> store_sum(R row, Column column, u32 hidden, const Pack<T>& x, const Pack<T>& residual) {
     float sum[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) sum[i] = added(x[i], residual[i]);
@@ -134,14 +234,14 @@ template <typename S> __device__ __forceinline__ void column_step(const Pack<T>&
 }
 
 // y and dx of a pack.
-template <typename S> __device__ __forceinline__ void store_y(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<W>& w, S scale) {
+template <typename R, typename S> __device__ __forceinline__ void store_y(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<W>& w, S scale) {
     float out[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) out[i] = weighted(x_hat(z[i], scale), weight_of(w, i));
     store_pack(row, column, hidden, out);
 }
 
-template <typename S> __device__ __forceinline__ void store_dx(T* row, u32 column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<T>& g, const Pack<W>& w, S scale, float c) {
+template <typename R, typename S> __device__ __forceinline__ void store_dx(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<T>& g, const Pack<W>& w, S scale, float c) {
     float out[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) {
@@ -163,10 +263,56 @@ __device__ __forceinline__ float fold_pack(float (&p)[PACK]) {
 // The node of `width` neighbouring lanes, in each of them. All lanes of a row call this together; different rows of one warp
 // may be in different branches.
 __device__ __forceinline__ float fold_lanes(float v, u32 width) {
-    const u32 mask = TEAM_LANES == 32 ? ~0u : ((1u << (TEAM_LANES % 32)) - 1) << (threadIdx.x % 32 / TEAM_LANES * TEAM_LANES);
 #pragma unroll
-    for (u32 d = 1; d < width; d *= 2) v = fold(v, __shfl_xor_sync(mask, v, d));
+    for (u32 d = 1; d < width; d *= 2) v = fold(v, __shfl_xor_sync(team_mask(), v, d));
     return v;
+}
+
+// The same of lanes with VALUES words each, that of lane t and word h being node h·TEAM_LANES + t. Lanes come first, at distances 1, 2, 4, …; while they
+// have several values, two lanes share the work: one goes on with the sums of the lower half of words, the other with those of the upper.
+// At the end each has a whole word's, or several, and folds them with its partners, nearest words first.
+template <u32 VALUES, u32 DISTANCE = 1> __device__ __forceinline__ float fold_spread(const float (&v)[VALUES]) {
+    if constexpr (DISTANCE >= TEAM_LANES) {
+        if constexpr (VALUES == 1) return v[0];
+        else {
+            float node[VALUES / 2];
+#pragma unroll
+            for (u32 i = 0; i < VALUES / 2; i++) node[i] = fold(v[2 * i], v[2 * i + 1]);
+            return fold_spread<VALUES / 2, DISTANCE>(node);
+        }
+    } else if constexpr (VALUES == 1) {
+        const float node[1] = {fold(v[0], __shfl_xor_sync(team_mask(), v[0], DISTANCE))};
+        return fold_spread<1, 2 * DISTANCE>(node);
+    } else {
+        constexpr u32 HALF = VALUES / 2;
+        const bool upper = threadIdx.x & DISTANCE;
+        float sum[HALF];
+#pragma unroll
+        for (u32 i = 0; i < HALF; i++) {
+            const float kept = upper ? v[i + HALF] : v[i], handed = upper ? v[i] : v[i + HALF];
+            sum[i] = fold(kept, __shfl_xor_sync(team_mask(), handed, DISTANCE));
+        }
+        const float node = fold_spread<HALF, 2 * DISTANCE>(sum);
+        return fold(node, __shfl_xor_sync(team_mask(), node, DISTANCE));
+    }
+}
+
+// The nodes of sets of chains of a warp's lanes, or of a team's where it has fewer.
+template <u32 N> __device__ __forceinline__ void fold_warp(float (&p)[N][PACK], float (&node)[N]) {
+    if constexpr (ALIGNED) {
+#pragma unroll
+        for (u32 s = 0; s < N; s++) node[s] = fold_pack(p[s]);
+#pragma unroll
+        for (u32 s = 0; s < N; s++) node[s] = fold_lanes(node[s], TEAM_LANES);
+    } else {
+#pragma unroll
+        for (u32 s = 0; s < N; s++) {
+            float v[PACK / WORD];
+#pragma unroll
+            for (u32 h = 0; h < PACK / WORD; h++) v[h] = WORD == 1 ? p[s][h] : fold(p[s][h * WORD], p[s][h * WORD + WORD - 1]);
+            node[s] = fold_spread(v);
+        }
+    }
 }
 
 // Waits for the threads of this row.
@@ -176,7 +322,7 @@ __device__ __forceinline__ void team_barrier() {
     else named_barrier(1 + threadIdx.x / TEAM, TEAM);
 }
 
-// Folds the nodes of a team's threads: one of each set of chains. Set s holds the chains s·TEAM·PACK …, so in the tree all nodes of set 0 come
+// Folds the nodes of a team's warps: one of each set of chains. Set s holds the chains s·TEAM·PACK …, so in the tree all nodes of set 0 come
 // before all of set 1: node s·TEAM_WARPS + w is warp w's of set s. They pass through shared memory, where each lane takes SETS
 // neighbouring ones. Two buffers take turns: one is written again only after the barrier of the next call, which every reader has then
 // reached.
@@ -186,10 +332,7 @@ struct RowFold {
     float (*buffer)[SETS * TEAM_WARPS];
     u32 turn = 0;
 
-    __device__ __forceinline__ float operator()(const float (&node)[SETS]) {
-        float v[SETS];
-#pragma unroll
-        for (u32 s = 0; s < SETS; s++) v[s] = fold_lanes(node[s], TEAM_LANES);
+    __device__ __forceinline__ float operator()(float (&v)[SETS]) {
         if constexpr (TEAM_WARPS == 1) return total(v[0]);
         float* shared = buffer[turn];
         turn ^= 1;
@@ -211,16 +354,12 @@ struct RowFold {
     }
 };
 
-// The first element of pack k of this lane.
-__device__ __forceinline__ u32 column_of(u32 k) { return (k * TEAM + threadIdx.x % TEAM) * PACK; }
-
 // The sum of all chains of a row, where `step(k, p)` takes the chains p through pack k.
 template <typename Fold, typename F> __device__ __forceinline__ float reduce(Fold& fold_row, F step) {
     float p[SETS][PACK] = {}, node[SETS];
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) step(k, p[k % SETS]);
-#pragma unroll
-    for (u32 s = 0; s < SETS; s++) node[s] = fold_pack(p[s]);
+    fold_warp(p, node);
     return fold_row(node);
 }
 
@@ -230,12 +369,13 @@ template <typename F> __device__ __forceinline__ float streamed(u32 hidden, u32 
     float node[SETS] = {};
 #pragma unroll
     for (u32 s = 0; s < SETS; s++) {
-        const u32 first = (s * TEAM + threadIdx.x) * PACK;
-        if (first >= chains) break;
-        float p[PACK] = {};
+        const u32 first = column_of(s).first();
+        if (first >= chains) break;  // whole warps
+        float p[1][PACK] = {}, of_set[1];
 #pragma unroll 2
-        for (u32 column = first; column < hidden; column += chains) step(column, p);
-        node[s] = fold_pack(p);
+        for (u32 column = first; column < hidden; column += chains) step(column, p[0]);
+        fold_warp(p, of_set);
+        node[s] = of_set[0];
     }
     return fold_row(node);
 }

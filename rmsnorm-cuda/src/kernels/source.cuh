@@ -59,15 +59,12 @@ template <bool KEPT> struct InMemory {
         const u64 row = first + threadIdx.x / TEAM;
         ahead.end = is_mine(row) ? of.hidden : 0;
         ahead.rstd = ahead.end > 0 ? of.rstd[row] : 0.0f;
-#pragma unroll
-        for (u32 k = 0; k < PACKS; k++) {
-            ahead.z[k] = load_pack(of.x + row * of.x_stride, column_of(k), ahead.end);
-            ahead.d[k] = load_pack(of.dy + row * of.dy_stride, column_of(k), ahead.end);
-        }
+        load_row(ahead.z, of.x + row * of.x_stride, ahead.end);
+        load_row(ahead.d, of.dy + row * of.dy_stride, ahead.end);
     }
 
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_pack(of.x + row * of.x_stride, column_of(k), end); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_pack(of.dy + row * of.dy_stride, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_words(of.x + row * of.x_stride, column_of(k), end); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_words(of.dy + row * of.dy_stride, column_of(k), end); }
     __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz(of.dz + row * of.dz_stride, column_of(k), end); }
     __device__ __forceinline__ void met() {}
 };
@@ -122,6 +119,12 @@ struct Scales {
 // Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x,
 // one of dy, and one of dz if there is one, filled by the team's first thread and waited for by all. A stage is filled again once the team has met after its
 // last reader.
+//
+// A bulk copy takes whole words of 16 bytes: of a row that is not ALIGNED those that it lies in, with what else is in the first and the last, as
+// long as they lie between the operand's ends; elements of words that do not are copied one by one, which happens to its first and last row alone.
+// A stage begins with the row's first word, so the row begins in it as many bytes after 16 as in memory. For example a row of 4097 bf16 at address
+// 8194 of an operand at 0: bytes 8194 to 16387 lie in the words from 8192 to 16400, which are copied; the row is then 2 bytes after the
+// beginning of the stage. If the operand ends at 16388, the last word is left out, and elements 4095 and 4096 are copied alone.
 struct Ringed {
     const Operands& of;
     u64 (*barriers)[STAGES_MAX];  // one a stage: completes when the stage's bytes have arrived
@@ -133,6 +136,9 @@ struct Ringed {
     u32 end;
     float rstd;
     const unsigned char* here;
+    // Rows that are not ALIGNED are put together from halves of words: a thread does that once where it has registers for them.
+    static constexpr bool KEEPS = !ALIGNED && PACKS * PACK <= 40 && THREADS <= 256;
+    Pack<T> kept_z[PACKS], kept_d[PACKS];
 
     __device__ __forceinline__ Ringed(const Operands& of, u32 stages, u32 period)
         : of(of), stages(stages), scales{of.rstd, of.rows, of.groups}, pace(period), end(of.hidden) {
@@ -150,19 +156,51 @@ struct Ringed {
     __device__ __forceinline__ u64* full(u32 s) const { return &barriers[threadIdx.x / TEAM][s]; }
     __device__ __forceinline__ u32 row_bytes() const { return of.hidden * (u32)sizeof(T); }
     // From one row of a stage to the next: bulk copies are fast to multiples of 128 bytes.
-    __device__ __forceinline__ u32 pitch() const { return (row_bytes() + 127) / 128 * 128; }
+    __device__ __forceinline__ u32 pitch() const { return (row_bytes() + (ALIGNED ? 0 : RING_BEYOND) + 127) / 128 * 128; }
     __device__ __forceinline__ unsigned char* at(u32 s) const {
         return (unsigned char*)ring_memory + (threadIdx.x / TEAM * stages + s) * STAGE_ROWS * pitch();
+    }
+
+    // Of the row `wanted` of an operand, from `row` to `row_end`, what is copied in words: `from` to `to`.
+    struct Copied {
+        const unsigned char *row, *row_end, *from, *to;
+
+        // Where it belongs in a stage whose first word is that of `row`.
+        __device__ __forceinline__ u32 place(const unsigned char* byte) const { return (u32)(byte - row) + (ALIGNED ? 0 : (u32)((u64)row % 16)); }
+        __device__ __forceinline__ u32 bytes() const { return (u32)(to - from); }
+
+        // Copies the rest of the row.
+        __device__ __forceinline__ void ends(unsigned char* stage) const {
+            if (ALIGNED || from <= row && to >= row_end) return;
+            for (const unsigned char* e = row; e < from; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
+            for (const unsigned char* e = to; e < row_end; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
+            arrival_init_done();  // a bulk copy may write there next
+        }
+    };
+
+    __device__ __forceinline__ Copied copied(const T* operand, u64 stride) const {
+        const unsigned char* row = (const unsigned char*)(operand + wanted * stride);
+        const unsigned char *row_end = row + row_bytes(), *from = row, *to = row_end;
+        if (!ALIGNED) {
+            from -= (u64)row % 16, to += (0 - (u64)row_end) % 16;
+            if (from < (const unsigned char*)operand) from += 16;
+            if (to > (const unsigned char*)(operand + (of.rows - 1) * stride + of.hidden)) to -= 16;
+        }
+        return Copied{row, row_end, from, to};
     }
 
     // Begins to fill stage s with the next row of this team, of whichever group.
     __device__ __forceinline__ void fetch(u32 s) {
         if (wanted_group >= of.groups) return;
         if (threadIdx.x % TEAM == 0) {
-            arrival_expect(full(s), STAGE_ROWS * row_bytes());
-            bulk_copy(at(s), of.x + wanted * of.x_stride, row_bytes(), full(s));
-            bulk_copy(at(s) + pitch(), of.dy + wanted * of.dy_stride, row_bytes(), full(s));
-            if (HAS_DZ) bulk_copy(at(s) + 2 * pitch(), of.dz + wanted * of.dz_stride, row_bytes(), full(s));
+            const Copied copies[] = {copied(of.x, of.x_stride), copied(of.dy, of.dy_stride), copied(of.dz, of.dz_stride)};
+            u32 bytes = 0;
+#pragma unroll
+            for (u32 i = 0; i < STAGE_ROWS; i++) copies[i].ends(at(s) + i * pitch()), bytes += copies[i].bytes();
+            arrival_expect(full(s), bytes);
+#pragma unroll
+            for (u32 i = 0; i < STAGE_ROWS; i++)
+                bulk_copy(at(s) + i * pitch() + copies[i].place(copies[i].from), copies[i].from, copies[i].bytes(), full(s));
         }
         wanted += of.groups;
         if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
@@ -181,13 +219,22 @@ struct Ringed {
         rstd = scales.at(row);
         arrival_wait(full(stage), phase);
         here = at(stage);
+        if (KEEPS) {
+            load_row(kept_z, arrived(0, of.x, of.x_stride), end);
+            load_row(kept_d, arrived(1, of.dy, of.dy_stride), end);
+        }
         return true;
     }
 
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return load_pack((const T*)here, column_of(k), end); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return load_pack((const T*)(here + pitch()), column_of(k), end); }
+    // Where a row of the stage begins.
+    __device__ __forceinline__ const T* arrived(u32 i, const T* operand, u64 stride) const {
+        return (const T*)(here + i * pitch() + (ALIGNED ? 0 : (u64)(operand + row * stride) % 16));
+    }
 
-    __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz((const T*)(here + 2 * pitch()), column_of(k), end); }
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : load_words(arrived(0, of.x, of.x_stride), column_of(k), end); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : load_words(arrived(1, of.dy, of.dy_stride), column_of(k), end); }
+
+    __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz(arrived(2, of.dz, of.dz_stride), column_of(k), end); }
 
     __device__ __forceinline__ void met() {
         if (TEAM_WARPS == 1) team_barrier();

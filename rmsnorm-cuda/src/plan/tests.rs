@@ -15,6 +15,11 @@ fn calls(hidden: usize, dtype: Dtype) -> Calls {
     Calls { weight: Some(dtype), dw: Some(dtype), ..Calls::new((usize::MAX, hidden), dtype) }
 }
 
+/// Elements of all packs before the last.
+fn owned_before_last(class: &Class) -> usize {
+    ((class.packs - 1) * class.team * class.pack) as usize
+}
+
 #[test]
 fn a_class_holds_every_chain() {
     for (dtype, direction) in Dtype::ALL.into_iter().flat_map(|dtype| Direction::BOTH.map(|d| (dtype, d))) {
@@ -38,6 +43,8 @@ fn a_class_holds_every_chain() {
             } else {
                 assert!(hidden <= class.holds(), "{hidden}");
                 assert!(if hidden <= NARROW { chains <= all && class.packs == 1 } else { chains == all }, "{hidden}");
+                // All packs before the last are whole (rows.cuh, Column).
+                assert!(variants(hidden, dtype).iter().all(|class| owned_before_last(class) < hidden), "{hidden}");
                 assert!(class.sets == 1 || class.team > 32, "{hidden}");
             }
             assert!(class.teams.is_power_of_two() && class.threads() <= 1024, "{hidden}");
@@ -187,6 +194,43 @@ fn few_rows_have_a_kernel_in_forward() {
     assert_eq!(of(1, &Tuning { shares: Some(3), ..tuning }), Some(8));
     assert_eq!(of(5000, &Tuning { shares: Some(4), ..tuning }), Some(4));
     assert_eq!(of(1 << 30, &Tuning { shares: Some(4), ..tuning }), None);
+}
+
+/// Rows that are not aligned arrive by a ring as others do, whose stages have room for their words; what is not planned for them says so.
+#[test]
+fn unaligned_rows_have_a_ring() {
+    for dtype in Dtype::ALL {
+        for hidden in widths().into_iter().filter(|hidden| *hidden <= HELD_MAX) {
+            let calls = Calls { rows: 100_000, aligned: false, ..calls(hidden, dtype) };
+            let plan = backward(&calls, &Tuning::of(Arch::H200));
+            assert_eq!(plan.rows.class, class(Direction::Backward, hidden, dtype), "{hidden} {plan}");
+            let class = plan.rows.class;
+            let pitch = (hidden * dtype.bytes() + RING_BEYOND as usize).next_multiple_of(128);
+            let stage_bytes = class.teams as usize * stage_rows(false) as usize * pitch;
+            let room = (Arch::H200.block_shared_bytes - class.declared_bytes() - (1 << 10)) as usize;
+            match plan.source {
+                Source::Ring { stages, shared_bytes, .. } => {
+                    assert_eq!(shared_bytes as usize, stages as usize * stage_bytes, "{hidden} {plan}");
+                    assert!(shared_bytes as usize <= room, "{hidden} {plan}");
+                }
+                _ => assert!(hidden <= NARROW || 2 * stage_bytes > room, "{hidden} {plan}"),
+            }
+            let unringed = Tuning { stages: Some(0), ..Tuning::of(Arch::H200) };
+            for tuning in [unringed, Tuning::of(Arch::A100)] {
+                assert!(!matches!(backward(&calls, &tuning).source, Source::Ring { .. }), "{hidden}");
+            }
+        }
+    }
+    let of = |rows, hidden, dtype| {
+        let calls = Calls { rows, aligned: false, ..calls(hidden, dtype) };
+        let tuning = Tuning::of(Arch::H200);
+        (forward(&calls, &tuning).to_string(), backward(&calls, &tuning).to_string())
+    };
+    let expected =
+        ("held-2×128×8×5/2 ×16384 unaligned 3/SM", "G128 held-1×128×8×5/2 ×128 unaligned ring 4 pace 0.73 µs fold 128");
+    assert_eq!(of(32_768, 4097, Dtype::Bf16), (expected.0.into(), expected.1.into()));
+    let few = of(9, 4097, Dtype::Bf16).1;
+    assert_eq!(few, "G9 held-1×128×8×5/2 ×9 unaligned ring 4 fold 9");
 }
 
 /// What a plan says is all that distinguishes it.

@@ -35,6 +35,14 @@ fn gapped() -> Case {
         .fold(Case { seed: 7, ..Case::new(60, 39, Dtype::F32) }, |c, o| c.with_place(o, place))
 }
 
+/// Rows of which every other one begins in the middle of a word; whole packs of a warp, and a tail.
+fn odd() -> Case {
+    let place = Place { offset: 3, gap: Gap::None };
+    [Name::X, Name::Dy]
+        .into_iter()
+        .fold(Case { seed: 7, ..Case::new(20, 777, Dtype::Bf16) }, |c, o| c.with_place(o, place))
+}
+
 /// A million rows of which each adds next to nothing to dw: one that is lost is within the bound.
 fn million() -> Case {
     Case { x: Values::Constant(0.5), ..hard("million_rows") }
@@ -388,12 +396,12 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "tail_stored_whole",
-        defect: "the last pack of a row is stored whole, past its end",
+        defect: "the last packs of a row are stored whole, past its end",
         on: On::Kernels,
         patches: &[patch(
             "kernels/rows.cuh",
-            "if (column + i < hidden) row[column + i] = store<E>(value[i]);",
-            "if (column < hidden) row[column + i] = store<E>(value[i]);",
+            "if (column.has(i, hidden)) *column.at(row, i) = store<E>(value[i]);",
+            "*column.at(row, i) = store<E>(value[i]);",
         )],
         property: "writes",
         case: gapped,
@@ -401,15 +409,33 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "alignment_decides_order",
-        defect: "unaligned rows are added up in another order",
+        defect: "unaligned rows are added up in another order: what a lane has first",
         on: On::Kernels,
         patches: &[patch(
             "kernels/rows.cuh",
-            "float fold_pack(float (&p)[PACK]) {",
-            "float fold_pack(float (&p)[PACK]) {\n    if (!ALIGNED) {\n        for (u32 i = 1; i < PACK; i++) p[0] = fold(p[0], p[i]);\n        return p[0];\n    }",
+            "node[s] = fold_spread(v);",
+            "node[s] = fold_lanes(fold_pack(p[s]), TEAM_LANES);",
         )],
         property: "layout",
         case: ordinary,
+        column: false,
+    },
+    Mutant {
+        name: "half_of_another_word",
+        defect: "the first lane of a warp takes half a word from where the last lane is now instead of where it was",
+        on: On::Kernels,
+        patches: &[patch("kernels/rows.cuh", "before = lane > 0 ? handed : of_last;", "before = handed;")],
+        property: "identity",
+        case: odd,
+        column: false,
+    },
+    Mutant {
+        name: "ends_not_copied",
+        defect: "a bulk copy leaves out the ends of an operand that is not on 16 bytes, and nobody else copies them",
+        on: On::Kernels,
+        patches: &[patch("kernels/source.cuh", "copies[i].ends(at(s) + i * pitch()), ", "")],
+        property: "identity",
+        case: odd,
         column: false,
     },
     Mutant {
@@ -491,8 +517,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/backward.cu",
-            "store_dx(dx + source.row * dx_stride, column_of(k)",
-            "store_dx((T*)dy + source.row * dy_stride, column_of(k)",
+            "as_it_lies(dx + source.row * dx_stride, ",
+            "as_it_lies((T*)dy + source.row * dy_stride, ",
         )],
         property: "content",
         case: ordinary,
@@ -513,12 +539,12 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "tail_not_loaded",
-        defect: "the last N % 4 columns of an unaligned row are not loaded",
+        defect: "of an unaligned row no pack is loaded that it does not fill",
         on: On::Kernels,
         patches: &[patch(
             "kernels/rows.cuh",
-            "if (column + i >= hidden) continue;",
-            "if (column + PACK > hidden) continue;",
+            "if (!column.has(i, hidden)) continue;",
+            "if (!column.has(PACK - 1, hidden)) continue;",
         )],
         property: "exact",
         case: gapped,
@@ -539,8 +565,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/forward.cu",
-            "load_pack(x + row * x_stride, column_of(k),",
-            "load_pack(x + (u32)(row * x_stride), column_of(k),",
+            "load_row(z[r], x + row * x_stride,",
+            "load_row(z[r], x + (u32)(row * x_stride),",
         )],
         property: "far rows",
         case: ring,
@@ -548,13 +574,9 @@ pub const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "backward_offset_in_32_bits",
-        defect: "a row of x in backward is found by 32 bits",
+        defect: "a row in backward is found by 32 bits",
         on: On::Kernels,
-        patches: &[patch(
-            "kernels/source.cuh",
-            "bulk_copy(at(s), of.x + wanted * of.x_stride,",
-            "bulk_copy(at(s), of.x + (u32)(wanted * of.x_stride),",
-        )],
+        patches: &[patch("kernels/source.cuh", "(operand + wanted * stride)", "(operand + (u32)(wanted * stride))")],
         property: "far rows",
         case: ring,
         column: false,
@@ -597,16 +619,15 @@ pub const MUTANTS: &[Mutant] = &[
         patches: &[
             patch(
                 "kernels/forward.cu",
-                "const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[r][k], p); });",
-                "const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {\n\
-                 for (int i = 0; i < (int)PACK; i++) {\n\
+                "squares_step(z[r][k], p);\n            });",
+                "for (int i = 0; i < (int)PACK; i++) {\n\
                  const float v = HAS_RESIDUAL ? added(a[k][i], b[k][i]) : z[r][k][i];\n\
                  p[i] = chain(v, v, p[i]);\n}\n});",
             ),
             patch(
                 "kernels/forward.cu",
-                "Pack<W> w[PACKS];\n",
-                "Pack<W> w[PACKS];\n        Pack<T> a[PACKS], b[PACKS];\n",
+                "Pack<W> w[PACKS] = {};\n",
+                "Pack<W> w[PACKS] = {};\n        Pack<T> a[PACKS], b[PACKS];\n",
             ),
             patch(
                 "kernels/forward.cu",
@@ -623,9 +644,10 @@ pub const MUTANTS: &[Mutant] = &[
         defect: "with a residual, a kernel rounds the squares before it adds them",
         on: On::Kernels,
         patches: &[patch(
-            "kernels/rows.cuh",
-            "p[i] = chain(z[i], z[i], p[i]);",
-            "p[i] = HAS_RESIDUAL ? __fadd_rn(__fmul_rn(z[i], z[i]), p[i]) : chain(z[i], z[i], p[i]);",
+            "kernels/forward.cu",
+            "if (!column_of(k).is_outside(end)) squares_step(z[r][k], p);",
+            "if (!HAS_RESIDUAL) return squares_step(z[r][k], p);\n\
+             for (int i = 0; i < (int)PACK; i++) p[i] = __fadd_rn(__fmul_rn(z[r][k][i], z[r][k][i]), p[i]);",
         )],
         property: "fused",
         // So many rows, for what a chain loses is a small part of the last bit of its row's sum. (The squares of 16-bit sums are exact.)
@@ -662,11 +684,7 @@ pub const MUTANTS: &[Mutant] = &[
         name: "dz_of_dy",
         defect: "a ring gives dy for dz",
         on: On::Kernels,
-        patches: &[patch(
-            "kernels/source.cuh",
-            "load_dz((const T*)(here + 2 * pitch()), column_of(k), end)",
-            "load_dz((const T*)(here + pitch()), column_of(k), end)",
-        )],
+        patches: &[patch("kernels/source.cuh", "load_dz(arrived(2, of.dz,", "load_dz(arrived(1, of.dz,")],
         property: "accuracy",
         case: || Case { dz: Some(Values::Normal), ..ring() },
         column: false,

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`; `bf16:32768x4096+residual` with a residual in forward and
-/// a dz in backward.
+/// a dz in backward; `bf16:32768x4096+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Cell {
@@ -14,9 +14,14 @@ pub(crate) struct Cell {
     pub(super) rows: usize,
     pub(super) hidden: usize,
     pub(super) residual: bool,
+    pub(super) moved: bool,
 }
 
 impl Cell {
+    fn new(dtype: Dtype, rows: usize, hidden: usize) -> Cell {
+        Cell { dtype, rows, hidden, residual: false, moved: false }
+    }
+
     /// Size of x, and of y, dy and dx.
     pub(super) fn tensor_bytes(&self) -> usize {
         self.rows * self.hidden * self.dtype.bytes()
@@ -29,20 +34,22 @@ impl FromStr for Cell {
     fn from_str(text: &str) -> Result<Cell, String> {
         let wrong = || format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN, as in bf16:32768x4096");
         let (dtype, shape) = text.split_once(':').ok_or_else(wrong)?;
+        let (shape, moved) = shape.strip_suffix("+moved").map_or((shape, false), |shape| (shape, true));
         let (shape, residual) = shape.strip_suffix("+residual").map_or((shape, false), |shape| (shape, true));
         let (rows, hidden) = shape.split_once('x').ok_or_else(wrong)?;
         let dtype = Dtype::ALL.into_iter().find(|d| d.to_string() == dtype).ok_or_else(wrong)?;
         let (rows, hidden) = (rows.parse().map_err(|_| wrong())?, hidden.parse().map_err(|_| wrong())?);
         let elements = usize::checked_mul(rows, hidden).filter(|n| (1..=ELEMENTS_MAX).contains(n));
         elements.ok_or_else(|| format!("{text} has no elements or more than 2^32"))?;
-        Ok(Cell { dtype, rows, hidden, residual })
+        Ok(Cell { dtype, rows, hidden, residual, moved })
     }
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let residual = if self.residual { "+residual" } else { "" };
-        write!(f, "{}:{}x{}{residual}", self.dtype, self.rows, self.hidden)
+        let moved = if self.moved { "+moved" } else { "" };
+        write!(f, "{}:{}x{}{residual}{moved}", self.dtype, self.rows, self.hidden)
     }
 }
 
@@ -104,7 +111,13 @@ pub(super) struct Target {
 }
 
 /// A cell without a line here has no target.
-pub(super) const TARGETS: [Target; 4] = [
+pub(super) const TARGETS: [Target; 5] = [
+    Target {
+        what: "rows that do not begin on 16 bytes, N 1001 to 8191, tensors of 256 MB and more",
+        applies: |c| (1001..=8191).contains(&c.hidden) && (c.moved || c.hidden % 2 == 1) && is_large(c),
+        forward: 0.85,
+        backward: 0.82,
+    },
     Target {
         what: "with a residual, N 1024 to 8192, tensors of 256 MB and more",
         applies: |c| c.residual && (1024..=8192).contains(&c.hidden) && is_large(c),
@@ -147,30 +160,30 @@ pub(super) fn is_large(cell: Cell) -> bool {
 
 /// A report of a GPU that leaves one of these out is partial. 2^28 bytes a tensor where the rows are many.
 pub(super) fn required_cuda() -> Vec<Cell> {
-    let large =
-        |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden, residual: false };
+    let large = |dtype: Dtype, hidden: usize| Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden);
     let mut cells = Vec::new();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
         cells.extend(MIDDLE.map(|hidden| large(dtype, hidden)));
-        cells.extend([4096, 7168].map(|hidden| Cell { dtype, rows: 4096, hidden, residual: false }));
+        cells.extend([4096, 7168].map(|hidden| Cell::new(dtype, 4096, hidden)));
     }
     cells.extend(NARROW_AND_WIDE.map(|hidden| large(Dtype::Bf16, hidden)));
     cells.push(large(Dtype::F32, 65536));
-    cells.extend(ODD_AND_FEW_ROWS.map(|(rows, hidden)| Cell { dtype: Dtype::Bf16, rows, hidden, residual: false }));
+    cells.extend(ODD_AND_FEW_ROWS.map(|(rows, hidden)| Cell::new(Dtype::Bf16, rows, hidden)));
     cells
 }
 
 /// What is measured on a GPU if no cell is named: also those that reports of older versions lack.
 #[cfg(any(feature = "cuda", test))]
 pub(super) fn default_cuda() -> Vec<Cell> {
-    let with_residual = |hidden| Cell { dtype: Dtype::Bf16, rows: (1 << 27) / hidden, hidden, residual: true };
-    required_cuda().into_iter().chain(WITH_RESIDUAL.map(with_residual)).collect()
+    let with_residual = |hidden| Cell { residual: true, ..Cell::new(Dtype::Bf16, (1 << 27) / hidden, hidden) };
+    let odd = ODD.map(|(dtype, rows, hidden)| Cell::new(dtype, rows, hidden));
+    let moved = Cell { moved: true, ..Cell::new(Dtype::Bf16, 32768, 4096) };
+    required_cuda().into_iter().chain(WITH_RESIDUAL.map(with_residual)).chain(odd).chain([moved]).collect()
 }
 
 /// The same for a report of a CPU.
 pub(super) fn required_cpu() -> Vec<Cell> {
-    let large =
-        |dtype: Dtype, hidden: usize| Cell { dtype, rows: (1 << 28) / dtype.bytes() / hidden, hidden, residual: false };
+    let large = |dtype: Dtype, hidden: usize| Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden);
     let hiddens = MIDDLE.into_iter().filter(|&hidden| hidden.is_power_of_two() && hidden >= 1024);
     hiddens.flat_map(|hidden| [Dtype::F32, Dtype::Bf16].map(|dtype| large(dtype, hidden))).collect()
 }
@@ -185,6 +198,15 @@ const NARROW_AND_WIDE: [usize; 5] = [64, 128, 32768, 65536, 131072];
 const ODD_AND_FEW_ROWS: [(usize, usize); 5] = [(8192, 4097), (16384, 1000), (512, 4096), (64, 4096), (1, 4096)];
 #[cfg(any(feature = "cuda", test))]
 const WITH_RESIDUAL: [usize; 4] = [1024, 2048, 4096, 8192];
+/// Rows that do not begin on 16 bytes.
+#[cfg(any(feature = "cuda", test))]
+const ODD: [(Dtype, usize, usize); 5] = [
+    (Dtype::Bf16, 32768, 4097),
+    (Dtype::Bf16, 131_072, 1001),
+    (Dtype::Bf16, 65536, 2047),
+    (Dtype::Bf16, 16384, 8191),
+    (Dtype::F32, 16384, 4097),
+];
 /// Of `--quick`: the usual size, another type, small ones.
 const QUICK: [&str; 4] = ["bf16:32768x4096", "f32:8192x8192", "bf16:4096x4096", "bf16:1x4096"];
 const ELEMENTS_MAX: usize = 1 << 32;
@@ -212,7 +234,9 @@ mod tests {
     fn the_required_cells_are_those_that_were_compared_before() {
         let cells: Vec<String> = required_cuda().iter().map(Cell::to_string).collect();
         assert_eq!(cells.len(), 3 * 12 + 5 + 1 + 5);
-        assert!(default_cuda().contains(&cell("bf16:32768x4096+residual")));
+        for added in ["bf16:32768x4096+residual", "bf16:65536x2047", "bf16:32768x4096+moved"] {
+            assert!(default_cuda().contains(&cell(added)), "{added}");
+        }
         for known in [
             "bf16:2097152x64",
             "bf16:26214x5120",
@@ -241,7 +265,10 @@ mod tests {
         assert_eq!(both("bf16:4096x7168"), [Some(0.93), Some(0.85)]);
         assert_eq!(both("f32:4096x4096"), [Some(0.93), Some(0.85)]);
         assert_eq!(both("bf16:16384x8192+residual"), [Some(0.95), Some(0.92)]);
-        for none in ["bf16:8192x4097", "bf16:32768x4097", "bf16:512x4096", "bf16:4096x32768", "bf16:1048576x128"] {
+        for odd in ["bf16:32768x4097", "bf16:16384x8191", "f32:16384x4097", "bf16:32768x4096+moved"] {
+            assert_eq!(both(odd), [Some(0.85), Some(0.82)], "{odd}");
+        }
+        for none in ["bf16:8192x4097", "bf16:512x4096", "bf16:4096x32768", "bf16:1048576x128"] {
             assert_eq!(both(none), [None, None], "{none}");
         }
         let with_target = required_cuda().iter().filter(|c| target(**c, Direction::Forward).is_some()).count();

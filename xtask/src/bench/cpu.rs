@@ -39,7 +39,7 @@ impl Device for OnCpu {
     }
 
     fn tensors(&self, cell: Cell) -> Result<Times> {
-        ensure!(!cell.residual, "on the CPU calls are timed without a residual");
+        ensure!(!cell.residual && !cell.moved, "on the CPU calls are timed without a residual, and aligned");
         with_dtype!(cell.dtype, T => self.times(cell, |i| <T as arith::Element>::store(noise(i))))
     }
 

@@ -177,7 +177,13 @@ pub(super) fn row(line: &Line, gpu: Option<&Gpu>) -> [String; HEADER.len()] {
     });
     [
         cell.dtype.to_string(),
-        format!("{}×{}{}", cell.rows, cell.hidden, if cell.residual { " +residual" } else { "" }),
+        format!(
+            "{}×{}{}{}",
+            cell.rows,
+            cell.hidden,
+            if cell.residual { " +residual" } else { "" },
+            if cell.moved { " +moved" } else { "" }
+        ),
         line.direction.to_string(),
         us(line.us()),
         format!("{}–{}", us(us_p10), us(us_p90)),

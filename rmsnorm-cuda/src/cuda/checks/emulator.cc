@@ -6,7 +6,7 @@
 // Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too. Messages to other blocks
 // arrive at once, or each at some time after somebody has begun to wait for it; one to a block that has ended ends the launch.
 // Blocks of a cluster have dynamic shared memory of their own, and none that a kernel declares.
-// A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy end the launch with a code.
+// A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy or word end the launch with a code.
 //
 // It is compiled anew with each of hundreds of modules, so it takes next to nothing of the C++ library: <random> alone takes three
 // times as long as a module.
@@ -32,7 +32,7 @@ static Index threadIdx, blockIdx, gridDim;
 
 namespace emulator {
 
-enum Code { FINISHED, STUCK, BARRIER_MISUSE, SHUFFLE_MISUSE, COPY_MISALIGNED, TOO_LARGE, MESSAGE_MISUSE };
+enum Code { FINISHED, STUCK, BARRIER_MISUSE, SHUFFLE_MISUSE, COPY_MISALIGNED, TOO_LARGE, MESSAGE_MISUSE, ACCESS_MISALIGNED };
 
 constexpr u32 THREADS_MAX = 1024, CLUSTER_MAX = 8, FIBERS_MAX = 4096, STACK_BYTES = 64 << 10, SHARED_BYTES = 227 << 10;
 constexpr u32 EXCHANGES_MAX = 64, COPIES_MAX = 1 << 16;
@@ -218,6 +218,7 @@ static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf
 static inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 static inline float __uint_as_float(u32 v) { float f; std::memcpy(&f, &v, 4); return f; }
 static inline u32 __float_as_uint(float v) { u32 u; std::memcpy(&u, &v, 4); return u; }
+static inline u32 __shfl_sync(u32 mask, u32 v, u32 from) { return __float_as_uint(emulator::shuffle(mask, __uint_as_float(v), from)); }
 
 // What ptx.cuh has.
 static inline float f32_from_f16(u16 v) { _Float16 h; std::memcpy(&h, &v, 2); return (float)h; }
@@ -226,6 +227,14 @@ static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); ret
 static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
 static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
 template <u32 N> static inline void store_words(Words<N>* to, Words<N> v) { *to = v; }
+static inline u32 load_word(const void* from) {
+    if ((u64)from % 4) emulator::fail(emulator::ACCESS_MISALIGNED);
+    return *(const u32*)from;
+}
+static inline void store_word(void* to, u32 v) {
+    if ((u64)to % 4) emulator::fail(emulator::ACCESS_MISALIGNED);
+    *(u32*)to = v;
+}
 static inline u64 nanoseconds() { static u64 now; return now += 100; }
 static inline void named_barrier(u32 name, u32 threads) { emulator::meet(name, threads); }
 static inline void meeting_init(u64* barrier, u32 threads) {

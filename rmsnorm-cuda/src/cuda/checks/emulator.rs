@@ -81,6 +81,7 @@ impl Emulator {
             "bulk copy misaligned",
             "too large",
             "message to a block that has ended",
+            "word misaligned",
         ];
         match codes.get(code as usize) {
             Some(&"") => Ok(()),

@@ -29,13 +29,15 @@ pub struct Cell {
     pub hidden: usize,
     /// Whether forward adds a residual, and backward a dz.
     pub residual: bool,
+    /// Whether x, y, dy and dx begin one to four elements after a multiple of 256 bytes, each at another.
+    pub moved: bool,
 }
 
 impl Cell {
     /// Its calls, as a plan sees them.
     pub fn calls(&self) -> Calls {
-        let Cell { dtype, rows, hidden, residual } = *self;
-        let aligned = (hidden * dtype.bytes()).is_multiple_of(16);
+        let Cell { dtype, rows, hidden, residual, moved } = *self;
+        let aligned = (hidden * dtype.bytes()).is_multiple_of(16) && !moved;
         Calls {
             weight: Some(dtype),
             dw: Some(dtype),

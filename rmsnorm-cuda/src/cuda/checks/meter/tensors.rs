@@ -118,6 +118,8 @@ struct Sum {
 
 struct Buffer {
     memory: DeviceMemory,
+    /// Where the memory begins in it.
+    offset_bytes: usize,
     bytes: CudaSlice<u8>,
 }
 
@@ -137,7 +139,8 @@ impl Meter {
         let mut data = host.slice_mut();
         let bytes = data.bytes_mut();
         if !bytes.is_empty() {
-            let copied = self.stream.memcpy_dtoh(&buffer.bytes.slice(..bytes.len()), bytes);
+            let from = buffer.offset_bytes..buffer.offset_bytes + bytes.len();
+            let copied = self.stream.memcpy_dtoh(&buffer.bytes.slice(from), bytes);
             copied.map_err(|e| driver_error("cuMemcpyDtoH", e))?;
         }
         self.wait()?;
@@ -147,13 +150,14 @@ impl Meter {
     fn set(&self, cell: Cell, seed: u32) -> Result<Set, Error> {
         let n = cell.rows * cell.hidden;
         let t = cell.dtype;
+        let moved = |elements| if cell.moved { elements } else { 0 };
         let set = Set {
-            x: self.buffer(t, n)?,
-            dy: self.buffer(t, n)?,
+            x: self.moved_buffer(t, n, moved(1))?,
+            dy: self.moved_buffer(t, n, moved(3))?,
             weight: self.buffer(t, cell.hidden)?,
-            y: self.buffer(t, n)?,
+            y: self.moved_buffer(t, n, moved(2))?,
             rstd: self.buffer(Dtype::F32, cell.rows)?,
-            dx: self.buffer(t, n)?,
+            dx: self.moved_buffer(t, n, moved(4))?,
             dw: self.buffer(t, cell.hidden)?,
             scratch: self.buffer(Dtype::F32, scratch_len(cell.rows, cell.hidden)?)?,
             sum: match cell.residual {
@@ -175,7 +179,7 @@ impl Meter {
         let outputs = [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch].into_iter();
         for output in outputs.chain(set.sum.iter().map(|sum| &sum.z)) {
             // SAFETY: the buffer has this length.
-            unsafe { sys::cuMemsetD8Async(output.memory.address, 0xff, output.bytes.len(), self.stream.cu_stream()) }
+            unsafe { sys::cuMemsetD8Async(output.address(), 0xff, output.bytes.len(), self.stream.cu_stream()) }
                 .result()
                 .map_err(|e| driver_error("cuMemsetD8Async", e))?;
         }
@@ -183,11 +187,16 @@ impl Meter {
     }
 
     fn buffer(&self, dtype: Dtype, elements: usize) -> Result<Buffer, Error> {
-        // SAFETY: `set` writes all of it before anything reads it.
-        let bytes = unsafe { self.stream.alloc::<u8>((elements * dtype.bytes()).max(16)) }
+        self.moved_buffer(dtype, elements, 0)
+    }
+
+    fn moved_buffer(&self, dtype: Dtype, elements: usize, offset: usize) -> Result<Buffer, Error> {
+        // SAFETY: `set` writes all elements of it before anything reads them.
+        let bytes = unsafe { self.stream.alloc::<u8>(((elements + offset) * dtype.bytes()).max(16)) }
             .map_err(|e| driver_error("cuMemAllocAsync", e))?;
-        let address = bytes.device_ptr(&self.stream).0;
-        Ok(Buffer { memory: DeviceMemory { dtype, address, elements }, bytes })
+        let offset_bytes = offset * dtype.bytes();
+        let address = bytes.device_ptr(&self.stream).0 + offset_bytes as u64;
+        Ok(Buffer { memory: DeviceMemory { dtype, address, elements }, offset_bytes, bytes })
     }
 
     fn ceiling(
@@ -203,7 +212,7 @@ impl Meter {
                 let set = &tensors.sets[set];
                 let [a, b, c, d] =
                     operands(set).ok_or(Error::Driver { call: "ceiling", code: "no residual".into() })?;
-                let n = (set.x.bytes.len() / 16) as u64;
+                let n = (tensors.cell.rows * tensors.cell.hidden * tensors.cell.dtype.bytes() / 16) as u64;
                 let depth = u64::from(name.as_bytes()[name.len() - 1] - b'0');
                 let blocks = match per_sm {
                     0 => n.div_ceil(depth * u64::from(threads)).max(1) as u32,
@@ -222,8 +231,9 @@ impl Meter {
 }
 
 impl Buffer {
+    /// Where it begins, a multiple of 256 bytes.
     fn address(&self) -> u64 {
-        self.memory.address
+        self.memory.address - self.offset_bytes as u64
     }
 }
 
