@@ -91,6 +91,10 @@ __device__ __forceinline__ float effective_weight(float weight, bool zero_centre
     return zero_centred ? __fadd_rn(weight, 1.0f) : weight;
 }
 
+template <typename T> __device__ __forceinline__ float factor(float x_hat, bool twice) {
+    return twice ? widen(store<T>(x_hat)) : x_hat;
+}
+
 __device__ __forceinline__ float weighted(float value, float weight) { return __fmul_rn(value, weight); }
 
 // §6 Backward, along the row ----------------------------------------------------------------------------------------------
@@ -108,4 +112,4 @@ __device__ __forceinline__ float gradient_with(float t, RowScale row, float dz) 
 __device__ __forceinline__ float gradient_with(float t, OrdinaryRow row, float dz) { return __fmaf_rn(t, row.rstd, dz); }
 
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
-// dw = reduce(G, dy·x_hat) over the rows: chain(dy, x_hat, acc), then fold over the row groups, then total.
+// dw = reduce(G, dy·h) over the rows, h = factor(x_hat): chain(dy, h, acc), then fold over the row groups, then total.

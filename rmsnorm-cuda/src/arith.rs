@@ -203,6 +203,13 @@ pub fn effective_weight(weight: f32, zero_centred: bool) -> f32 {
     if zero_centred { weight + 1.0 } else { weight }
 }
 
+/// §5 What the weight multiplies, in forward and in dw: x_hat, or with [`Rounding::Twice`](crate::Rounding::Twice) `stored(x_hat)`, which must be
+/// x_hat as an element of z's type, widened again. All else in backward takes x_hat as it is.
+#[inline(always)]
+pub fn factor(x_hat: f32, twice: bool, stored: impl FnOnce(f32) -> f32) -> f32 {
+    if twice { stored(x_hat) } else { x_hat }
+}
+
 /// §5 The output before its one conversion. Also §6: the weighted gradient, `wdy`.
 #[inline(always)]
 pub fn weighted(value: f32, weight: f32) -> f32 {
@@ -230,4 +237,4 @@ pub fn gradient_with(t: f32, row: RowScale, dz: f32) -> f32 {
 }
 
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
-// dw = reduce(G, dy·x_hat) over the rows: `chain(dy, x_hat, acc)`, then `fold` over the row groups, then `total`.
+// dw = reduce(G, dy·h) over the rows, h = `factor(x_hat)`: `chain(dy, h, acc)`, then `fold` over the row groups, then `total`.

@@ -18,8 +18,39 @@ pub enum WeightOffset {
     One,
 }
 
+/// Whether x_hat is rounded before the weight multiplies it.
+///
+/// Between the two a quarter of the outputs in bf16 differ by one unit in the last place, so a model is run as it was trained. Without a weight
+/// y has the same bits either way, and where x is f32 so has everything.
+///
+/// ```
+/// use rmsnorm_cuda::{Layer, Rounding, WeightOffset, bf16};
+///
+/// let [x, weight] = [[3.0, 1.0], [1.125, 1.0]].map(|row| row.map(bf16::from_f32));
+/// let y = |rounding| {
+///     let mut y = [bf16::ZERO; 2];
+///     let layer = Layer::new(2, 0.0, WeightOffset::Zero)?.with_rounding(rounding);
+///     layer.forward(&x[..], Some((&weight[..]).into()), &mut y[..], None)?;
+///     Ok::<_, rmsnorm_cuda::Error>(y.map(f32::from))
+/// };
+/// // x_hat is 1.3416…, in bf16 1.34375.
+/// assert_eq!(y(Rounding::Once)?, [1.5078125, 0.447265625]);
+/// assert_eq!(y(Rounding::Twice)?, [1.515625, 0.447265625]);
+/// # Ok::<(), rmsnorm_cuda::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// No: y is rounded once, from `x_hat·weight` in f32.
+    #[default]
+    Once,
+    /// To the type of `x`, as code does that casts `x_hat` back before it multiplies (Llama's in Python frameworks). dw sums `dy` times
+    /// what the weight multiplied, the rounded x_hat, also where there is no weight; `dx` is that of an x_hat that is not rounded, as frameworks
+    /// have it when they differentiate through a cast.
+    Twice,
+}
+
 /// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset)`; with a [`Residual`] of
-/// `z = x + residual` in place of `x`.
+/// `z = x + residual` in place of `x`. [`Rounding`] says how often y is rounded.
 ///
 /// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the
 /// host.
@@ -33,6 +64,8 @@ pub struct Forward<In, Out> {
     pub eps: f32,
     /// Added to the weight; ignored without one.
     pub weight_offset: WeightOffset,
+    /// Whether x_hat is rounded before the weight multiplies it.
+    pub rounding: Rounding,
     /// M×N, any element type.
     pub x: Rows<In>,
     /// What is added to `x`, and where the sum is stored. Absent: nothing is.
@@ -46,7 +79,7 @@ pub struct Forward<In, Out> {
 }
 
 /// The gradients of [`Forward`]: with `x_hat = x·rstd` and `wdy = dy·(weight + weight_offset)`,
-/// `dx = rstd·(wdy − x_hat·mean(wdy·x_hat)) + dz` and `dw = Σ_rows dy·x_hat`.
+/// `dx = rstd·(wdy − x_hat·mean(wdy·x_hat)) + dz` and `dw = Σ_rows dy·x_hat`, this x_hat being [rounded](Rounding) if forward rounds it.
 #[derive(Debug)]
 pub struct Backward<In, Out> {
     /// Number of rows, M; with 0 rows `dw` is +0.0.
@@ -55,6 +88,8 @@ pub struct Backward<In, Out> {
     pub hidden: usize,
     /// As in the forward call.
     pub weight_offset: WeightOffset,
+    /// As in the forward call.
+    pub rounding: Rounding,
     /// M×N, as in the forward call.
     pub x: Rows<In>,
     /// N, as in the forward call.
@@ -148,7 +183,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 }
 
 impl<In, Out> Forward<In, Out> {
-    /// Rows without gaps, and nothing that may be absent: no residual, no weight, no `rstd`. The rest by struct update:
+    /// Rows without gaps, y rounded once, and nothing that may be absent: no residual, no weight, no `rstd`. The rest by struct update:
     /// `Forward { weight: Some(w), ..Forward::new(…) }`.
     pub fn new((rows, hidden): (usize, usize), eps: f32, x: In, y: Out) -> Self {
         Forward::with_rows((rows, hidden), eps, Rows::contiguous(x, hidden), Rows::contiguous(y, hidden))
@@ -156,7 +191,18 @@ impl<In, Out> Forward<In, Out> {
 
     /// The same of any rows.
     pub fn with_rows((rows, hidden): (usize, usize), eps: f32, x: Rows<In>, y: Rows<Out>) -> Self {
-        Forward { rows, hidden, eps, weight_offset: WeightOffset::Zero, x, residual: None, weight: None, y, rstd: None }
+        Forward {
+            rows,
+            hidden,
+            eps,
+            weight_offset: WeightOffset::Zero,
+            rounding: Rounding::Once,
+            x,
+            residual: None,
+            weight: None,
+            y,
+            rstd: None,
+        }
     }
 
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
@@ -170,6 +216,7 @@ impl<In, Out> Forward<In, Out> {
             hidden: self.hidden,
             eps: self.eps,
             weight_offset: self.weight_offset,
+            rounding: self.rounding,
             x: self.x.try_map(&mut read)?,
             residual: match self.residual {
                 Some(Residual { residual, z }) => {
@@ -229,7 +276,19 @@ impl<In, Out> Backward<In, Out> {
         dy: Rows<In>,
         dx: Rows<Out>,
     ) -> Self {
-        Backward { rows, hidden, weight_offset: WeightOffset::Zero, x, weight: None, rstd, dy, dz: None, dx, dw: None }
+        Backward {
+            rows,
+            hidden,
+            weight_offset: WeightOffset::Zero,
+            rounding: Rounding::Once,
+            x,
+            weight: None,
+            rstd,
+            dy,
+            dz: None,
+            dx,
+            dw: None,
+        }
     }
 
     /// The same call on other operands: `read` and `write` say what stands for each that is read or written.
@@ -245,6 +304,7 @@ impl<In, Out> Backward<In, Out> {
             rows: self.rows,
             hidden: self.hidden,
             weight_offset: self.weight_offset,
+            rounding: self.rounding,
             x: self.x.try_map(&mut read)?,
             weight: self.weight.map(|w| w.try_map(&mut read)).transpose()?,
             rstd: self.rstd.try_map(&mut read)?,

@@ -17,15 +17,15 @@ use self::convert::Packed;
 pub use self::layer::Layer;
 use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut};
 use self::row::{
-    Accumulators, Row, add_products, add_squares, ahead, prefetch, products, specialised, squares, tiles, tree, x_hat,
+    Accumulators, Row, add_products, add_squares, ahead, gradients, normalise, prefetch, products, specialised,
+    squares, tiles, tree,
 };
 use self::threads::{JOB, rows_per_job, share, threads};
-use crate::arith::{
-    Element, RowScale, SCALE_UP, added, centred, chain, environment, fold, gradient, gradient_with, mean, row_scale,
-    scaled_root, statistic, total, weighted,
-};
+use crate::arith::{Element, SCALE_UP, added, environment, fold, mean, row_scale, scaled_root, statistic, total};
 use crate::order::{column_order, row_order};
-use crate::{Backward, Error, Executor, Forward, Residual, Slice, SliceMut, Vector, WeightGradient, with_dtype};
+use crate::{
+    Backward, Error, Executor, Forward, Residual, Rounding, Slice, SliceMut, Vector, WeightGradient, with_dtype,
+};
 use pulp::{Simd, WithSimd};
 
 /// The CPU executor. A call of up to 16384 elements, or of one row, is computed on the thread that calls; a larger one on rayon's
@@ -57,7 +57,7 @@ impl Executor for Cpu {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         environment()?;
-        let Forward { rows, hidden, eps, weight_offset, x, residual, weight, y, rstd } = call;
+        let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
         if rows == 0 {
             return Ok(());
         }
@@ -66,13 +66,13 @@ impl Executor for Cpu {
         let at = Layout::new(&y, rows, hidden);
         match residual {
             None => with_dtype!(Slice(xs) = x.data, SliceMut(ys) = y.data => {
-                forward(Read::new(xs, &x), None, weight, eps, at.of(ys), rstd)
+                forward(Read::new(xs, &x), None, weight, (eps, rounding), at.of(ys), rstd)
             }),
             Some(Residual { residual, z }) => {
                 let z_at = Layout::new(&z, rows, hidden);
                 with_dtype!(Slice(xs) = x.data, Slice(others) = residual.data, SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
                     let sum = (Read::new(others, &residual), z_at.of(zs));
-                    forward(Read::new(xs, &x), Some(sum), weight, eps, at.of(ys), rstd)
+                    forward(Read::new(xs, &x), Some(sum), weight, (eps, rounding), at.of(ys), rstd)
                 })
             }
         }
@@ -81,7 +81,7 @@ impl Executor for Cpu {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         environment()?;
-        let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dz, dx, dw } = call;
+        let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
         let weight = &*effective_weights(weight, weight_offset, hidden);
         let (dw, scratch) = match dw {
             Some(WeightGradient { dw, scratch }) => {
@@ -97,7 +97,7 @@ impl Executor for Cpu {
             let dz = dz.unwrap_or(dy);
             with_dtype!(Slice(xs) = x.data, Slice(dys) = dy.data, Slice(dzs) = dz.data, SliceMut(dxs) = dx.data => {
                 let dz = there.then(|| Read::new(dzs, &dz));
-                backward(Read::new(xs, &x), weight, rstd, Read::new(dys, &dy), dz, at.of(dxs), scratch)
+                backward(Read::new(xs, &x), weight, rounding, rstd, Read::new(dys, &dy), dz, at.of(dxs), scratch)
             })?;
         }
         match dw {
@@ -116,11 +116,11 @@ fn forward<T: Packed>(
     x: Read<T>,
     sum: Option<(Read<T>, Written<T>)>,
     weight: &[f32],
-    eps: f32,
+    (eps, rounding): (f32, Rounding),
     y: Written<T>,
     rstd: &mut [f32],
 ) -> Result<(), Error> {
-    let hidden = weight.len();
+    let (hidden, twice) = (weight.len(), rounding == Rounding::Twice);
     let rows_per_job = rows_per_job(y.data.len().div_ceil(y.row_stride), hidden);
     let mut rstd = rstd.chunks_mut(rows_per_job);
     let y_stride = y.row_stride;
@@ -141,7 +141,7 @@ fn forward<T: Packed>(
                 }
                 _ => (x, first_row),
             };
-            pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc });
+            pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, twice, first_row, y, y_stride, rstd, acc });
         },
     )
 }
@@ -176,6 +176,7 @@ struct ForwardJob<'a, T> {
     x: Read<'a, T>,
     weight: &'a [f32],
     eps: f32,
+    twice: bool,
     first_row: usize,
     y: &'a mut [T],
     y_stride: usize,
@@ -190,7 +191,7 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
     /// first, because a load waits for an unfinished store to the same place of another page.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let ForwardJob { x, weight, eps, first_row, y, y_stride, rstd, acc } = self;
+        let ForwardJob { x, weight, eps, twice, first_row, y, y_stride, rstd, acc } = self;
         let hidden = weight.len();
         let rows = y.len().div_ceil(y_stride);
         let finite_weight = weight.iter().all(|w| w.is_finite());
@@ -214,7 +215,9 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
                 prefetch(y, (i + rows_on) * y_stride + column);
                 let y = &mut y[i * y_stride..][tile.clone()];
                 let weight = &weight[tile.clone()];
-                specialised(scale, numbers, |scale, numbers| normalise(&row[tile.clone()], scale, numbers, weight, y));
+                specialised(scale, numbers, |scale, numbers| {
+                    normalise(&row[tile.clone()], scale, (numbers, twice), weight, y)
+                });
             }
             if let Some(next) = next {
                 (sum, row) = (tree(acc), next);
@@ -223,28 +226,22 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
     }
 }
 
-/// §5 One tile of y.
-#[inline(always)]
-fn normalise<T: Packed>(x: &[T], row: RowScale, number: bool, weight: &[f32], y: &mut [T]) {
-    for ((y, &z), &w) in y.iter_mut().zip(x).zip(weight) {
-        *y = T::pack(weighted(x_hat(z, row), w), number);
-    }
-}
-
 // Backward ----------------------------------------------------------------------------------------------------------------
 
 /// Each job takes some neighbouring row groups and walks all their rows, so that their sums stay in its cache and the rows it
 /// touches are neighbours. `scratch` holds the partials; it is empty if dw is not wanted: then every row is a job's own.
+#[allow(clippy::too_many_arguments, reason = "the operands of a call")]
 fn backward<T: Packed>(
     x: Read<T>,
     weight: &[f32],
+    rounding: Rounding,
     rstd: &[f32],
     dy: Read<T>,
     dz: Option<Read<T>>,
     dx: Written<T>,
     scratch: &mut [f32],
 ) -> Result<(), Error> {
-    let hidden = weight.len();
+    let (hidden, twice) = (weight.len(), rounding == Rounding::Twice);
     let groups = if scratch.is_empty() { rstd.len() } else { scratch.len() / hidden };
     let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
     let sums_len = scratch.len().min(per_job * hidden);
@@ -270,6 +267,7 @@ fn backward<T: Packed>(
             let job = BackwardJob {
                 x,
                 weight,
+                twice,
                 rstd,
                 dy,
                 dz,
@@ -292,6 +290,7 @@ fn backward<T: Packed>(
 struct BackwardJob<'a, T> {
     x: Read<'a, T>,
     weight: &'a [f32],
+    twice: bool,
     rstd: &'a [f32],
     dy: Read<'a, T>,
     dz: Option<Read<'a, T>>,
@@ -311,8 +310,8 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let BackwardJob { x, weight, rstd, dy, dz, groups, first_group, steps, dx_stride, partials, acc, squares_acc } =
-            self;
+        let BackwardJob { x, weight, twice, rstd, dy, dz, groups, first_group, steps, dx_stride, partials, .. } = self;
+        let (acc, squares_acc) = (self.acc, self.squares_acc);
         let hidden = weight.len();
         let rows = steps.into_iter().enumerate().flat_map(|(step, rows)| {
             rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
@@ -351,49 +350,11 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
                 let (row, weight, dx) = (row.tile(&tile), &weight[tile.clone()], &mut dx[tile.clone()]);
                 let dz = dz.map(|dz| &dz.row(r, hidden)[tile]);
                 specialised(row.scale, c.is_finite(), |scale, number| {
-                    gradients(Row { scale, ..row }, c, number, weight, dz, dx, partial)
+                    gradients(Row { scale, ..row }, c, (number, twice), weight, dz, dx, partial)
                 });
             }
             if let Some((next, _)) = next {
                 (sum, row) = (tree(acc), next);
-            }
-        }
-    }
-}
-
-/// §6 One tile of dx, and §7 of the group's partial if there is one.
-#[inline(always)]
-fn gradients<T: Packed>(
-    row: Row<T>,
-    c: f32,
-    number: bool,
-    weight: &[f32],
-    dz: Option<&[T]>,
-    dx: &mut [T],
-    partial: Option<&mut [f32]>,
-) {
-    let columns = dx.iter_mut().zip(row.x).zip(row.dy).zip(weight);
-    match (dz, partial) {
-        (Some(dz), partial) => {
-            for ((partial, &x), dy) in partial.unwrap_or_default().iter_mut().zip(row.x).zip(row.dy) {
-                *partial = chain(dy.unpack(), x_hat(x, row.scale), *partial);
-            }
-            for ((((dx, &x), &dy), &w), &dz) in columns.zip(dz) {
-                let t = centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w));
-                // Nothing is known of dz, so its sum may be NaN.
-                *dx = T::pack(gradient_with(t, row.scale, dz.unpack()), false);
-            }
-        }
-        (None, Some(partial)) => {
-            for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
-                let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
-                *partial = chain(dy, x_hat, *partial);
-                *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale), number);
-            }
-        }
-        (None, None) => {
-            for (((dx, &x), &dy), &w) in columns {
-                *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale), number);
             }
         }
     }

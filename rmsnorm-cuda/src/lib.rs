@@ -87,7 +87,7 @@ mod process;
 #[doc(hidden)]
 pub mod view;
 
-pub use call::{Backward, Forward, Residual, WeightGradient, WeightOffset, scratch_len};
+pub use call::{Backward, Forward, Residual, Rounding, WeightGradient, WeightOffset, scratch_len};
 pub use cpu::{Cpu, Layer};
 #[cfg(feature = "cuda")]
 pub use cudarc;

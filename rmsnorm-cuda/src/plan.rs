@@ -9,7 +9,7 @@ mod display;
 
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
 use crate::order::{HELD_MAX, NARROW};
-use crate::{Dtype, WeightOffset};
+use crate::{Dtype, Rounding, WeightOffset};
 pub use arch::Arch;
 pub use class::{Class, class, classes, variants};
 use class::{STREAMED, few_rows_forward, stages_in_table};
@@ -27,6 +27,8 @@ pub struct Calls {
     pub weight: Option<Dtype>,
     /// As in the calls.
     pub weight_offset: WeightOffset,
+    /// As in the calls.
+    pub rounding: Rounding,
     /// Element type of the weight's gradient, if it is computed.
     pub dw: Option<Dtype>,
     /// Whether forward is given a residual.
@@ -39,7 +41,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Of aligned rows, without anything that may be absent: no weight, no gradient of it, no residual, no `dz`. The rest by struct update.
+    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no gradient of it, no residual, no `dz`. The rest by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
             rows,
@@ -47,6 +49,7 @@ impl Calls {
             dtype,
             weight: None,
             weight_offset: WeightOffset::Zero,
+            rounding: Rounding::Once,
             dw: None,
             residual: false,
             dz: false,

@@ -42,7 +42,7 @@ fn f(value: f32) -> u32 {
 }
 
 /// What a recomputed sum is depends on the scale that is asked for: a wrong scale shows.
-const FUNCTIONS: [Function; 27] = [
+const FUNCTIONS: [Function; 30] = [
     function!("widen float", "r[0] = f(widen(a));", |a| [f(a.widen()), 0, 0]),
     Function {
         name: "widen f16",
@@ -102,6 +102,15 @@ const FUNCTIONS: [Function; 27] = [
         f(arith::effective_weight(a, false)),
         0
     ]),
+    function!("factor float", "r[0] = f(factor<float>(a, true)), r[1] = f(factor<float>(a, false));", |a| {
+        [f(arith::factor(a, true, |x| f32::store(x).widen())), f(arith::factor(a, false, |_| 0.0)), 0]
+    }),
+    function!("factor f16", "r[0] = f(factor<f16>(a, true)), r[1] = f(factor<f16>(a, false));", |a| {
+        [f(arith::factor(a, true, |x| f16::store(x).widen())), f(arith::factor(a, false, |_| 0.0)), 0]
+    }),
+    function!("factor bf16", "r[0] = f(factor<bf16>(a, true)), r[1] = f(factor<bf16>(a, false));", |a| {
+        [f(arith::factor(a, true, |x| bf16::store(x).widen())), f(arith::factor(a, false, |_| 0.0)), 0]
+    }),
     function!("weighted", "r[0] = f(weighted(a, b));", |a, b| [f(arith::weighted(a, b)), 0, 0]),
     function!("centred", "r[0] = f(centred(a, b, c));", |a, b, c| [f(arith::centred(a, b, c)), 0, 0]),
     function!(
@@ -174,6 +183,7 @@ fn a_changed_function_is_seen() {
         ("row_scale", "if (rstd == INFINITY_F32)", "if (rstd >= SCALE_UP)"),
         ("statistic", "__fmul_rn(__fmul_rn(eps, s), s)", "eps"),
         ("effective_weight", "zero_centred ? __fadd_rn(weight, 1.0f) : weight", "__fadd_rn(weight, zero_centred)"),
+        ("factor f16", "widen(store<T>(x_hat))", "widen(store<bf16>(x_hat))"),
         ("centred", "__fmaf_rn(-x_hat, c, wdy)", "__fadd_rn(wdy, -__fmul_rn(x_hat, c))"),
         ("gradient", "__fmul_rn(__fmul_rn(t, row.post), row.pre)", "__fmul_rn(__fmul_rn(t, row.pre), row.post)"),
     ];

@@ -10,7 +10,7 @@ use crate::subject::Subject;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 use rmsnorm_cuda::plan::{column_order, row_order};
-use rmsnorm_cuda::{Dtype, WeightOffset};
+use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
 use rmsnorm_ref::{Columns, Depth, Format, ForwardTallies, Setting, Tally, check_backward_rows, check_forward, depth};
 
 /// *Every element of every output is within the forward error bound of the f64 reference.*
@@ -30,6 +30,8 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
     let setting = Setting {
         weight: weight.as_ref().map(|w| w.view()),
         weight_offset: if case.weight_offset == WeightOffset::One { 1.0 } else { 0.0 },
+        // An f32 is what it is rounded to.
+        rounded: (case.rounding == Rounding::Twice && dtype != Dtype::F32).then(|| format(dtype)),
         eps: f64::from(case.eps),
         depth: depths(rows, hidden),
     };

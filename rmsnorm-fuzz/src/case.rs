@@ -5,7 +5,7 @@ use crate::values::{Values, Which, mix};
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::strategy::Strategy;
 use rmsnorm_cuda::plan::{Direction, class, column_order, row_order};
-use rmsnorm_cuda::{Dtype, WeightOffset};
+use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
 use std::sync::LazyLock;
 
 /// Everything that decides one forward and one backward call. Buffers are made from it by
@@ -22,6 +22,8 @@ pub struct Case {
     pub weight: WeightKind,
     /// Added to the weight.
     pub weight_offset: WeightOffset,
+    /// Whether x_hat is rounded before the weight multiplies it.
+    pub rounding: Rounding,
     /// Whether the gradient of the weight is asked for, and in which type.
     pub dw: DwKind,
     /// Whether the forward call is asked to store `rstd` (the backward call gets it in any case).
@@ -158,6 +160,7 @@ impl Case {
             dtype,
             weight: WeightKind::Same,
             weight_offset: WeightOffset::Zero,
+            rounding: Rounding::Once,
             dw: DwKind::Same,
             rstd: true,
             eps: 1e-5,
@@ -258,6 +261,9 @@ impl Case {
             let gap = if chance(u, 30)? { gap(u, 0)? } else { Gap::None };
             case.places[operand as usize] = Place { offset, gap };
         }
+        if chance(u, 30)? {
+            case.rounding = Rounding::Twice;
+        }
         Ok(case)
     }
 }
@@ -292,6 +298,9 @@ impl std::fmt::Display for Case {
         }
         if self.weight_offset == WeightOffset::One {
             write!(f, "+1")?;
+        }
+        if self.rounding == Rounding::Twice {
+            write!(f, " twice")?;
         }
         match self.dw_dtype() {
             None => write!(f, " dw=absent")?,
@@ -458,6 +467,7 @@ mod tests {
         share("M > G", 0.3, &|c| c.rows > column_order(c.rows, c.hidden).groups);
         share("odd N", 0.3, &|c| c.hidden % 2 == 1);
         share("odd offset", 0.3, &|c| c.places.iter().any(|p| p.offset % 2 == 1));
+        share("rounded twice", 0.14, &|c| c.rounding == Rounding::Twice && c.dtype != Dtype::F32);
         share("M = 0", 0.005, &|c| c.rows == 0);
         for dtype in Dtype::ALL {
             share("type", 0.3, &|c| c.dtype == dtype);

@@ -6,7 +6,7 @@ use rmsnorm_cuda::cuda::compile::compile;
 use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::cuda::steps::{self, Step};
 use rmsnorm_cuda::plan::{Arch, Calls, Direction, ROW_COUNTS, Tuning, classes};
-use rmsnorm_cuda::{Dtype, Error, WeightOffset};
+use rmsnorm_cuda::{Dtype, Error, Rounding, WeightOffset};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A module as calls launch it on an architecture.
@@ -41,7 +41,10 @@ pub fn kinds() -> Vec<Calls> {
     let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
     // A residual is forward's alone, dz backward's: one kind shows both.
     let with_dz = |dtype| Calls { residual: true, dz: true, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
-    Dtype::ALL.into_iter().flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)])).collect()
+    // In f32 the kernels are those that round once.
+    let twice = |dtype| Calls { rounding: Rounding::Twice, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
+    let twice = |dtype| (dtype != Dtype::F32).then(|| twice(dtype));
+    Dtype::ALL.into_iter().flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)]).chain(twice(dtype))).collect()
 }
 
 /// Every module that calls of this kind launch on `arch`: every class in every layout, few rows, and the fold. What is launched is what
@@ -71,10 +74,12 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     Ok(found.into_iter().map(unit).collect())
 }
 
-/// What is compiled ahead: the portable modules of all calls. Those that resemble each other stand together.
+/// What is compiled ahead: the portable modules of all calls but those that round twice, for which there is no room. Those that resemble
+/// each other stand together.
 pub fn portable() -> Result<Vec<Module>, Error> {
     let mut all = BTreeSet::new();
-    for (kind, both) in kinds().iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+    let kinds: Vec<Calls> = kinds().into_iter().filter(|kind| kind.rounding == Rounding::Once).collect();
+    for (kind, both) in kinds.iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let units = units(&Arch::A100, &Calls { residual: both, dz: both, ..*kind })?;
         // Without a compiler few rows are planned as others are.
         let modules = units.into_iter().map(|unit| unit.module);

@@ -96,10 +96,16 @@ pub fn get(data: Slice<'_>, i: usize) -> f32 {
 
 /// §1 of one element of host memory: one rounding, NaN to the canonical one.
 pub fn put(data: &mut SliceMut<'_>, i: usize, value: f32) {
-    fn store<T: HostElement>(value: f32) -> T {
-        if value.is_nan() { T::from_bits(T::NAN) } else { T::round(value) }
-    }
     with_dtype!(SliceMut(data) = data => data[i] = store(value));
+}
+
+/// §1 What a value is once it is stored as an element of this type.
+pub(crate) fn rounded(dtype: Dtype, value: f32) -> f32 {
+    with_dtype!(dtype, T => store::<T>(value).widen())
+}
+
+fn store<T: HostElement>(value: f32) -> T {
+    if value.is_nan() { T::from_bits(T::NAN) } else { T::round(value) }
 }
 
 /// Where two outputs first differ.

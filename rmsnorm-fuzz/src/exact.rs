@@ -2,13 +2,12 @@
 
 use crate::buffer::Fill;
 use crate::case::{Case, DwKind, Name};
-use crate::elements::Elements;
+use crate::elements::{Elements, rounded};
 use crate::finding::{Evidence, Finding, Stop};
 use crate::operands::Operands;
 use crate::subject::Subject;
-use crate::values::{HostElement, Values};
-use half::{bf16, f16};
-use rmsnorm_cuda::{Dtype, WeightOffset};
+use crate::values::Values;
+use rmsnorm_cuda::WeightOffset;
 
 /// *Rows of ±1 with eps 0 and small integers give exact integers*: rstd is 1, y and dw are integers, and where N is a power of
 /// two dx is an integer over N. The shape, the types and the layout are those of the case; the oracle counts in i64; an output
@@ -31,7 +30,7 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     let mut evidence = Evidence::default();
     let mut demand = |output: &str, i: usize, j: usize, got: &Elements, at: usize, want: f64| {
         evidence.elements += 1;
-        let (got, want) = (got.get(at), rounded(want, got));
+        let (got, want) = (got.get(at), rounded(got.dtype(), want as f32));
         if got == want {
             Ok(())
         } else {
@@ -71,16 +70,6 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     }
     evidence.comparisons = 1;
     Ok(evidence)
-}
-
-/// An exact f32 as the type of `like` stores it.
-fn rounded(value: f64, like: &Elements) -> f32 {
-    let value = value as f32;
-    match like.dtype() {
-        Dtype::F32 => value,
-        Dtype::F16 => <f16 as HostElement>::round(value).widen(),
-        Dtype::Bf16 => <bf16 as HostElement>::round(value).widen(),
-    }
 }
 
 const EXACT: i64 = 1 << 24;

@@ -43,6 +43,7 @@ pub fn hard_cases() -> &'static [HardCase] {
         numerics::ranges(&mut list);
         numerics::degenerate(&mut list);
         numerics::weights(&mut list);
+        numerics::rounded_twice(&mut list);
         large(&mut list);
         list.cases
     });

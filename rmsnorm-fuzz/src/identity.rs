@@ -82,7 +82,7 @@ impl Trial {
 /// What the literal executor computes from the inputs of `operands`. Blocks of rows, and for `dw` blocks of columns, are
 /// independent of each other by the specification: they are given to it in parallel.
 pub fn literal_outputs(operands: &Operands) -> Outputs {
-    let Case { rows, hidden, dtype, eps, weight_offset, .. } = *operands.case();
+    let Case { rows, hidden, dtype, eps, weight_offset, rounding, .. } = *operands.case();
     let view = |name| operands.buffer(name).expect("always there").rows();
     let (x, dy) = (view(Name::X), view(Name::Dy));
     let weight = operands.buffer(Name::Weight).map(|w| w.vector());
@@ -105,6 +105,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
         });
         let call = Forward {
             weight_offset,
+            rounding,
             residual: sum,
             weight,
             rstd: Some(reborrow(rstd).into()),
@@ -116,6 +117,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let x = if residual.is_some() { Rows::contiguous(z.slice(), hidden) } else { x };
     let backward = |first: usize, rows: usize, dx| Backward {
         weight_offset,
+        rounding,
         weight,
         dz: dz.as_ref().map(|dz| from_row(dz, first)),
         ..Backward::with_rows(

@@ -40,6 +40,7 @@ pub mod sets;
 pub mod statistics;
 pub mod subject;
 pub mod targets;
+pub mod twice;
 pub mod values;
 
 pub use buffer::Fill;

@@ -1,9 +1,11 @@
 //! The literal executor: the specification with plain loops. No SIMD, no threads, no blocks, and of the plan only the two
 //! orders; none of the functions of `rmsnorm_cuda::arith`. Every executor must return its bits.
 
-use crate::elements::{get, put};
+use crate::elements::{get, put, rounded};
 use rmsnorm_cuda::plan::{column_order, row_order};
-use rmsnorm_cuda::{Backward, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightOffset};
+use rmsnorm_cuda::{
+    Backward, Dtype, Error, Executor, Forward, Operand, Rounding, Rows, Slice, SliceMut, Vector, WeightOffset,
+};
 use std::ops::Range;
 
 /// The specification, read aloud.
@@ -33,7 +35,8 @@ impl Executor for Literal {
                 _ => 1.0 / v.sqrt(),
             };
             for (j, x_hat) in normalised(&z, rstd).0.into_iter().enumerate() {
-                let y = weighted(x_hat, &call.weight, call.weight_offset, j);
+                let y =
+                    weighted(factor(x_hat, call.rounding, call.x.data.dtype()), &call.weight, call.weight_offset, j);
                 put(&mut call.y.data, call.y.offset + i * call.y.row_stride + j, y);
             }
             call.rstd.iter_mut().for_each(|out| put(&mut out.data, out.offset + i, rstd));
@@ -80,7 +83,7 @@ pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
             let z: Vec<f32> = read.clone().map(|k| element(&call.x, i, k)).collect();
             (row, x_hat) = (i, normalised(&z, rstd).0.split_off(columns.start - read.start));
         }
-        (element(&call.dy, i, columns.start + j), x_hat[j])
+        (element(&call.dy, i, columns.start + j), factor(x_hat[j], call.rounding, call.x.data.dtype()))
     })
 }
 
@@ -114,6 +117,11 @@ fn normalised(z: &[f32], rstd: f32) -> (Vec<f32>, f32) {
     }
     let root = 1.0 / mean_square(z, UP).sqrt();
     (z.iter().map(|z| (z * UP) * root).collect(), root)
+}
+
+/// §5 and §7: what the weight, or dy, multiplies.
+fn factor(x_hat: f32, rounding: Rounding, dtype: Dtype) -> f32 {
+    if rounding == Rounding::Twice { rounded(dtype, x_hat) } else { x_hat }
 }
 
 /// §5 and §6: times `w'`.

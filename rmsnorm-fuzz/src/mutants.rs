@@ -4,13 +4,13 @@
 //! Read in this order: [`Mutant`], [`MUTANTS`] (the list), [`subject!`](macro@crate::subject) (a copy as what is judged) and
 //! [`judge_main`].
 
-use crate::case::{Case, Gap, Name, Place};
+use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind};
 use crate::finding::Outcome;
 use crate::hard::hard_case;
 use crate::property::{PROPERTIES, Property, property};
 use crate::subject::{Again, Subject};
 use crate::values::Values;
-use rmsnorm_cuda::Dtype;
+use rmsnorm_cuda::{Dtype, Rounding};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -171,12 +171,13 @@ macro_rules! subject {
                 self.0.name()
             }
             fn forward(&self, call: ours::Forward<ours::Slice<'_>, ours::SliceMut<'_>>) -> Result<(), ours::Error> {
-                let ours::Forward { rows, hidden, eps, weight_offset, x, residual, weight, y, rstd } = call;
+                let ours::Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
                 let call = $theirs::Forward {
                     rows,
                     hidden,
                     eps,
                     weight_offset: offset(weight_offset),
+                    rounding: how_often(rounding),
                     x: rows_of(x, slice),
                     residual: residual.map(|sum| $theirs::Residual {
                         residual: rows_of(sum.residual, slice),
@@ -189,11 +190,12 @@ macro_rules! subject {
                 self.0.forward(call).map_err(error)
             }
             fn backward(&self, call: ours::Backward<ours::Slice<'_>, ours::SliceMut<'_>>) -> Result<(), ours::Error> {
-                let ours::Backward { rows, hidden, weight_offset, x, weight, rstd, dy, dz, dx, dw } = call;
+                let ours::Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
                 let call = $theirs::Backward {
                     rows,
                     hidden,
                     weight_offset: offset(weight_offset),
+                    rounding: how_often(rounding),
                     x: rows_of(x, slice),
                     weight: weight.map(|w| vector(w, slice)),
                     rstd: vector(rstd, slice),
@@ -237,6 +239,13 @@ macro_rules! subject {
             match offset {
                 ours::WeightOffset::Zero => $theirs::WeightOffset::Zero,
                 ours::WeightOffset::One => $theirs::WeightOffset::One,
+            }
+        }
+
+        fn how_often(rounding: ours::Rounding) -> $theirs::Rounding {
+            match rounding {
+                ours::Rounding::Once => $theirs::Rounding::Once,
+                ours::Rounding::Twice => $theirs::Rounding::Twice,
             }
         }
 

@@ -121,11 +121,12 @@ impl Operands {
 
     /// The forward call.
     pub fn forward_call(&mut self, with_rstd: bool) -> Forward<Slice<'_>, SliceMut<'_>> {
-        let Case { rows, hidden, eps, weight_offset, .. } = self.case;
+        let Case { rows, hidden, eps, weight_offset, rounding, .. } = self.case;
         let [x, weight, y, rstd, .., residual, z] = &mut self.buffers;
         let residual = residual.as_ref().zip(z.as_mut());
         Forward {
             weight_offset,
+            rounding,
             residual: residual.map(|(residual, z)| Residual { residual: residual.rows(), z: z.rows_mut() }),
             weight: weight.as_ref().map(Buffer::vector),
             rstd: rstd.as_mut().filter(|_| with_rstd).map(Buffer::vector_mut),
@@ -140,11 +141,12 @@ impl Operands {
 
     /// The backward call; the forward call has stored `rstd`, and `z`, which is then the row that was normalised.
     pub fn backward_call(&mut self) -> Backward<Slice<'_>, SliceMut<'_>> {
-        let Case { rows, hidden, weight_offset, .. } = self.case;
+        let Case { rows, hidden, weight_offset, rounding, .. } = self.case;
         let [x, weight, _, rstd, dy, dx, dw, scratch, dz, _, z] = &mut self.buffers;
         let dw = dw.as_mut().zip(scratch.as_mut());
         Backward {
             weight_offset,
+            rounding,
             weight: weight.as_ref().map(Buffer::vector),
             dz: dz.as_ref().map(Buffer::rows),
             dw: dw.map(|(dw, scratch)| WeightGradient { dw: dw.vector_mut(), scratch: scratch.vector_mut() }),

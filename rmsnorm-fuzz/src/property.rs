@@ -4,7 +4,9 @@ use crate::case::Case;
 use crate::finding::{Finding, Outcome};
 use crate::identity::Trial;
 use crate::subject::Subject;
-use crate::{accuracy, batch, exact, far_rows, fused, identity, issue_781, launches, memory, refusal, runs, scaling};
+use crate::{
+    accuracy, batch, exact, far_rows, fused, identity, issue_781, launches, memory, refusal, runs, scaling, twice,
+};
 use std::time::{Duration, Instant};
 
 /// One sentence of the contract, and the function that tries to refute it.
@@ -122,6 +124,12 @@ pub const PROPERTIES: &[Property] = &[
         name: "fused",
         sentence: "Forward with a residual gives the bits of forward on the sum that it stored.",
         check: Check::Case(fused::fused),
+    },
+    Property {
+        number: 15,
+        name: "twice",
+        sentence: "Rounding twice gives the product of the stored x_hat, dw of backward on it, and all else as rounding once.",
+        check: Check::Case(twice::twice),
     },
 ];
 

@@ -5,7 +5,7 @@ use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind, boundaries, random
 use crate::hard::hard_cases;
 use crate::values::Values;
 use rmsnorm_cuda::plan::{Class, Direction, class, classes, column_order};
-use rmsnorm_cuda::{Dtype, WeightOffset};
+use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub fn hard(large: bool) -> Vec<Item> {
 }
 
 /// Every plan class of every type, with every kind of weight: rows that fill the class exactly, rows that do not but are
-/// aligned, and rows that are not aligned. They are called `class-TYPE-WIDTH-LAYOUT-WEIGHT`.
+/// aligned, and rows that are not aligned; some of them rounded twice. They are called `class-TYPE-WIDTH-LAYOUT-WEIGHT`, then `-twice`.
 pub fn plan_classes() -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
@@ -54,6 +54,16 @@ pub fn plan_classes() -> Vec<Item> {
             }
         }
     }
+    // Rounding twice is the same in all of them; some stand for all.
+    let narrow = items.iter().filter(|item| item.case.dtype != Dtype::F32 && item.case.weight == WeightKind::Same);
+    let twice: Vec<Item> = narrow
+        .step_by(3)
+        .map(|Item { name, case }| Item {
+            name: format!("{name}-twice"),
+            case: Case { rounding: Rounding::Twice, ..*case },
+        })
+        .collect();
+    items.extend(twice);
     items
 }
 

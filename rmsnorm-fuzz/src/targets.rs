@@ -51,7 +51,7 @@ pub const TARGETS: &[Target] = &[
         name: "properties",
         sentence: "one of the properties that compare an executor with itself, or with integers",
         body: |subject, u| {
-            const OTHERS: [&str; 7] = ["content", "exact", "scaling", "layout", "writes", "batch", "fused"];
+            const OTHERS: [&str; 8] = ["content", "exact", "scaling", "layout", "writes", "batch", "fused", "twice"];
             let name = *u.choose(&OTHERS)?;
             // These run a case many times.
             let case = Case::within(u, 1 << 9)?;

@@ -1,7 +1,8 @@
 //! The checks can fail: executors with one defect each, and the property that must refute them.
 
 use rmsnorm_cuda::{
-    Backward, Cpu, Error, Executor, Forward, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset, bf16,
+    Backward, Cpu, Error, Executor, Forward, Rounding, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset,
+    bf16,
 };
 use rmsnorm_fuzz::elements::{get, put};
 use rmsnorm_fuzz::{Case, Literal, Outcome, Subject, hard_case, property};
@@ -28,6 +29,9 @@ const DEFECTS: &[(Defect, &str, &str)] = &[
     (Defect::TruncatesToF16, "accuracy", "width_7"),
     (Defect::TruncatesToBf16, "accuracy", "width_31"),
     (Defect::OffsetIgnored, "accuracy", "zero_centred_small"),
+    (Defect::RoundedOnce, "accuracy", "twice_f16"),
+    (Defect::RoundedOnce, "twice", "twice_bf16"),
+    (Defect::RoundedOnce, "twice", "twice_weight_absent"),
     (Defect::WeightTwice, "accuracy", "w_awkward"),
     (Defect::WeightTwice, "exact", "w_awkward"),
     (Defect::DependsOnPosition, "batch", "rows_17"),
@@ -65,6 +69,7 @@ enum Defect {
     TruncatesToF16,
     TruncatesToBf16,
     OffsetIgnored,
+    RoundedOnce,
     WeightTwice,
     DependsOnPosition,
     DependsOnRows,
@@ -181,12 +186,16 @@ impl Executor for Broken {
             return Ok(());
         }
         call.check()?;
-        let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, .. } = call;
+        let Backward { rows, hidden, weight_offset, mut rounding, x, weight, rstd, dy, .. } = call;
+        if defect == Defect::RoundedOnce {
+            rounding = Rounding::Once;
+        }
         let stale = call.dw.as_ref().filter(|_| rows > 0).map(|d| get_mut(&d.scratch.data, d.scratch.offset).unwrap());
         // The lost row is lost in dw only, and with it the group's last step.
         let dw = call.dw.as_mut().map(|d| WeightGradient { dw: lend(&mut d.dw), scratch: lend(&mut d.scratch) });
         let dx = Rows { data: relend(&mut call.dx.data), ..call.dx };
-        Cpu.backward(Backward { weight_offset, weight, dw, ..Backward::with_rows((rows, hidden), x, rstd, dy, dx) })?;
+        let plain = Backward::with_rows((rows, hidden), x, rstd, dy, dx);
+        Cpu.backward(Backward { weight_offset, rounding, weight, dw, ..plain })?;
         let Some(out) = &mut call.dw else { return Ok(()) };
         for j in 0..hidden {
             let at = out.dw.offset + j;
@@ -212,15 +221,17 @@ impl Executor for Broken {
 
 /// The forward call with a defect in the statistic, where the defect is there; else that of [`Literal`].
 fn run_forward(defect: Defect, call: &mut Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-    let Forward { rows, hidden, mut eps, mut weight_offset, x, weight, .. } = *call;
+    let Forward { rows, hidden, mut eps, mut weight_offset, mut rounding, x, weight, .. } = *call;
     match defect {
         Defect::EpsIgnored => eps = 0.0,
         Defect::OffsetIgnored => weight_offset = WeightOffset::Zero,
+        Defect::RoundedOnce => rounding = Rounding::Once,
         _ => {}
     }
     let rstd = call.rstd.as_mut().map(lend);
     let y = Rows { data: relend(&mut call.y.data), ..call.y };
-    Literal.forward(Forward { weight_offset, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) })?;
+    let plain = Forward::with_rows((rows, hidden), eps, x, y);
+    Literal.forward(Forward { weight_offset, rounding, weight, rstd, ..plain })?;
     for i in 0..rows {
         let z: Vec<f32> = (0..hidden).map(|j| get(x.data, x.offset + i * x.row_stride + j)).collect();
         let mean = |s: f32| z.iter().map(|z| (z * s) * (z * s)).sum::<f32>() / hidden as f32;

@@ -1,8 +1,8 @@
 //! The CPU executor against the literal one where its loops change: at every narrow width, which no sweep of random cases visits one by
 //! one, and on an rstd that is not its row's.
 
-use rmsnorm_cuda::{Backward, Cpu, Dtype, Executor, Slice, WeightOffset};
-use rmsnorm_fuzz::case::WeightKind;
+use rmsnorm_cuda::{Backward, Cpu, Dtype, Executor, Rounding, Slice, WeightOffset};
+use rmsnorm_fuzz::case::{DwKind, WeightKind};
 use rmsnorm_fuzz::{Case, Fill, Literal, Name, Operands, Outputs, Place, Values};
 
 const WEIGHTS: [WeightKind; 3] = [WeightKind::Absent, WeightKind::Same, WeightKind::F32];
@@ -47,6 +47,34 @@ fn an_rstd_of_another_row() {
     }
 }
 
+/// In f32 rounding twice changes nothing, and without a weight, in any type, nothing but dw, which is that of a weight of one.
+#[test]
+fn where_rounding_twice_is_rounding_once() {
+    let run = |case: Case| Operands::new(&case, Fill::Plausible).run(&Cpu).expect("a call");
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        for weight in WEIGHTS {
+            for x in [Values::Normal, Values::Bits, Values::RowScaled(-12, 10)] {
+                let case = Case { weight, x, dw: DwKind::F32, eps: 0.0, seed: i as u64, ..Case::new(40, 300, dtype) };
+                let twice = Case { rounding: Rounding::Twice, ..case };
+                let (of_once, mut of_twice) = (run(case), run(twice));
+                let differs = of_once.difference(&of_twice).map(|what| what.split('[').next().map(str::to_string));
+                let expected = match (dtype, weight) {
+                    (Dtype::F32, _) => None,
+                    (_, WeightKind::Absent) => Some(Some("dw".to_string())),
+                    _ => Some(Some("y".to_string())),
+                };
+                assert_eq!(differs, expected, "{case}");
+                if weight == WeightKind::Absent {
+                    let ones = Case { w: Values::Constant(1.0), weight: WeightKind::Same, ..twice };
+                    assert_eq!(run(ones).difference(&of_twice), None, "{case}");
+                    of_twice.dw.clone_from(&of_once.dw);
+                    assert_eq!(of_once.difference(&of_twice), None, "{case}");
+                }
+            }
+        }
+    }
+}
+
 /// Every type, weight and offset.
 fn kinds(rows: usize, hidden: usize) -> impl Iterator<Item = Case> {
     let kinds = Dtype::ALL.into_iter().flat_map(|dtype| WEIGHTS.map(|weight| (dtype, weight)));
@@ -54,6 +82,8 @@ fn kinds(rows: usize, hidden: usize) -> impl Iterator<Item = Case> {
         move |(i, ((dtype, weight), weight_offset))| Case {
             weight,
             weight_offset,
+            // In turn, so that each kind is rounded either way at some width and number of rows.
+            rounding: [Rounding::Once, Rounding::Twice][(i + hidden + rows) % 2],
             eps: [0.0, 1e-5, f32::from_bits(1)][i % 3],
             seed: (i + hidden) as u64,
             ..Case::new(rows, hidden, dtype)

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rmsnorm_cuda::cuda::checks::emulator::Emulator;
 use rmsnorm_cuda::plan::{Arch, Direction, Tuning, class, classes, column_order, variants};
 use rmsnorm_cuda::{Dtype, WeightOffset};
-use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
+use rmsnorm_fuzz::case::{Gap, WeightKind};
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, Subject, Values, hard_case, property};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +16,11 @@ use std::process::Command;
 mod few_rows;
 #[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
 mod machine;
+#[path = "emulator/twice.rs"]
+mod twice;
+
+/// So small that rstd is infinite: 2^-130.
+const TINY: Values = Values::Scaled(f32::from_bits(1 << 19));
 
 fn emulator(arch: Arch, blocks: Option<u32>, seed: u64) -> Emulator {
     Emulator::new(Tuning { blocks, ..Tuning::of(arch) }, seed)

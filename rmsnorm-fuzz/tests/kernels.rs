@@ -9,7 +9,7 @@ use rmsnorm_cuda::cuda::compile::compile_source;
 use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::plan::{Arch, Class, Direction, classes};
-use rmsnorm_cuda::{Dtype, WeightOffset};
+use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
 use rmsnorm_fuzz::compiled::{Unit, complaints, inspect, kinds, resources, units};
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -23,8 +23,8 @@ fn nvrtc_is_there() -> bool {
     missing.is_none()
 }
 
-/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz; a fifth of the modules for
-/// few rows, which take longest; for the others every class once, layouts and weights taking turns. And all that there are.
+/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz, and of those that round
+/// twice; a fifth of the modules for few rows, which take longest; for the others every class once, layouts and weights taking turns. And all that there are.
 fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
     let (mut chosen, mut all) = (BTreeSet::new(), BTreeSet::new());
     for (_, arch) in Arch::ALL {
@@ -32,11 +32,12 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             let mut of_dtype = Vec::new();
             for kind in kinds().into_iter().filter(|kind| kind.dtype == dtype) {
                 let units = units(&arch, &kind).expect("legal calls");
+                let special = kind.dz || kind.rounding == Rounding::Twice;
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if arch.compute_capability == (9, 0) && ordinary {
                     let (few, others): (Vec<Unit>, Vec<Unit>) = units.iter().partition(|unit| is_few(unit));
-                    chosen.extend(others.iter().step_by(if kind.dz { 5 } else { 1 }));
-                    chosen.extend(few.iter().step_by(if kind.dz { 19 } else { 5 }));
+                    chosen.extend(others.iter().step_by(if special { 5 } else { 1 }));
+                    chosen.extend(few.iter().step_by(if special { 19 } else { 5 }));
                 }
                 of_dtype.extend(units);
             }

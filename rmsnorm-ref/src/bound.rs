@@ -12,6 +12,7 @@
 //! rounding is judged as what it is ([`interval`]), not added to the bound.
 
 use crate::format::{Format, power_of_two};
+use crate::rounded::Rounded;
 
 /// The depths of the three sums, each made by [`depth`]: the most roundings that one summand passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,6 +143,11 @@ pub fn x_hat_error(x_hat: f64, rho: f64) -> f64 {
     rho * x_hat.abs() + F32.rounding((1.0 + rho) * x_hat.abs())
 }
 
+/// h: x_hat, rounded to `narrow`, for a row with the relative error `rho` of rstd. [§5]
+pub fn rounded_x_hat(x_hat: f64, rho: f64, narrow: Format) -> Rounded {
+    Rounded::new(x_hat, x_hat_error(x_hat, rho) * SLACK, narrow)
+}
+
 /// What is allowed for y, from the exact x_hat. [§5]
 ///
 /// ```text
@@ -162,6 +168,25 @@ pub fn y(x_hat: f64, rho: f64, scale: Scale, format: Format) -> Allowed {
         rho * exact.abs()
     };
     rounded_once(exact, before, format, false)
+}
+
+/// What is allowed for y of an x_hat that was rounded to `narrow`: that of the h which explains the `computed` one. [§5]
+///
+/// ```text
+/// a = |h·w'|·o
+/// ```
+pub fn y_rounded_twice(x_hat: f64, rho: f64, scale: Scale, narrow: Format, format: Format, computed: f64) -> Allowed {
+    if x_hat.is_nan() || !scale.weight.is_finite() {
+        return y(x_hat, rho, scale, format);
+    }
+    let of = |h: f64| {
+        let exact = h * scale.weight;
+        let error = if scale.multiplies { before_conversion(exact, exact.abs() * scale.relative, format) } else { 0.0 };
+        (exact, error * SLACK)
+    };
+    let rounded = rounded_x_hat(x_hat, rho, narrow);
+    let (exact, error) = rounded.explaining(computed, of, |value| format.round(value));
+    Allowed::Near { exact, error, may_overflow: false }
 }
 
 /// Backward along one row: what all its elements share. [§6]
@@ -274,20 +299,29 @@ pub struct ColumnSums {
 impl ColumnSums {
     /// Takes one row's element.
     pub fn add(&mut self, x_hat: f64, rho: f64, dy: f64) {
-        self.x_hat_nan |= x_hat.is_nan();
+        let u = F32.unit_roundoff();
+        self.take(x_hat, (rho + u + rho * u) * (dy * x_hat).abs(), dy.abs(), dy);
+    }
+
+    /// Takes one row's element where x_hat is rounded, `h` being [what it may be](rounded_x_hat): dw is Σ dy·h.
+    pub fn add_rounded(&mut self, h: Rounded, dy: f64) {
+        self.take(h.nearest, h.spread() * dy.abs(), 0.0, dy);
+    }
+
+    /// A factor of dy, what its error makes of the product, and what its underflow does, in units of η.
+    fn take(&mut self, factor: f64, product_error: f64, underflow: f64, dy: f64) {
+        self.x_hat_nan |= factor.is_nan();
         self.dy_not_finite |= !dy.is_finite();
         self.db += dy;
         self.dy_magnitude += dy.abs();
-        let u = F32.unit_roundoff();
-        let magnitude = (dy * x_hat).abs();
-        self.dw += dy * x_hat;
+        let magnitude = (dy * factor).abs();
+        self.dw += dy * factor;
         self.magnitude += magnitude;
-        let factor = (rho + u + rho * u) * magnitude;
-        self.factors += factor;
+        self.factors += product_error;
         self.squares += magnitude * magnitude;
-        self.factor_squares += factor * factor;
-        if magnitude > 0.0 {
-            self.underflowed += dy.abs() + 1.0;
+        self.factor_squares += product_error * product_error;
+        if magnitude > 0.0 || product_error > 0.0 {
+            self.underflowed += underflow + 1.0;
         }
     }
 
@@ -305,7 +339,8 @@ impl ColumnSums {
         self.dy_not_finite |= other.dy_not_finite;
     }
 
-    /// What is allowed for dw: `e = (1+γ)Σ((1+ρ)(1+u) − 1)A + γΣA + (1+γ)η(Σ|dy| + M)`, γ of the roundings before the last.
+    /// What is allowed for dw: `e = (1+γ)Σ((1+ρ)(1+u) − 1)A + γΣA + (1+γ)η(Σ|dy| + M)`, γ of the roundings before the last. Of a rounded x_hat
+    /// `e = (1+γ)Σ|dy|·spread + γΣA + (1+γ)ηM`.
     pub fn dw(&self, depth_column: u64, format: Format) -> Allowed {
         if self.x_hat_nan {
             return Allowed::Nan;
@@ -315,7 +350,8 @@ impl ColumnSums {
         }
         let folded = gamma(before_last(depth_column, format));
         let factors = self.factors + F32.half_smallest_subnormal() * self.underflowed;
-        let error = if self.magnitude == 0.0 { 0.0 } else { (1.0 + folded) * factors + folded * self.magnitude };
+        let error = (1.0 + folded) * factors + folded * self.magnitude;
+        let error = if self.magnitude + self.factors == 0.0 { 0.0 } else { error };
         allowed(self.dw, error, overflows(self.magnitude + error))
     }
 
@@ -326,12 +362,12 @@ impl ColumnSums {
     /// λ·sqrt(u²D(dw² + ΣA²) + Σ(((1+ρ)(1+u) − 1)A)²) + |dw|·Σ((1+ρ)(1+u) − 1)A/ΣA + (1+γ)η(Σ|dy| + M),   λ = 8
     /// ```
     pub fn dw_alarm(&self, depth_column: u64) -> f64 {
-        if self.magnitude == 0.0 {
+        if self.magnitude + self.factors == 0.0 {
             return 0.0;
         }
         let (u, folded) = (F32.unit_roundoff(), gamma(depth_column));
         let walked = u * u * depth_column as f64 * (self.dw * self.dw + self.squares) + self.factor_squares;
-        let in_common = self.dw.abs() * self.factors / self.magnitude;
+        let in_common = if self.dw == 0.0 { 0.0 } else { self.dw.abs() * self.factors / self.magnitude };
         let underflowed = (1.0 + folded) * F32.half_smallest_subnormal() * self.underflowed;
         (LAMBDA * walked.sqrt() + in_common + underflowed) * SLACK
     }
@@ -361,11 +397,15 @@ fn wdy_errors(scale: Scale) -> (f64, f64) {
 
 /// An f32 operation whose operands carry the error `before`. Stored in f32 its rounding is the last, else the conversion's is. [§8]
 fn rounded_once(exact: f64, before: f64, format: Format, may_overflow: bool) -> Allowed {
-    let error = match format {
+    allowed(exact, before_conversion(exact, before, format), may_overflow)
+}
+
+/// Before the conversion to a 16-bit format there is the rounding to f32.
+fn before_conversion(exact: f64, before: f64, format: Format) -> f64 {
+    match format {
         Format::F32 => before,
         _ => before + F32.rounding(exact.abs() + before),
-    };
-    allowed(exact, error, may_overflow)
+    }
 }
 
 /// Roundings of a sum of this depth before the stored value's last: in f32 that is the sum's own. [§8]

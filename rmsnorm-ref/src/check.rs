@@ -16,6 +16,8 @@ pub struct Setting<'a> {
     pub weight: Option<ArrayView1<'a, f64>>,
     /// Added to every weight: 1 for zero-centred weights, else 0.
     pub weight_offset: f64,
+    /// The format, if any, that x_hat is rounded to before the weight, or dy in the sum over the rows, multiplies it.
+    pub rounded: Option<Format>,
     /// Added to the mean square, inside the root.
     pub eps: f64,
     /// Depths of the three sums.
@@ -69,8 +71,12 @@ pub fn check_forward(
     for row in 0..x.nrows() {
         let rho = setting.rho(x.row(row));
         for column in 0..x.ncols() {
-            let allowed = bound::y(exact.x_hat[[row, column]], rho, setting.scale(column), format);
-            judge(&mut tallies.y, (first_row + row, column), allowed, y[[row, column]], format);
+            let (x_hat, scale, computed) = (exact.x_hat[[row, column]], setting.scale(column), y[[row, column]]);
+            let allowed = match setting.rounded {
+                None => bound::y(x_hat, rho, scale, format),
+                Some(narrow) => bound::y_rounded_twice(x_hat, rho, scale, narrow, format, computed),
+            };
+            judge(&mut tallies.y, (first_row + row, column), allowed, computed, format);
         }
     }
     tallies
@@ -133,7 +139,11 @@ impl Columns {
         for row in 0..x.nrows() {
             let rho = setting.rho(x.row(row));
             for (column, sums) in self.sums.iter_mut().enumerate() {
-                sums.add(x_hat[[row, column]], rho, dy[[row, column]]);
+                let (x_hat, dy) = (x_hat[[row, column]], dy[[row, column]]);
+                match setting.rounded {
+                    None => sums.add(x_hat, rho, dy),
+                    Some(narrow) => sums.add_rounded(bound::rounded_x_hat(x_hat, rho, narrow), dy),
+                }
             }
         }
     }

@@ -46,6 +46,20 @@ impl Format {
         if rounded.abs() >= self.overflow_threshold() { f64::INFINITY.copysign(value) } else { rounded }
     }
 
+    /// The neighbour of a value of this format, away from zero or towards it. Infinity follows the largest number.
+    pub(crate) fn next(self, value: f64, away: bool) -> f64 {
+        let magnitude = value.abs();
+        let moved = if away {
+            magnitude + self.spacing(magnitude)
+        } else if value.is_infinite() {
+            let u = self.unit_roundoff();
+            self.overflow_threshold() * (1.0 - u / (2.0 - u))
+        } else {
+            magnitude - self.spacing(magnitude.next_down())
+        };
+        self.round(moved).copysign(value)
+    }
+
     /// How far `exact` is from the nearest number that rounds to `stored`, a value of this format: 0 if it rounds to it itself.
     pub fn distance_before_rounding(self, stored: f64, exact: f64) -> f64 {
         // Seen from above: the numbers that round to `stored`, now not negative, reach from `low` to `high`.
@@ -172,6 +186,17 @@ mod tests {
             assert_eq!(Format::F32.distance_before_rounding(f64::from(number as f32), number), 0.0);
         }
         assert_eq!(Format::F32.distance_before_rounding(0.0, -2f64.powi(-149)), 2f64.powi(-150));
+    }
+
+    #[test]
+    fn neighbours_are_those_of_the_bits() {
+        for bits in (0..0x7f80u32).chain([0x7f7f]) {
+            let [here, above] = [bits, bits + 1].map(|bits| f64::from(f32::from_bits(bits << 16)));
+            for sign in [1.0, -1.0] {
+                assert_eq!(Format::Bf16.next(sign * here, true), sign * above);
+                assert_eq!(Format::Bf16.next(sign * above, false), sign * here);
+            }
+        }
     }
 
     #[test]

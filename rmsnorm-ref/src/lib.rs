@@ -33,8 +33,10 @@ pub mod judge;
 pub use bound::{Allowed, Depth, depth};
 pub use check::{Columns, ForwardTallies, Setting, check_backward_rows, check_forward};
 pub use format::{Format, ulp_distance};
+pub use rounded::Rounded;
 pub use tally::{Failure, Tally};
 
+mod rounded;
 mod tally;
 
 /// What [`forward`] returns.
@@ -56,7 +58,8 @@ pub struct Forward {
 /// y     = x_hat · (weight + weight_offset)        y = x_hat without a weight
 /// ```
 ///
-/// `weight_offset` is 1 for zero-centred weights, else 0. There may be no rows.
+/// `weight_offset` is 1 for zero-centred weights, else 0. There may be no rows. Where an x_hat is rounded to a 16-bit format before the weight
+/// multiplies it, y is that of the rounded one, and so is dw: [`Setting::rounded`], [`Rounded`].
 ///
 /// # Panics
 /// If hidden is 0 or `weight` has another length.

@@ -87,6 +87,7 @@ fn long_columns(random: &mut Random, rows: usize) -> Case {
         chains_backward: 2,
         groups: (rows / 8).next_power_of_two(),
         format: Format::F32,
+        twice: false,
     }
 }
 

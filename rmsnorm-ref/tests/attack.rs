@@ -39,6 +39,20 @@ fn no_violation_in_wide_rows() {
 }
 
 #[test]
+fn no_violation_where_x_hat_is_rounded_first() {
+    let twice = |case| Case { twice: true, ..case };
+    attack("twice, whole range", 60_000, |random| twice(random_case(random, WHOLE, 24, false)));
+    attack("twice, ordinary", 40_000, |random| twice(random_case(random, ORDINARY, 24, false)));
+    attack("twice, degenerate", 40_000, |random| twice(random_case(random, WHOLE, 24, true)));
+    attack("twice, wide", 500, |random| twice(random_case(random, ORDINARY, 2_000, false)));
+    // x_hat at the edges of f16 and of its subnormals, eps being all there is.
+    attack("twice, subnormal", 20_000, |random| {
+        let case = twice(random_case(random, -26..-12, 24, false));
+        Case { eps: 1.0, format: Format::F16, ..case }
+    });
+}
+
+#[test]
 fn mutants_are_caught() {
     for mutant in [
         Mutant::EpsRemoved,
@@ -52,10 +66,15 @@ fn mutants_are_caught() {
         Mutant::LastRowDropped,
         Mutant::DzIgnored,
         Mutant::Truncates,
+        Mutant::RoundedOnce,
+        Mutant::DwOfUnrounded,
+        Mutant::DotOfRounded,
     ] {
+        let twice = matches!(mutant, Mutant::RoundedOnce | Mutant::DwOfUnrounded | Mutant::DotOfRounded);
         let mut random = Random(7);
         let caught = (0..20_000).filter(|k| {
             let case = random_case(&mut random, if k % 2 == 0 { ORDINARY } else { WHOLE }, 24, k % 3 == 0);
+            let case = Case { twice, ..case };
             !case.check(&case.run(mutant)).passed()
         });
         let caught = caught.count();
@@ -165,6 +184,7 @@ fn random_case(random: &mut Random, exponents: std::ops::Range<i32>, hidden_max:
         chains_backward: 1 + random.below(32),
         groups: 1 + random.below(rows.max(1)),
         format: [Format::F32, Format::F32, Format::F16, Format::Bf16][random.below(4)],
+        twice: false,
     };
     if cancels {
         let dx = case.run(Mutant::None).dx;

@@ -253,7 +253,8 @@ fn blocks_of_rows_merge_to_the_whole() {
 
     let wide: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
     let wide_dy: Vec<f64> = dy.iter().map(|&v| f64::from(v)).collect();
-    let setting = Setting { weight: None, weight_offset: 0.0, eps: f64::from(1e-5f32), depth: case.depth() };
+    let setting =
+        Setting { weight: None, weight_offset: 0.0, rounded: None, eps: f64::from(1e-5f32), depth: case.depth() };
     let (mut forward, mut dx, mut columns) =
         (rmsnorm_ref::ForwardTallies::default(), rmsnorm_ref::Tally::default(), Columns::new(hidden));
     for first in [4, 0, 2] {
@@ -295,6 +296,7 @@ fn case_of_width(hidden: usize, x: &[f32], dy: &[f32], weight: Option<&[f32]>, e
         chains_backward: 4,
         groups: 2,
         format,
+        twice: false,
     }
 }
 
@@ -370,7 +372,7 @@ fn only_an_offset_widens_the_weight() {
     let ratio = |weight: f64, weight_offset: f64| {
         let weight = [weight; 3];
         let depth = Depth { forward: 3, backward: 3, column: 1 };
-        let setting = Setting { weight: Some(weight[..].into()), weight_offset, eps: 0.0, depth };
+        let setting = Setting { weight: Some(weight[..].into()), weight_offset, rounded: None, eps: 0.0, depth };
         let y = rmsnorm_ref::forward(x, setting.weight, weight_offset, 0.0).y * (1.0 + 1e-6);
         check_forward(&setting, Format::F32, 0, x, None, y.view()).y.worst
     };

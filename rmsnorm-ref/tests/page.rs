@@ -43,6 +43,47 @@ fn y_as_in_sections_4_and_5() {
     }
 }
 
+/// y of the h that explains it, dw of what the exact x is rounded to.
+#[test]
+fn rounded_twice_as_in_sections_5_and_7() {
+    let mut random = Random(37);
+    for (narrow, digits) in [(Format::F16, 10), (Format::Bf16, 7)] {
+        for _ in 0..20_000 {
+            let Element { scale, dy, .. } = element(&mut random);
+            // Half of the h have a neighbour within the error of x_hat.
+            let h = (1.0 + random.below(1 << digits) as f64 * 2f64.powi(-digits)).copysign(dy);
+            let (rho, ulp) = (1e-6 * random.unit(), 2f64.powi(-digits).copysign(h));
+            let e_x = rho * (h + 0.5 * ulp).abs() + rnd((1.0 + rho) * (h + 0.5 * ulp).abs());
+            let at_the_edge = random.below(2) == 0;
+            let x = if at_the_edge { h + 0.5 * ulp - 0.5 * e_x.copysign(h) } else { h + 0.1 * ulp };
+            for (h, explains) in [(h, true), (h + ulp, at_the_edge), (h - ulp, false)] {
+                let (y, o) = (h * scale.weight, scale.relative);
+                let e = if scale.multiplies { o * y.abs() + rnd(y.abs() * (1.0 + o)) } else { 0.0 };
+                let allowed = |format| bound::y_rounded_twice(x, rho, scale, narrow, format, format.round(y));
+                let Allowed::Near { exact, error, .. } = allowed(narrow) else { panic!("no interval") };
+                assert!(exact == y || !explains || format_neighbours(narrow, exact, y, error), "{exact:e} for {y:e}");
+                if exact == y && explains {
+                    close(error / SLACK, e, "y");
+                }
+            }
+            let mut sums = ColumnSums::default();
+            sums.add_rounded(bound::rounded_x_hat(x, rho, narrow), dy);
+            let spread = if at_the_edge { ulp.abs() } else { 0.0 };
+            let a = (dy * h).abs();
+            let e_dw = (1.0 + gamma(3)) * (dy.abs() * spread + if dy == 0.0 { 0.0 } else { ETA }) + gamma(3) * a;
+            let Allowed::Near { exact, error, .. } = sums.dw(3, Format::Bf16) else { panic!("no interval") };
+            assert_eq!(exact, dy * h);
+            close(error / SLACK, e_dw, "dw");
+        }
+    }
+}
+
+/// Whether two values, one of them with an error, have a stored value in common: then either explains it.
+fn format_neighbours(format: Format, a: f64, b: f64, error: f64) -> bool {
+    let stored = format.round(b);
+    format.round(a - error) <= stored && stored <= format.round(a + error)
+}
+
 #[test]
 fn dx_as_in_section_6() {
     let mut random = Random(33);

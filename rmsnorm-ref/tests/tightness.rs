@@ -150,6 +150,7 @@ fn case(hidden: usize, chains: usize, x: Vec<f32>, dy: Vec<f32>, weight: Option<
         chains_backward,
         groups: 1,
         format: Format::F32,
+        twice: false,
     }
 }
 

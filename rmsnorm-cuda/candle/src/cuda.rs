@@ -11,8 +11,7 @@ use rmsnorm_cuda::cuda::{Calls, DeviceMemory, Kernels};
 use rmsnorm_cuda::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 use rmsnorm_cuda::{Dtype, Rows, Vector, bf16, f16, scratch_len};
 
-use crate::WeightOffset;
-use crate::ops::{At, RmsNorm, dtype};
+use crate::ops::{At, Options, RmsNorm, dtype};
 use crate::rows::Place;
 
 /// y, and rstd if gradients are wanted.
@@ -76,9 +75,9 @@ pub(crate) fn prepare(
     (rows, hidden): (usize, usize),
     dtype: Dtype,
     weight: Option<Dtype>,
-    weight_offset: WeightOffset,
+    Options { weight_offset, rounding, .. }: Options,
 ) -> Result<()> {
-    let calls = Calls { weight, weight_offset, dw: weight, ..Calls::new((rows, hidden), dtype) };
+    let calls = Calls { weight, weight_offset, rounding, dw: weight, ..Calls::new((rows, hidden), dtype) };
     kernels(device)?.prepare(&calls).map_err(Error::wrap)
 }
 

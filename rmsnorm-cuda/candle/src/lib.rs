@@ -48,4 +48,4 @@ mod rows;
 
 pub use module::{RmsNorm, rms_norm};
 pub use ops::{Options, prepare};
-pub use rmsnorm_cuda::{self, WeightOffset};
+pub use rmsnorm_cuda::{self, Rounding, WeightOffset};

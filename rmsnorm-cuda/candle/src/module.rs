@@ -3,8 +3,8 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::WeightOffset;
 use crate::ops::{Options, rms_norm_with};
+use crate::{Rounding, WeightOffset};
 
 /// RMSNorm over the last dimension, with a weight that can be trained.
 #[derive(Clone, Debug)]
@@ -12,17 +12,23 @@ pub struct RmsNorm {
     weight: Tensor,
     eps: f64,
     weight_offset: WeightOffset,
+    rounding: Rounding,
 }
 
 impl RmsNorm {
     /// With a weight of one dimension, as long as a row.
     pub fn new(weight: Tensor, eps: f64) -> Self {
-        RmsNorm { weight, eps, weight_offset: WeightOffset::Zero }
+        RmsNorm { weight, eps, weight_offset: WeightOffset::Zero, rounding: Rounding::Once }
     }
 
     /// The same, with another offset of the weight: [`WeightOffset::One`] for weights that are stored less one, as Gemma's are.
     pub fn with_weight_offset(self, weight_offset: WeightOffset) -> Self {
         RmsNorm { weight_offset, ..self }
+    }
+
+    /// The same, rounded this often: [`Rounding::Twice`] for models trained by Python code that casts before it multiplies, as Llama's does.
+    pub fn with_rounding(self, rounding: Rounding) -> Self {
+        RmsNorm { rounding, ..self }
     }
 
     /// The weight as it is stored: without the offset.
@@ -43,7 +49,8 @@ impl RmsNorm {
 
 impl Module for RmsNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm_with(x, Some(&self.weight), Options { eps: self.eps as f32, weight_offset: self.weight_offset })
+        let RmsNorm { eps, weight_offset, rounding, .. } = *self;
+        rms_norm_with(x, Some(&self.weight), Options { eps: eps as f32, weight_offset, rounding })
     }
 }
 

@@ -12,7 +12,7 @@ use rmsnorm_cuda::{Backward, Dtype, Forward, Rows, Vector, WeightGradient};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::rows::Place;
-use crate::{WeightOffset, cpu};
+use crate::{Rounding, WeightOffset, cpu};
 
 /// What decides the result beside the tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,13 +21,16 @@ pub struct Options {
     pub eps: f32,
     /// Added to the weight; ignored without one.
     pub weight_offset: WeightOffset,
+    /// Whether `x / sqrt(…)` is rounded to the type of `x` before the weight multiplies it, as it is where a model was trained by operations of
+    /// tensors, each of which rounds.
+    pub rounding: Rounding,
 }
 
 /// `x / sqrt(mean(x²) + eps) · weight` along the last dimension of `x`; the weight has one dimension, as long as that.
 ///
 /// As `candle_nn::ops::rms_norm`, which has no gradients, asks for an `x` without gaps, and a weight of its type.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    rms_norm_with(x, Some(weight), Options { eps, weight_offset: WeightOffset::Zero })
+    rms_norm_with(x, Some(weight), Options { eps, weight_offset: WeightOffset::Zero, rounding: Rounding::Once })
 }
 
 /// The same without a weight, or with an offset: `x / sqrt(mean(x²) + eps) · (weight + weight_offset)`.
@@ -47,20 +50,20 @@ pub fn rms_norm_with(x: &Tensor, weight: Option<&Tensor>, options: Options) -> R
 }
 
 /// Compiles and loads what calls of a kind need on a GPU, so that the first of them is as fast as the others, and none compiles while a graph is
-/// captured: `rows` rows of `hidden` elements of type `x`, and a weight, if any, of type `weight`. Does nothing on the CPU.
+/// captured: `rows` rows of `hidden` elements of type `x`, and a weight, if any, of type `weight`; eps is not looked at. Does nothing on the CPU.
 pub fn prepare(
     device: &Device,
     (rows, hidden): (usize, usize),
     x: DType,
     weight: Option<DType>,
-    weight_offset: WeightOffset,
+    options: Options,
 ) -> Result<()> {
     let (x, weight) = (dtype(x)?, weight.map(dtype).transpose()?);
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => cuda::prepare(device, (rows, hidden), x, weight, weight_offset),
+        Device::Cuda(device) => cuda::prepare(device, (rows, hidden), x, weight, options),
         _ => {
-            let _ = (rows, hidden, x, weight, weight_offset);
+            let _ = (rows, hidden, x, weight, options);
             Ok(())
         }
     }
@@ -94,9 +97,9 @@ impl RmsNorm {
     ) -> Forward<In, Out> {
         let Place { rows, hidden, offset, row_stride } = self.at;
         let (x, y) = (Rows { data: x, offset, row_stride }, Rows::contiguous(y, hidden));
-        let Options { eps, weight_offset } = self.options;
+        let Options { eps, weight_offset, rounding } = self.options;
         let rstd = rstd.map(Vector::from);
-        Forward { weight_offset, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) }
+        Forward { weight_offset, rounding, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) }
     }
 
     /// The gradients of the call; `dw` and scratch, if wanted.
@@ -110,8 +113,8 @@ impl RmsNorm {
         let Place { rows, hidden, offset, row_stride } = self.at;
         let (x, dx) = (Rows { data: x, offset, row_stride }, Rows::contiguous(dx, hidden));
         let dw = dw.map(|(dw, scratch)| WeightGradient { dw: dw.into(), scratch: scratch.into() });
-        let weight_offset = self.options.weight_offset;
-        Backward { weight_offset, weight, dw, ..Backward::with_rows((rows, hidden), x, rstd.into(), dy, dx) }
+        let Options { weight_offset, rounding, .. } = self.options;
+        Backward { weight_offset, rounding, weight, dw, ..Backward::with_rows((rows, hidden), x, rstd.into(), dy, dx) }
     }
 
     fn cpu(&self, x: At<CpuStorage>, weight: Option<At<CpuStorage>>) -> Result<(CpuStorage, Shape)> {
@@ -254,7 +257,7 @@ mod tests {
         let x = Tensor::new(&[[3.0_f32, 3.0], [0.5, 0.5]], &Device::Cpu)?;
         let (x, at) = Place::in_tensor(&x)?;
         for tracked in [false, true] {
-            let options = Options { eps: 0.0, weight_offset: WeightOffset::Zero };
+            let options = Options { eps: 0.0, weight_offset: WeightOffset::Zero, rounding: Rounding::Once };
             let op = RmsNorm { options, at, tracked, rstd: OnceLock::new() };
             x.apply_op1_no_bwd(&op)?;
             let rstd = op.rstd.get().map(Tensor::to_vec1::<f32>).transpose()?;

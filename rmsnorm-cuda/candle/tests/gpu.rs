@@ -89,7 +89,7 @@ fn the_bits_of_the_cpu() -> Result<()> {
 #[test]
 fn a_prepared_call_is_the_same_call() -> Result<()> {
     let Some(gpu) = device(Device::new_cuda_with_stream) else { return Ok(()) };
-    prepare(&gpu, (6, 768), DType::BF16, Some(DType::F32), WeightOffset::Zero)?;
+    prepare(&gpu, (6, 768), DType::BF16, Some(DType::F32), PLAIN)?;
     let (x, weight) = (numbers(1, &[6, 768], DType::BF16), numbers(2, &[768], DType::F32));
     let on = |device| run_on(device, |t| Ok(t.clone()), (&x, Some(&weight)), PLAIN, None);
     assert!(on(&gpu)? == on(&Device::Cpu)?);

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, IndexOp, Module, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use rmsnorm_candle::ops::{Options, rms_norm, rms_norm_with};
 use rmsnorm_candle::rmsnorm_cuda::{Layer, bf16};
-use rmsnorm_candle::{RmsNorm, WeightOffset};
+use rmsnorm_candle::{RmsNorm, Rounding, WeightOffset};
 
 mod common;
 use common::{FLOATS, PLAIN, assert_within_bound, bits, numbers, run};
@@ -18,8 +18,12 @@ fn every_kind_is_within_the_bound_of_the_reference() -> Result<()> {
             let hidden = shape[shape.len() - 1];
             for weight in [None, Some(dtype), Some(DType::F32)] {
                 let weight = weight.map(|dtype| numbers(50, &[hidden], dtype));
-                for weight_offset in [WeightOffset::Zero, WeightOffset::One] {
-                    let options = Options { weight_offset, ..PLAIN };
+                for (weight_offset, rounding) in [
+                    (WeightOffset::Zero, Rounding::Once),
+                    (WeightOffset::One, Rounding::Once),
+                    (WeightOffset::Zero, Rounding::Twice),
+                ] {
+                    let options = Options { weight_offset, rounding, ..PLAIN };
                     let outputs = run(&x, weight.as_ref(), options, &dy)?;
                     assert_eq!((outputs.y.dims(), outputs.dx.dims()), (shape, shape));
                     assert_eq!((outputs.y.dtype(), outputs.dx.dtype()), (dtype, dtype));
@@ -33,20 +37,34 @@ fn every_kind_is_within_the_bound_of_the_reference() -> Result<()> {
     Ok(())
 }
 
+/// What candle makes of a stored x_hat and a weight, which is what such models were trained with.
+#[test]
+fn rounding_twice_is_candles_own_product() -> Result<()> {
+    for dtype in FLOATS {
+        let (x, weight) = (numbers(1, &[40, 257], dtype), numbers(2, &[257], dtype));
+        let own = rms_norm_with(&x, None, PLAIN)?.broadcast_mul(&weight)?;
+        let module = RmsNorm::new(weight, f64::from(PLAIN.eps));
+        assert_eq!(bits(&module.clone().with_rounding(Rounding::Twice).forward(&x)?), bits(&own));
+        assert_eq!(bits(&module.forward(&x)?) == bits(&own), dtype == DType::F32);
+    }
+    Ok(())
+}
+
 /// Which are those of any GPU.
 #[test]
 fn the_bits_are_those_of_the_executor() -> Result<()> {
     let (rows, hidden) = (150, 96);
     let [x, dy] = [1, 2].map(|seed| numbers(seed, &[rows, hidden], DType::BF16));
     let weight = numbers(3, &[hidden], DType::F32);
-    let options = Options { eps: 1e-5, weight_offset: WeightOffset::One };
+    let options = Options { eps: 1e-5, weight_offset: WeightOffset::One, rounding: Rounding::Twice };
     let outputs = run(&x, Some(&weight), options, &dy)?;
 
     let host = |t: &Tensor| t.flatten_all()?.to_vec1::<bf16>();
     let (x, dy, weight) = (host(&x)?, host(&dy)?, weight.to_vec1::<f32>()?);
     let (mut y, mut dx) = (vec![bf16::ZERO; rows * hidden], vec![bf16::ZERO; rows * hidden]);
     let (mut rstd, mut dw) = (vec![0.0_f32; rows], vec![0.0_f32; hidden]);
-    let mut layer = Layer::new(hidden, options.eps, options.weight_offset).map_err(candle_core::Error::wrap)?;
+    let layer = Layer::new(hidden, options.eps, options.weight_offset).map_err(candle_core::Error::wrap)?;
+    let mut layer = layer.with_rounding(options.rounding);
     let w = Some(weight.as_slice().into());
     layer.forward(&x[..], w, &mut y[..], Some((&mut rstd[..]).into())).map_err(candle_core::Error::wrap)?;
     layer

@@ -1,5 +1,6 @@
 use crate::{
-    Backward, Cpu, Error, Executor, Forward, Operand, Slice, SliceMut, WeightGradient, WeightOffset, scratch_len,
+    Backward, Cpu, Error, Executor, Forward, Operand, Rounding, Slice, SliceMut, WeightGradient, WeightOffset,
+    scratch_len,
 };
 
 /// RMSNorm of rows without gaps in host memory, with the scratch that the weight's gradient needs: the short form of [`Cpu`]'s calls, as
@@ -22,6 +23,7 @@ pub struct Layer {
     hidden: usize,
     eps: f32,
     weight_offset: WeightOffset,
+    rounding: Rounding,
     scratch: Vec<f32>,
 }
 
@@ -29,7 +31,12 @@ impl Layer {
     /// Rows of `hidden` elements. `eps` is judged by each call.
     pub fn new(hidden: usize, eps: f32, weight_offset: WeightOffset) -> Result<Self, Error> {
         scratch_len(0, hidden)?;
-        Ok(Layer { hidden, eps, weight_offset, scratch: Vec::new() })
+        Ok(Layer { hidden, eps, weight_offset, rounding: Rounding::Once, scratch: Vec::new() })
+    }
+
+    /// The same, with y rounded this often.
+    pub fn with_rounding(self, rounding: Rounding) -> Self {
+        Layer { rounding, ..self }
     }
 
     /// Writes y and, if asked, rstd, of as many rows as x has.
@@ -43,6 +50,7 @@ impl Layer {
         let x = x.into();
         Cpu.forward(Forward {
             weight_offset: self.weight_offset,
+            rounding: self.rounding,
             weight: weight.map(Into::into),
             rstd: rstd.map(Into::into),
             ..Forward::new(self.shape(&x), self.eps, x, y.into())
@@ -68,6 +76,7 @@ impl Layer {
         let scratch = SliceMut::F32(&mut self.scratch);
         Cpu.backward(Backward {
             weight_offset: self.weight_offset,
+            rounding: self.rounding,
             weight: weight.map(Into::into),
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
             ..Backward::new((rows, hidden), x, rstd.into(), dy.into(), dx.into())

@@ -1,8 +1,8 @@
-//! Along a row, tile by tile: the reductions, and what is asked of the memory meanwhile.
+//! Along a row, tile by tile: the reductions, what is written, and what is asked of the memory meanwhile.
 
 use super::convert::Packed;
 use super::memory::Aligned;
-use crate::arith::{self, RowScale, chain, fold, scaled, total, weighted};
+use crate::arith::{self, RowScale, centred, chain, fold, gradient, gradient_with, scaled, total, weighted};
 use std::ops::Range;
 
 /// What backward reads of a row, or of a tile of it.
@@ -118,6 +118,74 @@ pub(super) fn tree(acc: &mut Accumulators) -> f32 {
 #[inline(always)]
 pub(super) fn x_hat<T: Packed>(z: T, row: RowScale) -> f32 {
     arith::x_hat(z.unpack(), row)
+}
+
+/// §5 What the weight multiplies.
+#[inline(always)]
+fn factor<T: Packed>(x_hat: f32, number: bool, twice: bool) -> f32 {
+    arith::factor(x_hat, twice, |x_hat| T::pack(x_hat, number).unpack())
+}
+
+/// §5 One tile of y. `number`: neither an x_hat nor a y is NaN.
+#[inline(always)]
+pub(super) fn normalise<T: Packed>(x: &[T], row: RowScale, (number, twice): (bool, bool), weight: &[f32], y: &mut [T]) {
+    let y = y.iter_mut().zip(x).zip(weight);
+    // A loop each: what is asked of every element would cost the ordinary one.
+    if twice {
+        y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<T>(x_hat(z, row), number, true), w), number));
+    } else {
+        y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<T>(x_hat(z, row), number, false), w), number));
+    }
+}
+
+/// §6 One tile of dx, and §7 of the group's partial if there is one. `number`: neither an x_hat nor a dx without dz is NaN.
+#[inline(always)]
+pub(super) fn gradients<T: Packed>(
+    row: Row<T>,
+    c: f32,
+    (number, twice): (bool, bool),
+    weight: &[f32],
+    dz: Option<&[T]>,
+    dx: &mut [T],
+    partial: Option<&mut [f32]>,
+) {
+    let columns = dx.iter_mut().zip(row.x).zip(row.dy).zip(weight);
+    let in_one_loop = dz.is_none() && !twice;
+    match partial {
+        Some(partial) if in_one_loop => {
+            for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
+                let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
+                *partial = chain(dy, factor::<T>(x_hat, number, false), *partial);
+                *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale), number);
+            }
+            return;
+        }
+        Some(partial) if twice => {
+            for ((partial, &x), dy) in partial.iter_mut().zip(row.x).zip(row.dy) {
+                *partial = chain(dy.unpack(), factor::<T>(x_hat(x, row.scale), number, true), *partial);
+            }
+        }
+        Some(partial) => {
+            for ((partial, &x), dy) in partial.iter_mut().zip(row.x).zip(row.dy) {
+                *partial = chain(dy.unpack(), factor::<T>(x_hat(x, row.scale), number, false), *partial);
+            }
+        }
+        None => {}
+    }
+    match dz {
+        Some(dz) => {
+            for ((((dx, &x), &dy), &w), &dz) in columns.zip(dz) {
+                let t = centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w));
+                // Nothing is known of dz, so its sum may be NaN.
+                *dx = T::pack(gradient_with(t, row.scale, dz.unpack()), false);
+            }
+        }
+        None => {
+            for (((dx, &x), &dy), &w) in columns {
+                *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale), number);
+            }
+        }
+    }
 }
 
 /// Asks for the lines of a tile that is read or written soon.

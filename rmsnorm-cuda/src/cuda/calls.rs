@@ -17,6 +17,7 @@ impl Calls {
         Ok(Forward {
             residual,
             weight_offset: self.weight_offset,
+            rounding: self.rounding,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             ..Forward::with_rows((self.rows, self.hidden), 0.0, x, y)
         })
@@ -36,6 +37,7 @@ impl Calls {
         let dw = self.dw.map(&mut gradient).transpose()?;
         Ok(Backward {
             weight_offset: self.weight_offset,
+            rounding: self.rounding,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             dw,
             dz: if self.dz { Some(self.matrix(memory)?) } else { None },

@@ -75,6 +75,8 @@ pub struct RowKind {
     pub weight: Option<Dtype>,
     /// Whether one is added to the weight.
     pub zero_centred: bool,
+    /// Whether x_hat is rounded before the weight, or dy, multiplies it.
+    pub twice: bool,
     /// Whether every row of every operand begins on 16 bytes and is a multiple of a pack long.
     pub aligned: bool,
     /// Whether `hidden` is all that the class holds, and so a constant.
@@ -83,9 +85,10 @@ pub struct RowKind {
 
 impl fmt::Display for RowKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RowKind { class, dtype, weight, zero_centred, aligned, exact } = self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact } = self;
         write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
         f.write_str(if *zero_centred { "+1" } else { "" })?;
+        f.write_str(if *twice { " rounded twice" } else { "" })?;
         f.write_str(if *exact {
             " exact"
         } else if *aligned {
@@ -256,7 +259,7 @@ impl Module {
 
 impl RowKind {
     fn constants(&self) -> String {
-        let RowKind { class, dtype, weight, zero_centred, aligned, exact } = *self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact } = *self;
         let Class { cluster, team, teams, pack, packs, sets } = class;
         let of_cluster = match class.is_clustered() {
             true => {
@@ -267,7 +270,7 @@ impl RowKind {
         let (t, w, has_weight) = (c(dtype), c(weight.unwrap_or(dtype)), weight.is_some());
         format!(
             "typedef {t} T;\ntypedef {w} W;\n\
-             constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, ALIGNED = {aligned}, EXACT = {exact};\n\
+             constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, TWICE = {twice}, ALIGNED = {aligned}, EXACT = {exact};\n\
              constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}"
         )
     }

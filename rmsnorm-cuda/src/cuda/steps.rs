@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::module::{BackwardArguments, BackwardFewArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type};
 use crate::order::row_order;
 use crate::plan::{self, BackwardPlan, Calls, FOLD_WARPS, Fold, ForwardPlan, Launch, Source, Tuning};
-use crate::{Backward, Dtype, Error, Forward, Operand, Rows, Vector, WeightGradient, WeightOffset};
+use crate::{Backward, Dtype, Error, Forward, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset};
 
 /// A range of device memory as an operand.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +90,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         dtype: call.x.data.dtype,
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
+        rounding: call.rounding,
         dw: None,
         residual: call.residual.is_some(),
         dz: false,
@@ -112,7 +113,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         chains: row_order(call.hidden).chains as u64,
         eps: u64::from(call.eps.to_bits()),
     };
-    let (rows, residual) = (row_kind(&launch, &calls), calls.residual);
+    let (rows, residual) = (row_kind(&launch, &calls, calls.weight.is_some()), calls.residual);
     let (module, name) = match shares {
         Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual }, "forward_few"),
         None => (Module::Forward { rows, blocks_per_sm, rows_at_once, residual }, "forward"),
@@ -145,6 +146,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         dtype: call.x.data.dtype,
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
+        rounding: call.rounding,
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
         residual: false,
         dz: call.dz.is_some(),
@@ -211,7 +213,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
     };
     Kernel {
         module: Module::Backward {
-            rows: row_kind(launch, calls),
+            rows: row_kind(launch, calls, calls.dw.is_some()),
             source: source_type(plan.source),
             blocks_per_sm: plan.blocks_per_sm,
             dz: calls.dz,
@@ -251,7 +253,7 @@ fn few_rows(
     };
     Kernel {
         module: Module::BackwardFew {
-            rows: row_kind(launch, calls),
+            rows: row_kind(launch, calls, calls.dw.is_some()),
             dw: gradient.dw.data.dtype,
             span,
             blocks_per_sm: plan.blocks_per_sm,
@@ -265,12 +267,14 @@ fn few_rows(
     }
 }
 
-fn row_kind(launch: &Launch, calls: &Calls) -> RowKind {
+/// `multiplies`: whether the rounding of x_hat shows. Where it does not, as in f32, the kernels are those that round once.
+fn row_kind(launch: &Launch, calls: &Calls, multiplies: bool) -> RowKind {
     RowKind {
         class: launch.class,
         dtype: calls.dtype,
         weight: calls.weight,
         zero_centred: calls.weight.is_some() && calls.weight_offset == WeightOffset::One,
+        twice: multiplies && calls.rounding == Rounding::Twice && calls.dtype != Dtype::F32,
         aligned: launch.aligned,
         exact: launch.exact,
     }

@@ -34,7 +34,9 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, De
 
 use super::loaded::Current;
 use super::{Calls, DeviceMemory, Kernels, driver_error};
-use crate::{Backward, Dtype, Error, Forward, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len};
+use crate::{
+    Backward, Dtype, Error, Forward, Rounding, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len,
+};
 
 impl Kernels {
     /// Launches a forward call on `stream`. Nothing is waited for.
@@ -74,6 +76,7 @@ pub struct Layer {
     hidden: usize,
     eps: f32,
     weight_offset: WeightOffset,
+    rounding: Rounding,
     scratch: CudaSlice<f32>,
 }
 
@@ -96,14 +99,20 @@ impl Layer {
             // Other threads' streams of that handle wait for the allocation as for a write.
             drop(scratch.device_ptr_mut(stream));
         }
-        Ok(Layer { kernels: kernels.clone(), stream: stream.clone(), hidden, eps, weight_offset, scratch })
+        let (kernels, stream, rounding) = (kernels.clone(), stream.clone(), Rounding::Once);
+        Ok(Layer { kernels, stream, hidden, eps, weight_offset, rounding, scratch })
+    }
+
+    /// The same, with y rounded this often.
+    pub fn with_rounding(self, rounding: Rounding) -> Self {
+        Layer { rounding, ..self }
     }
 
     /// Compiles and loads what calls on whole buffers of cudarc's need: `rows` rows; x, y, dy and dx of type `dtype`; a weight
     /// and its gradient, if any, of these types. See [`Kernels::prepare`].
     pub fn prepare(&self, rows: usize, dtype: Dtype, weight: Option<Dtype>, dw: Option<Dtype>) -> Result<(), Error> {
-        let weight_offset = self.weight_offset;
-        self.kernels.prepare(&Calls { weight, weight_offset, dw, ..Calls::new((rows, self.hidden), dtype) })
+        let (weight_offset, rounding) = (self.weight_offset, self.rounding);
+        self.kernels.prepare(&Calls { weight, weight_offset, rounding, dw, ..Calls::new((rows, self.hidden), dtype) })
     }
 
     /// Writes y and, if asked, rstd, of as many rows as x has.
@@ -119,6 +128,7 @@ impl Layer {
             &self.stream,
             Forward {
                 weight_offset: self.weight_offset,
+                rounding: self.rounding,
                 weight: weight.map(Vector::from),
                 rstd: rstd.map(Vector::from),
                 ..Forward::new((x.len().div_ceil(hidden), hidden), self.eps, x, y.into())
@@ -142,6 +152,7 @@ impl Layer {
             &self.stream,
             Backward {
                 weight_offset: self.weight_offset,
+                rounding: self.rounding,
                 weight: weight.map(Vector::from),
                 dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
                 ..Backward::with_rows(

@@ -6,6 +6,7 @@
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
 //   T, W          element type of x, y, dy, dx; of the weight
 //   HAS_WEIGHT, ZERO_CENTRED
+//   TWICE         x_hat is rounded before the weight multiplies it
 //   HAS_RESIDUAL  something is added to x
 //   HAS_DZ        a gradient is added to dx
 //   TEAM, TEAMS   as above; TEAMS is a power of two
@@ -230,14 +231,14 @@ template <typename S> __device__ __forceinline__ void dot_step(const Pack<T>& z,
 // One row's contribution to the column sums of a pack.
 template <typename S> __device__ __forceinline__ void column_step(const Pack<T>& z, const Pack<T>& d, S scale, float (&sum)[PACK]) {
 #pragma unroll
-    for (int i = 0; i < (int)PACK; i++) sum[i] = chain(d[i], x_hat(z[i], scale), sum[i]);
+    for (int i = 0; i < (int)PACK; i++) sum[i] = chain(d[i], factor<T>(x_hat(z[i], scale), TWICE), sum[i]);
 }
 
 // y and dx of a pack.
 template <typename R, typename S> __device__ __forceinline__ void store_y(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<W>& w, S scale) {
     float out[PACK];
 #pragma unroll
-    for (int i = 0; i < (int)PACK; i++) out[i] = weighted(x_hat(z[i], scale), weight_of(w, i));
+    for (int i = 0; i < (int)PACK; i++) out[i] = weighted(factor<T>(x_hat(z[i], scale), TWICE), weight_of(w, i));
     store_pack(row, column, hidden, out);
 }
 

@@ -9,7 +9,7 @@ use rmsnorm_cuda::cuda::prebuilt::{Bundle, pack};
 use rmsnorm_cuda::cuda::steps::{Step, backward, forward};
 use rmsnorm_cuda::cuda::{Cache, Calls, Kernels, Origin};
 use rmsnorm_cuda::plan::{Arch, Tuning};
-use rmsnorm_cuda::{Dtype, Error};
+use rmsnorm_cuda::{Dtype, Error, Rounding};
 
 use super::raw::Operands;
 use super::{Library, alone, calls_of, context_and_stream, machine, names};
@@ -78,6 +78,10 @@ fn a_bundle_is_enough() {
         let Error::NoCode { kernel, cache, nvrtc, prebuilt } = error else { panic!("another error: {error}") };
         assert!(kernel.contains("f16") && kernel.contains("unaligned") && cache == "is off", "{kernel} {cache}");
         assert!(nvrtc.contains("not to be used") && prebuilt.contains("4 modules by NVRTC 12.0"), "{nvrtc} {prebuilt}");
+        // Nor is rounding twice, of calls that are in it otherwise.
+        let error = kernels.prepare(&Calls { rounding: Rounding::Twice, ..calls() }).expect_err("no such module");
+        let Error::NoCode { kernel, prebuilt, .. } = error else { panic!("another error: {error}") };
+        assert!(kernel.contains("rounded twice") && prebuilt.contains("none of this"), "{kernel} {prebuilt}");
     });
 }
 

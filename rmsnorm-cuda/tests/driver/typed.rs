@@ -6,7 +6,7 @@ use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver};
 use rmsnorm_cuda::cuda::{Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::CUresult;
 use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
-use rmsnorm_cuda::{Dtype, Error, Forward, WeightOffset, bf16};
+use rmsnorm_cuda::{Dtype, Error, Forward, Rounding, WeightOffset, bf16};
 
 use super::raw::Operands;
 use super::{Library, alone, begin_capture, calls_of, context_and_stream, end_capture, names};
@@ -25,7 +25,11 @@ impl Training {
         let kernels = Arc::new(Kernels::new(context).expect("a stand-in"));
         let (rows, hidden) = (64, 4096);
         let layer = Layer::new(&kernels, stream, (rows, hidden), 1e-6, WeightOffset::Zero).expect("a layer");
+        let layer = layer.with_rounding(Rounding::Twice);
         layer.prepare(rows, Dtype::Bf16, Some(Dtype::F32), Some(Dtype::F32)).expect("prepared");
+        // What is prepared and what is launched are of one kind: a step would load it otherwise.
+        let loaded = kernels.loaded();
+        assert!(loaded.iter().all(|(name, _)| name.contains("rounded twice") || name.contains("fold")), "{loaded:?}");
         let matrices = [(); 4].map(|()| stream.alloc_zeros::<bf16>(rows * hidden).expect("memory"));
         let vector = |elements| stream.alloc_zeros::<f32>(elements).expect("memory");
         Training { layer, matrices, weight: vector(hidden), rstd: vector(rows), dw: vector(hidden) }

@@ -3,7 +3,7 @@
 use super::{BF16, DTYPES, F16, F32, List};
 use crate::case::{Case, DwKind, WeightKind};
 use crate::values::{Values, Which, power_of_two};
-use rmsnorm_cuda::WeightOffset;
+use rmsnorm_cuda::{Rounding, WeightOffset};
 
 pub(super) fn ranges(list: &mut List) {
     let case = |dtype, x| Case { x, eps: 0.0, ..Case::new(7, 200, dtype) };
@@ -256,4 +256,47 @@ pub(super) fn weights(list: &mut List) {
         "integers with an exactly known sum: a tail counted twice shows",
         Case { x: Values::Integers(3), dy: Values::Integers(5), w: Values::Integers(4), ..Case::new(50, 100, F32) },
     );
+}
+
+pub(super) fn rounded_twice(list: &mut List) {
+    let mut add = |name, reason, case| list.add('G', name, reason, Case { rounding: Rounding::Twice, ..case });
+    let ordinary = Case::new(40, 1024, BF16);
+    add("twice_bf16", "a quarter of y is one place off what a single rounding gives", ordinary);
+    let f16 = Case { weight: WeightKind::F32, dw: DwKind::F32, ..Case::new(9, 4096, F16) };
+    add("twice_f16", "x_hat is rounded to the type of x, not of the weight", f16);
+    // All that is added to eps is below its last place, so rstd is 1.5, and times 1.5 every third element of x lies between two.
+    let ties = Case { eps: 4.0 / 9.0, ..Case::new(20, 300, BF16) };
+    add("twice_tie_bf16", "x_hat lies halfway between two bf16", Case { x: Values::Scaled(1e-5), ..ties });
+    let subnormal = Case { x: Values::Subnormal, dtype: F16, w: Values::Scaled(1e4), ..ties };
+    add("twice_tie_f16", "x_hat is subnormal in f16, and halfway between two", subnormal);
+    add(
+        "twice_subnormal_bf16",
+        "x_hat is subnormal in bf16, y and dw are not",
+        Case { eps: 1.0, x: Values::Scaled(1e-39), dy: Values::Scaled(1e30), w: Values::Scaled(1e30), ..ordinary },
+    );
+    add(
+        "twice_every_magnitude",
+        "x_hat of scaled rows is rounded as that of ordinary ones",
+        Case { eps: 0.0, x: Values::RowScaled(-126, 126), ..Case::new(400, 24, BF16) },
+    );
+    add(
+        "twice_infinite_rstd",
+        "dw of rows that are read whole and rounded",
+        Case { eps: 0.0, x: Values::Scaled(1e-40), ..Case::new(5, 2100, BF16) },
+    );
+    add(
+        "twice_residual",
+        "x_hat is that of the stored sum, and rounded to its type",
+        Case { residual: Some(Values::Normal), dz: Some(Values::Normal), ..Case::new(37, 2048, BF16) },
+    );
+    let zero_centred = Case { weight_offset: WeightOffset::One, w: Values::Scaled(2e-3), ..Case::new(9, 260, F16) };
+    add("twice_zero_centred", "1 + w is added in f32, x_hat is rounded before", zero_centred);
+    let absent = Case { weight: WeightKind::Absent, ..Case::new(9, 1000, F16) };
+    add("twice_weight_absent", "y as if rounded once, but dw of a weight of one", absent);
+    add("twice_dw_absent", "dx is that of rounding once", Case { dw: DwKind::Absent, ..Case::new(9, 513, BF16) });
+    add("twice_f32", "an f32 is what it is rounded to: all as if rounded once", Case::new(9, 513, F32));
+    let spoilt = Case { x: Values::Lane(Which::Middle, f32::NAN), ..Case::new(9, 77, F16) };
+    add("twice_nan", "NaN is rounded to NaN", spoilt);
+    add("twice_wide", "rows that blocks share", Case::new(5, 20_000, BF16));
+    add("twice_streamed", "rows that are streamed", Case { weight: WeightKind::F32, ..Case::new(3, 20_001, F16) });
 }

@@ -27,6 +27,11 @@ fn idle() -> Case {
     Case { seed: 7, ..Case::new(600, 4, Dtype::F32) }
 }
 
+/// Few enough rows that each shows in dw.
+fn twice() -> Case {
+    Case { rounding: Rounding::Twice, dw: DwKind::F32, seed: 7, ..Case::new(9, 512, Dtype::Bf16) }
+}
+
 /// A row of no whole number of packs, with room behind it.
 fn gapped() -> Case {
     let place = Place { offset: 0, gap: Gap::Elements(25) };
@@ -206,9 +211,9 @@ pub const MUTANTS: &[Mutant] = &[
         defect: "the last N % 8 columns of y are skipped",
         on: On::Cpu,
         patches: &[patch(
-            "cpu.rs",
-            "y.iter_mut().zip(x).zip(weight) {",
-            "y.iter_mut().zip(x).zip(weight).take(x.len() / 8 * 8) {",
+            "cpu/row.rs",
+            "y.iter_mut().zip(x).zip(weight);",
+            "y.iter_mut().zip(x).zip(weight).take(x.len() / 8 * 8);",
         )],
         property: "exact",
         case: || hard("width_7"),
@@ -596,8 +601,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/rows.cuh",
-            "weighted(x_hat(z[i], scale), weight_of(w, i));\n    store_pack(row, column, hidden, out);",
-            "weighted(x_hat(z[i], scale), weight_of(w, i));",
+            "TWICE), weight_of(w, i));\n    store_pack(row, column, hidden, out);",
+            "TWICE), weight_of(w, i));",
         )],
         property: "accuracy",
         case: ordinary,
@@ -688,6 +693,67 @@ pub const MUTANTS: &[Mutant] = &[
         property: "accuracy",
         case: || Case { dz: Some(Values::Normal), ..ring() },
         column: false,
+    },
+    Mutant {
+        name: "rounded_once",
+        defect: "y is rounded once where twice is asked for",
+        on: On::Cpu,
+        patches: &[patch(
+            "arith.rs",
+            "    if twice { stored(x_hat) } else { x_hat }",
+            "    let _ = (twice, stored);\n    x_hat",
+        )],
+        property: "accuracy",
+        case: || hard("twice_bf16"),
+        column: false,
+    },
+    Mutant {
+        name: "rounded_to_weight",
+        defect: "x_hat is rounded to the type of the weight",
+        on: On::Kernels,
+        patches: &[patch("kernels/rows.cuh", "weighted(factor<T>(", "weighted(factor<W>(")],
+        property: "twice",
+        case: || Case { weight: WeightKind::F32, ..twice() },
+        column: false,
+    },
+    Mutant {
+        name: "ties_of_x_hat_up",
+        defect: "an x_hat halfway between two is rounded up",
+        on: On::Kernels,
+        patches: &[patch(
+            "arith.cuh",
+            "widen(store<T>(x_hat))",
+            "widen(store<T>(__uint_as_float(__float_as_uint(x_hat) + 1u)))",
+        )],
+        property: "twice",
+        case: || hard("twice_tie_bf16"),
+        column: false,
+    },
+    Mutant {
+        name: "dot_of_rounded",
+        defect: "along the row backward takes the rounded x_hat",
+        on: On::Kernels,
+        patches: &[patch(
+            "kernels/rows.cuh",
+            "weight_of(w, i)), x_hat(z[i], scale), p[i]);",
+            "weight_of(w, i)), factor<T>(x_hat(z[i], scale), TWICE), p[i]);",
+        )],
+        property: "twice",
+        case: twice,
+        column: false,
+    },
+    Mutant {
+        name: "dw_of_unrounded",
+        defect: "dw takes an x_hat that is not rounded",
+        on: On::Kernels,
+        patches: &[patch(
+            "kernels/rows.cuh",
+            "chain(d[i], factor<T>(x_hat(z[i], scale), TWICE)",
+            "chain(d[i], x_hat(z[i], scale)",
+        )],
+        property: "accuracy",
+        case: twice,
+        column: true,
     },
 ];
 

@@ -7,7 +7,7 @@ use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
 use rmsnorm_fuzz::{Case, Name, Outcome, Place, Values, property};
 use std::collections::BTreeSet;
 
-use super::{demand_identity, emulated, emulator, machine, refuted};
+use super::{TINY, demand_identity, emulated, emulator, machine, refuted};
 
 /// Backward in one launch: every span of row groups, one row a group and several, in turn with every type of weight and of dw; rows that must
 /// be scaled, and dz.
@@ -118,6 +118,3 @@ fn broken_kernels_are_caught() {
         println!("{what}: {caught}");
     });
 }
-
-/// So small that rstd is infinite: 2^-130.
-const TINY: Values = Values::Scaled(f32::from_bits(1 << 19));

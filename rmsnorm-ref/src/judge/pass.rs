@@ -5,7 +5,8 @@ use super::file::Case;
 use super::findings::{Demand, Findings, Manner};
 use super::model::{Backward, Model, RowStatistic, Statistic};
 use super::progress::Progress;
-use super::tensor::{Stored, next};
+use super::tensor::Stored;
+use crate::Rounded;
 use crate::bound::{SLACK, gamma};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -272,32 +273,11 @@ impl<'a> Pass<'a> {
         (Demand::Near { exact, error, may_overflow }, alarm)
     }
 
-    /// y of a rounded x_hat, which is one of few numbers: the one that explains what was computed, or else comes nearest.
+    /// y of a rounded x_hat.
     fn demand_rounded(&self, at: &Element, computed: f64, stored: Stored, format: crate::Format) -> Demand {
-        let error = self.bound.x_hat(at.x_hat, at.rho) * SLACK;
-        let (mut h, most) = (format.round(at.x_hat - error), format.round(at.x_hat + error));
-        let mut best: Option<(f64, f64, f64)> = None;
-        for _ in 0..CANDIDATES {
-            let (exact, error) = self.bound.y_of_rounded(h, at.scale, at.bias, stored);
-            let (least_y, most_y) = (stored.round(exact - error), stored.round(exact + error));
-            let outside = (least_y - computed).max(computed - most_y).max(0.0);
-            if best.is_none_or(|(_, _, so_far)| outside < so_far) {
-                best = Some((exact, error, outside));
-            }
-            if h >= most || outside == 0.0 {
-                break;
-            }
-            h = if h < 0.0 { next(format, h, false) } else { next(format, h.abs(), true) };
-        }
-        // Many candidates: the order is not known well enough to say which; the least and the largest span them all.
-        if h < most && best.is_some_and(|(_, _, outside)| outside > 0.0) {
-            let (exact, _) = self.bound.y_of_rounded(format.round(at.x_hat), at.scale, at.bias, stored);
-            let ends =
-                [format.round(at.x_hat - error), most].map(|h| self.bound.y_of_rounded(h, at.scale, at.bias, stored));
-            let error = ends.iter().map(|(end, error)| (end - exact).abs() + error).fold(0.0, f64::max);
-            return Demand::Near { exact, error, may_overflow: false };
-        }
-        let (exact, error, _) = best.unwrap_or((f64::NAN, f64::INFINITY, 0.0));
+        let rounded = Rounded::new(at.x_hat, self.bound.x_hat(at.x_hat, at.rho) * SLACK, format);
+        let of = |h| self.bound.y_of_rounded(h, at.scale, at.bias, stored);
+        let (exact, error) = rounded.explaining(computed, of, |value| stored.round(value));
         Demand::Near { exact, error, may_overflow: false }
     }
 
@@ -369,12 +349,8 @@ impl<'a> Pass<'a> {
                 sums.add(x, (error + shift, random), dy, beyond);
                 continue;
             };
-            let h = format.round(x);
-            let [error, random] = [error, random].map(|e| {
-                let e = e * SLACK;
-                (format.round(x + e) - h).max(h - format.round(x - e))
-            });
-            sums.add(h, (error, random), dy, beyond);
+            let [rounded, random] = [error, random].map(|error| Rounded::new(x, error * SLACK, format));
+            sums.add(rounded.nearest, (rounded.spread(), random.spread()), dy, beyond);
         }
     }
 
@@ -471,5 +447,3 @@ fn few_magnitudes(z: &[f64]) -> bool {
 
 /// λ of the alarm: 2exp(−λ²/2) is 2.5·10^-14.
 const LAMBDA: f64 = 8.0;
-/// Values of a rounded x_hat that are tried one by one.
-const CANDIDATES: usize = 16;

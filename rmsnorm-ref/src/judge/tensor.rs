@@ -46,7 +46,7 @@ impl Stored {
         if rounded.abs() <= value.abs() || value.is_nan() {
             return rounded;
         }
-        next(format, rounded, false)
+        format.next(rounded, false)
     }
 
     /// The distance of neighbours where `value` lies; of f32 for f64, in which arithmetic in f32 is judged.
@@ -60,21 +60,6 @@ impl Stored {
         let power = f64::from_bits(magnitude.to_bits() & (0x7ff << 52));
         (2.0 * u * power).max(least)
     }
-}
-
-/// The neighbour of a value of `format`, away from zero or towards it. Infinity follows the largest number.
-pub(crate) fn next(format: Format, value: f64, away: bool) -> f64 {
-    let stored = Stored::In(format);
-    let magnitude = value.abs();
-    let moved = if away {
-        magnitude + stored.ulp(magnitude)
-    } else if value.is_infinite() {
-        let u = format.unit_roundoff();
-        format.overflow_threshold() * (1.0 - u / (2.0 - u))
-    } else {
-        magnitude - stored.ulp(magnitude.next_down())
-    };
-    format.round(moved).copysign(value)
 }
 
 impl fmt::Display for Stored {

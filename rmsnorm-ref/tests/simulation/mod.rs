@@ -20,6 +20,9 @@ pub(crate) enum Mutant {
     LastRowDropped,
     DzIgnored,
     Truncates,
+    RoundedOnce,
+    DwOfUnrounded,
+    DotOfRounded,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub(crate) struct Case {
     pub(crate) chains_backward: usize,
     pub(crate) groups: usize,
     pub(crate) format: Format,
+    /// Whether x_hat is rounded to `format` first.
+    pub(crate) twice: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +96,7 @@ impl Case {
         let setting = Setting {
             weight: weight.as_deref().map(ArrayView1::from),
             weight_offset: f64::from(self.offset),
+            rounded: Some(self.format).filter(|format| self.twice && *format != Format::F32),
             eps: f64::from(self.eps),
             depth,
         };
@@ -119,6 +125,7 @@ impl Case {
             let whole = if mutant == Mutant::Truncates { f64::trunc } else { f64::round_ties_even };
             convert(value, self.format, whole)
         };
+        let stored = |value: f32| convert(value, self.format, f64::round_ties_even) as f32;
         let weigh = |value: f32, j: usize| scales.as_ref().map_or(value, |w| value * w[j]);
         let mut out = Computed { rstd: vec![], y: vec![], dx: vec![], dw: vec![], db: vec![] };
         let mut x_hat = vec![0f32; rows * n];
@@ -130,13 +137,15 @@ impl Case {
                 .iter()
                 .map(|&z| (z * pre) * post * if mutant == Mutant::XHatOff { 1.0 + 1e-6 } else { 1.0 })
                 .collect();
-            x_hat[row * n..][..n].copy_from_slice(&normalised);
-            for (j, &h) in normalised.iter().enumerate() {
+            let first: Vec<f32> = normalised.iter().map(|&x| if self.twice { stored(x) } else { x }).collect();
+            x_hat[row * n..][..n].copy_from_slice(if mutant == Mutant::DwOfUnrounded { &normalised } else { &first });
+            for (j, &h) in if mutant == Mutant::RoundedOnce { &normalised } else { &first }.iter().enumerate() {
                 let y = weigh(h, j);
                 out.y.push(store(if mutant == Mutant::WeightTwice { weigh(y, j) } else { y }));
             }
             let wdy: Vec<f32> = (0..n).map(|j| weigh(self.dy[row * n + j], j)).collect();
-            let dot = reduce(self.chains_backward, n, |j| (wdy[j], normalised[j]));
+            let in_dot = if mutant == Mutant::DotOfRounded { &first } else { &normalised };
+            let dot = reduce(self.chains_backward, n, |j| (wdy[j], in_dot[j]));
             let c = if mutant == Mutant::CNotDivided { dot } else { dot / n as f32 };
             for j in 0..n {
                 let t = (-normalised[j]).mul_add(c, wdy[j]);

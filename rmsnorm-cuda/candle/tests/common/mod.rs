@@ -3,14 +3,14 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use ndarray::{Array1, Array2};
-use rmsnorm_candle::WeightOffset;
 pub(crate) use rmsnorm_candle::ops::Options;
 use rmsnorm_candle::ops::rms_norm_with;
 use rmsnorm_candle::rmsnorm_cuda::order::{column_order, row_order};
+use rmsnorm_candle::{Rounding, WeightOffset};
 use rmsnorm_ref::{Columns, Depth, Format, Setting, Tally, check_backward_rows, check_forward, depth};
 
 pub(crate) const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-pub(crate) const PLAIN: Options = Options { eps: 1e-6, weight_offset: WeightOffset::Zero };
+pub(crate) const PLAIN: Options = Options { eps: 1e-6, weight_offset: WeightOffset::Zero, rounding: Rounding::Once };
 
 /// Numbers between −2 and 2 that follow no pattern: SplitMix64.
 pub(crate) fn numbers(seed: u64, shape: &[usize], dtype: DType) -> Tensor {
@@ -78,6 +78,7 @@ pub(crate) fn judge(
     let setting = Setting {
         weight: wide_weight.as_ref().map(|w| w.view()),
         weight_offset: if options.weight_offset == WeightOffset::One { 1.0 } else { 0.0 },
+        rounded: (options.rounding == Rounding::Twice && x.dtype() != DType::F32).then(|| format(x)),
         eps: f64::from(options.eps),
         depth: Depth { forward: row, backward: row, column },
     };

@@ -1,0 +1,61 @@
+//! Property 15: rounding twice is storing x_hat, and then a product.
+
+use crate::buffer::{Buffer, Fill};
+use crate::case::{Case, Name, WeightKind};
+use crate::elements::{Elements, get, put};
+use crate::finding::{Evidence, Finding, Stop, demand_equal};
+use crate::operands::{Operands, Outputs};
+use crate::subject::Subject;
+use rayon::prelude::*;
+use rmsnorm_cuda::{Dtype, Rounding, Rows, Slice, WeightOffset};
+
+/// *Rounding twice gives the product of the stored x_hat, dw of backward on it, and all else as rounding once; in f32 everything.*
+pub(crate) fn twice(subject: &Subject, case: &Case) -> Finding {
+    if case.rounding != Rounding::Twice {
+        return Err(Stop::NotApplicable("y is rounded once".into()));
+    }
+    let executor = &*subject.executor;
+    let got = Operands::new(case, Fill::Nan).run(executor)?;
+
+    // Without a weight y is x_hat, stored.
+    let unweighted = Case { weight: WeightKind::Absent, rounding: Rounding::Once, ..*case };
+    let mut plain = Operands::new(&unweighted, Fill::Plausible);
+    plain.forward(executor)?;
+    let h = plain.outputs().y;
+    drop(plain);
+
+    let mut once = Operands::new(&Case { rounding: Rounding::Once, ..*case }, Fill::Plausible);
+    let of_once = once.run(executor)?;
+    if case.dtype == Dtype::F32 {
+        demand_equal("against rounding once in f32", of_once.difference(&got))?;
+    }
+    // An rstd of one makes h the x_hat of the call.
+    let ones = vec![1.0_f32; case.rows];
+    let mut call = once.backward_call();
+    call.x = Rows::contiguous(h.slice(), case.hidden);
+    call.rstd = Slice::F32(&ones).into();
+    executor.backward(call)?;
+    let dw = once.outputs().dw;
+
+    let y = products(case, h, once.buffer(Name::Weight));
+    let want = Outputs { y, dw, ..of_once };
+    demand_equal("against the stored x_hat, multiplied", want.difference(&got))?;
+    let mut evidence = Evidence::default();
+    evidence.count(got.elements());
+    Ok(evidence)
+}
+
+/// `h·w'`, rounded once.
+fn products(case: &Case, mut h: Elements, weight: Option<&Buffer>) -> Elements {
+    let Some(weight) = weight else { return h };
+    let weight: Vec<f32> = (0..case.hidden)
+        .map(|j| if case.weight_offset == WeightOffset::One { weight.get(0, j) + 1.0 } else { weight.get(0, j) })
+        .collect();
+    h.pieces_mut(case.hidden).into_par_iter().for_each(|mut row| {
+        for (j, weight) in weight.iter().enumerate() {
+            let y = get(row.as_slice(), j) * weight;
+            put(&mut row, j, y);
+        }
+    });
+    h
+}
