@@ -13,8 +13,8 @@
 
 constexpr u32 NO_ROW = ~0u;
 
-// Sums and weight may take 96 KiB of the registers; otherwise the weight comes from the caches, twice a row.
-constexpr bool KEEPS_WEIGHT = THREADS * PACKS * PACK * (sizeof(float) + sizeof(W)) <= 96 << 10;
+// Sums and weight may take 96 KiB of the registers, or 48 where 1024 threads share them; otherwise the weight comes from the caches, twice a row.
+constexpr bool KEEPS_WEIGHT = THREADS * PACKS * PACK * (sizeof(float) + sizeof(W)) <= (THREADS < 1024 ? 96 : 48) << 10;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);

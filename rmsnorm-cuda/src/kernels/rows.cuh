@@ -134,10 +134,10 @@ template <typename E> __device__ __forceinline__ Pack<E> load_words(const E* row
 }
 
 // All packs that this thread has of a row.
-template <typename E> __device__ __forceinline__ void load_row(Pack<E> (&v)[PACKS], const E* row, u32 hidden) {
+template <typename E, u32 N> __device__ __forceinline__ void load_row(Pack<E> (&v)[N], const E* row, u32 hidden) {
     as_it_lies(row, [&](auto from) {
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) v[k] = load_pack(from, column_of(k), hidden);
+        for (u32 k = 0; k < N; k++) v[k] = load_pack(from, column_of(k), hidden);
     });
 }
 
