@@ -171,6 +171,16 @@ mod tests {
         stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']))
     }
 
+    /// Whether it is dead within ten seconds: it was told to end, and how soon it has ended is the machine's.
+    fn dies(process: &str) -> bool {
+        (0..1000).any(|_| {
+            is_dead(process) || {
+                std::thread::sleep(Duration::from_millis(10));
+                false
+            }
+        })
+    }
+
     #[test]
     fn what_a_child_says_is_read_and_its_status_kept() {
         let said = output(&mut shell("echo out; echo err >&2; exit 3"), NO_LIMIT).unwrap();
@@ -186,7 +196,7 @@ mod tests {
     fn a_child_that_does_not_end_is_killed_with_what_it_started() {
         let said = output(&mut shell("sleep 600 & echo $!; wait"), Duration::from_millis(300)).unwrap();
         assert!(said.status.is_none() && !said.stdout.is_empty());
-        assert!(is_dead(&said.stdout), "{}", said.stdout);
+        assert!(dies(&said.stdout), "{}", said.stdout);
     }
 
     #[test]
@@ -195,6 +205,6 @@ mod tests {
         let process = running.child.id().to_string();
         assert!(!is_dead(&process));
         drop(running);
-        assert!(is_dead(&process));
+        assert!(dies(&process));
     }
 }
