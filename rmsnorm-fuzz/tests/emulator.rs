@@ -246,6 +246,15 @@ fn degenerate_rows() {
     demand_identity(of_classes(Arch::H200, 5), &cases);
 }
 
+/// The kernels are sound, and broken so they give other bits, or are caught by the emulator itself, for at least one of eight orders of threads.
+fn demand_caught(emulator: impl Fn() -> Emulator, what: &str, (from, to): (&str, &str), case: &Case) {
+    assert_eq!(refuted(&emulated(emulator()), case), None, "{what}: the sound kernel");
+    let broken = emulated(emulator().patched(from, to));
+    let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
+    assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
+    println!("{what}: {caught}");
+}
+
 /// Each broken kernel gives other bits, or is caught by the emulator itself, for at least one of eight orders of threads.
 #[test]
 fn broken_kernels_are_caught() {
@@ -325,13 +334,9 @@ fn broken_kernels_are_caught() {
         ("a slice read before it has arrived", "arrival_wait(&shared.full[first_place], first_phase);", "", wide),
         ("a row read before it has arrived", "arrival_wait(&shared.full[k], 0);", "", wide),
     ];
-    broken.par_iter().for_each(|(what, from, to, case)| {
-        assert_eq!(refuted(&emulated(emulator(Arch::H200, Some(8), 0)), case), None, "{what}: the sound kernel");
-        let broken = emulated(emulator(Arch::H200, Some(8), 0).patched(from, to));
-        let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
-        assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
-        println!("{what}: {caught}");
-    });
+    broken
+        .par_iter()
+        .for_each(|(what, from, to, case)| demand_caught(|| emulator(Arch::H200, Some(8), 0), what, (from, to), case));
 }
 
 /// The same of rows that are not on 16 bytes.
@@ -353,13 +358,9 @@ fn broken_kernels_of_odd_rows_are_caught() {
         ),
         ("ends of an operand that nobody copies", "copies[i].ends(at(s) + i * pitch()), ", ""),
     ];
-    broken.par_iter().for_each(|(what, from, to)| {
-        assert_eq!(refuted(&emulated(emulator(Arch::H200, Some(3), 0)), &odd), None, "{what}: the sound kernel");
-        let broken = emulated(emulator(Arch::H200, Some(3), 0).patched(from, to));
-        let caught = (0..8).find_map(|_| refuted(&broken, &odd)).unwrap_or_else(|| panic!("not caught: {what}"));
-        assert!(!caught.contains("patch does not apply") && !caught.contains("could not compile"), "{what}: {caught}");
-        println!("{what}: {caught}");
-    });
+    broken
+        .par_iter()
+        .for_each(|(what, from, to)| demand_caught(|| emulator(Arch::H200, Some(3), 0), what, (from, to), &odd));
 }
 
 /// With bulk copies and without; and a row offset that was 32 bits wide would be seen.
