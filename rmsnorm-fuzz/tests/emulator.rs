@@ -346,7 +346,7 @@ fn broken_kernels_of_odd_rows_are_caught() {
         return;
     }
     let odd = Case::new(9, 777, Dtype::Bf16).with_place(Name::X, Place { offset: 1, gap: Gap::None });
-    let broken: [(&str, &str, &str); 6] = [
+    let broken: [(&str, &str, &str); 11] = [
         ("half of another word", "before = lane > 0 ? handed : of_last;", "before = handed;"),
         ("a warp's last element left to the next warp", "if (i + 2 == PACK && is_last) at[1] = (u16)(mine >> 16);", ""),
         ("a warp's first element left to the warp before", "if (i == 0 && is_first) at[0] = (u16)mine;", ""),
@@ -356,7 +356,12 @@ fn broken_kernels_of_odd_rows_are_caught() {
             "node[s] = fold_spread(v);",
             "node[s] = fold_lanes(fold_pack(p[s]), TEAM_LANES);",
         ),
-        ("ends of an operand that nobody copies", "copies[i].ends(at(s) + i * pitch()), ", ""),
+        ("ends of an operand that nobody copies", "if (lane < STAGE_ROWS) copies.ends(at(s) + i * pitch());", ""),
+        ("bytes of one operand awaited", "row < STAGE_ROWS; row++) bytes +=", "row < 1; row++) bytes +="),
+        ("a word of a split row in the ring taken for whole", "bits = 8 * odd;", "bits = 0;"),
+        ("an element past the end", "column.has(i + 1, hidden) ? word : word & 0xffff;", "true ? word : 0;"),
+        ("a half handed over within one word", "is_end || lane > 0 ? mine : v.word(i / 2 + 1 - is_end)", "mine"),
+        ("the last half handed over by nobody", "(is_end && lane == TEAM_LANES - 1 ? last : handed)", "handed"),
     ];
     broken
         .par_iter()

@@ -114,31 +114,91 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
     return v;
 }
 
-// The same, in words.
-template <typename E, bool SPLIT> __device__ __forceinline__ Pack<E> load_pack(Lying<const E, SPLIT> from, Column column, u32 hidden) {
-    if (!column.is_whole(hidden)) return load_pack(from.row, column, hidden);
-    Pack<E> v = {};
+// The same in words, in two steps, so that all that a thread loads of a row is on its way before it waits for any. The lanes of a team come here
+// together.
+//
+// In a split row a lane loads the words in which its own begin; their other halves are the lane's after it, or for the last lane those of lane 0 at
+// its next word, and are handed over when they have come. Lane 0's first word and the last lane's last have a half that is another warp's, or
+// nobody's: of these their own half is loaded alone. `begin_pack` gives that of the last lane.
+template <typename E> __device__ __forceinline__ u32 begin_pack(Pack<E>& v, const E* row, Column column, u32 hidden) {
+    v = load_pack(row, column, hidden);
+    return 0;
+}
+
+template <typename E, bool SPLIT> __device__ __forceinline__ u32 begin_pack(Pack<E>& v, Lying<const E, SPLIT> from, Column column, u32 hidden) {
+    const u16* row = (const u16*)from.row;
+    v = {};
+    if constexpr (SPLIT) {
+        if (!column.is_whole(hidden)) return begin_pack(v, from.row, column, hidden);
+        const u32 lane = threadIdx.x % TEAM_LANES;
+        const bool is_row = hidden > 0, is_first = is_row && lane == 0, others = is_row && lane > 0;
+        if (is_first) v.word(0) = *column.at(row, 0);
+#pragma unroll
+        for (u32 i = 0; i < PACK; i += 2)
+            if (i > 0 ? is_row : others) v.word(i / 2) = load_word(column.at(row, i) - 1);
+        return is_row && lane == TEAM_LANES - 1 ? *column.at(row, PACK - 1) : 0;
+    } else if (!column.is_outside(hidden)) {
+#pragma unroll
+        for (u32 i = 0; i < PACK; i += 2) {
+            const bool both = column.has(i + 1, hidden), one = !both && column.has(i, hidden);
+            if (one) v.word(i / 2) = *column.at(row, i);
+            if (both) v.word(i / 2) = load_word(column.at(row, i));
+        }
+    }
+    return 0;
+}
+
+template <typename E> __device__ __forceinline__ void end_pack(Pack<E>&, const E*, Column, u32, u32) {}
+
+template <typename E, bool SPLIT> __device__ __forceinline__ void end_pack(Pack<E>& v, Lying<const E, SPLIT>, Column column, u32 hidden, u32 last) {
+    if (!SPLIT || !column.is_whole(hidden)) return;
+    const u32 lane = threadIdx.x % TEAM_LANES, after = threadIdx.x % 32 - lane + (lane + 1) % TEAM_LANES;
 #pragma unroll
     for (u32 i = 0; i < PACK; i += 2) {
-        const u16* at = column.at((const u16*)from.row, i);
-        if (hidden > 0) v.word(i / 2) = SPLIT ? at[0] | (u32)at[1] << 16 : load_word(at);
+        const u32 mine = v.word(i / 2), own = i == 0 && lane == 0 ? mine : mine >> 16;
+        const bool is_end = i + 2 == PACK;
+        const u32 handed = __shfl_sync(team_mask(), is_end || lane > 0 ? mine : v.word(i / 2 + 1 - is_end), after);
+        v.word(i / 2) = own | (is_end && lane == TEAM_LANES - 1 ? last : handed) << 16;
     }
-    return v;
 }
 
 // The same of a row of which nothing is known.
 template <typename E> __device__ __forceinline__ Pack<E> load_words(const E* row, Column column, u32 hidden) {
     Pack<E> v;
-    as_it_lies(row, [&](auto from) { v = load_pack(from, column, hidden); });
+    as_it_lies(row, [&](auto from) {
+        const u32 last = begin_pack(v, from, column, hidden);
+        end_pack(v, from, column, hidden, last);
+    });
     return v;
 }
 
 // All packs that this thread has of a row.
 template <typename E, u32 N> __device__ __forceinline__ void load_row(Pack<E> (&v)[N], const E* row, u32 hidden) {
     as_it_lies(row, [&](auto from) {
+        u32 last[N];
 #pragma unroll
-        for (u32 k = 0; k < N; k++) v[k] = load_pack(from, column_of(k), hidden);
+        for (u32 k = 0; k < N; k++) last[k] = begin_pack(v[k], from, column_of(k), hidden);
+#pragma unroll
+        for (u32 k = 0; k < N; k++) end_pack(v[k], from, column_of(k), hidden, last[k]);
     });
+}
+
+// The same of a row in shared memory, where reading twice is sooner than to hand over, and where other words lie around the row: a word of a split
+// row is put together of the two that it lies in.
+template <typename E> __device__ __forceinline__ Pack<E> load_arrived(const E* row, Column column, u32 hidden) {
+    if constexpr (ALIGNED || sizeof(E) == 4) return load_pack(row, column, hidden);
+    Pack<E> v = {};
+    if (column.is_outside(hidden)) return v;
+    const u32 odd = (u32)(u64)row & 2, bits = 8 * odd;
+    const u16* words = (const u16*)((const unsigned char*)row - odd);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i += 2) {
+        if (!column.whole && !column.has(i, hidden)) continue;
+        const u16* at = column.at(words, i);
+        const u32 word = (u32)(((u64)load_word(at + 2) << 32 | load_word(at)) >> bits);
+        v.word(i / 2) = column.whole || column.has(i + 1, hidden) ? word : word & 0xffff;
+    }
+    return v;
 }
 
 // PACK values, rounded.

@@ -172,7 +172,9 @@ struct Ringed {
         // Copies the rest of the row.
         __device__ __forceinline__ void ends(unsigned char* stage) const {
             if (ALIGNED || from <= row && to >= row_end) return;
+#pragma unroll 1
             for (const unsigned char* e = row; e < from; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
+#pragma unroll 1
             for (const unsigned char* e = to; e < row_end; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
             arrival_init_done();  // a bulk copy may write there next
         }
@@ -192,15 +194,28 @@ struct Ringed {
     // Begins to fill stage s with the next row of this team, of whichever group.
     __device__ __forceinline__ void fetch(u32 s) {
         if (wanted_group >= of.groups) return;
-        if (threadIdx.x % TEAM == 0) {
-            const Copied copies[] = {copied(of.x, of.x_stride), copied(of.dy, of.dy_stride), copied(of.dz, of.dz_stride)};
+        if constexpr (ALIGNED) {
+            if (threadIdx.x % TEAM == 0) {
+                const Copied copies[] = {copied(of.x, of.x_stride), copied(of.dy, of.dy_stride), copied(of.dz, of.dz_stride)};
+                u32 bytes = 0;
+#pragma unroll
+                for (u32 i = 0; i < STAGE_ROWS; i++) copies[i].ends(at(s) + i * pitch()), bytes += copies[i].bytes();
+                arrival_expect(full(s), bytes);
+#pragma unroll
+                for (u32 i = 0; i < STAGE_ROWS; i++)
+                    bulk_copy(at(s) + i * pitch() + copies[i].place(copies[i].from), copies[i].from, copies[i].bytes(), full(s));
+            }
+        } else if (threadIdx.x % TEAM / 32 == TEAM_WARPS / 2) {
+            // Where a row's words begin and end takes many instructions: a lane does it for one operand, in a warp that seldom has the end of the row.
+            const u32 lane = threadIdx.x % 32, i = lane < STAGE_ROWS ? lane : 0;
+            const Copied copies = copied(i == 0 ? of.x : i == 1 ? of.dy : of.dz, i == 0 ? of.x_stride : i == 1 ? of.dy_stride : of.dz_stride);
+            if (lane < STAGE_ROWS) copies.ends(at(s) + i * pitch());
             u32 bytes = 0;
 #pragma unroll
-            for (u32 i = 0; i < STAGE_ROWS; i++) copies[i].ends(at(s) + i * pitch()), bytes += copies[i].bytes();
-            arrival_expect(full(s), bytes);
-#pragma unroll
-            for (u32 i = 0; i < STAGE_ROWS; i++)
-                bulk_copy(at(s) + i * pitch() + copies[i].place(copies[i].from), copies[i].from, copies[i].bytes(), full(s));
+            for (u32 row = 0; row < STAGE_ROWS; row++) bytes += __shfl_sync(~0u, copies.bytes(), row);
+            __syncwarp();
+            if (lane == 0) arrival_expect(full(s), bytes);
+            if (lane < STAGE_ROWS) bulk_copy(at(s) + i * pitch() + copies.place(copies.from), copies.from, copies.bytes(), full(s));
         }
         wanted += of.groups;
         if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
@@ -220,8 +235,13 @@ struct Ringed {
         arrival_wait(full(stage), phase);
         here = at(stage);
         if (KEEPS) {
-            load_row(kept_z, arrived(0, of.x, of.x_stride), end);
-            load_row(kept_d, arrived(1, of.dy, of.dy_stride), end);
+            const T *x = arrived(0, of.x, of.x_stride), *dy = arrived(1, of.dy, of.dy_stride);
+#pragma unroll
+            for (u32 k = 0; k < PACKS; k++) {
+                kept_z[k] = kept_d[k] = {};
+                if (column_of(k).is_outside(end)) continue;
+                kept_z[k] = load_arrived(x, column_of(k), end), kept_d[k] = load_arrived(dy, column_of(k), end);
+            }
         }
         return true;
     }
@@ -231,10 +251,10 @@ struct Ringed {
         return (const T*)(here + i * pitch() + (ALIGNED ? 0 : (u64)(operand + row * stride) % 16));
     }
 
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : load_words(arrived(0, of.x, of.x_stride), column_of(k), end); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : load_words(arrived(1, of.dy, of.dy_stride), column_of(k), end); }
+    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : load_arrived(arrived(0, of.x, of.x_stride), column_of(k), end); }
+    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : load_arrived(arrived(1, of.dy, of.dy_stride), column_of(k), end); }
 
-    __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz(arrived(2, of.dz, of.dz_stride), column_of(k), end); }
+    __device__ __forceinline__ Pack<T> g(u32 k) const { return HAS_DZ ? load_arrived(arrived(2, of.dz, of.dz_stride), column_of(k), end) : Pack<T>{}; }
 
     __device__ __forceinline__ void met() {
         if (TEAM_WARPS == 1) team_barrier();
