@@ -11,8 +11,8 @@ pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
 use crate::order::{HELD_MAX, NARROW};
 use crate::{Dtype, Rounding, WeightOffset};
 pub use arch::Arch;
-pub use class::{Class, class, classes, variants};
-use class::{STREAMED, few_rows_forward, stages_in_table};
+pub use class::{Class, class, class_unaligned, classes, variants};
+use class::{STREAMED, class_planned, few_rows_forward, stages_in_table};
 
 /// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,7 +338,7 @@ fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
 
 fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Class>) -> Class {
     let Calls { hidden, dtype, .. } = *calls;
-    let planned = class(direction, hidden, dtype);
+    let planned = class_planned(direction, calls, tuning);
     let works = |other: &Class| variants(hidden, dtype).contains(other) && (!other.is_clustered() || *other == planned);
     let class = other.filter(works).unwrap_or(planned);
     let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
@@ -393,8 +393,8 @@ fn blocks(items: usize, most: usize) -> u32 {
     items.min(most).max(1) as u32
 }
 
-/// (Packs, threads of a multiprocessor) of forward over rows that are not aligned: halves of words take registers while they are on their way,
-/// and without a limit so many that too few threads are. As many as spill nothing; not timed.
+/// (Packs, threads of a multiprocessor) of forward over rows that are not aligned: as many as spill nothing; without a limit the compiler takes
+/// registers of which too few threads are left. (Of three packs 1280 threads would spill 40 bytes.) Not timed.
 const UNALIGNED_THREADS: [(u32, u32); 3] = [(4, 1024), (5, 768), (8, 512)];
 
 /// (Widest row, most bytes of x) of a backward call that is one launch. On an H200, prototype, bf16, µs in one launch and in two:

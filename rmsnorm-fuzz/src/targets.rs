@@ -9,7 +9,9 @@ use crate::statistics::{Execution, Statistics};
 use crate::subject::Subject;
 use crate::values::Random;
 use arbitrary::Unstructured;
-use rmsnorm_cuda::plan::{self, Arch, Calls, Direction, Tuning, classes, column_order, row_order, variants};
+use rmsnorm_cuda::plan::{
+    self, Arch, Calls, Direction, Tuning, class_unaligned, classes, column_order, row_order, variants,
+};
 use rmsnorm_cuda::{Dtype, Executor, HIDDEN_MAX, scratch_len};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -250,6 +252,7 @@ fn judge_plan(rows: usize, hidden: usize, dtype: Dtype, arch: &Arch) -> Result<(
                 (4 * class.team) as usize == row_order(hidden).chains && class.holds() >= hidden
             }
             Direction::Backward if plan.span.is_some() => variants(hidden, dtype).contains(&launch.class),
+            _ if !launch.aligned && launch.class == class_unaligned(direction, hidden, dtype) => true,
             _ => classes(direction, dtype).contains(&launch.class),
         };
         demand(is_listed, "a class that is not listed")?;

@@ -137,6 +137,10 @@ template <typename E, bool SPLIT> __device__ __forceinline__ u32 begin_pack(Pack
         for (u32 i = 0; i < PACK; i += 2)
             if (i > 0 ? is_row : others) v.word(i / 2) = load_word(column.at(row, i) - 1);
         return is_row && lane == TEAM_LANES - 1 ? *column.at(row, PACK - 1) : 0;
+    } else if (column.is_whole(hidden)) {
+#pragma unroll
+        for (u32 i = 0; i < PACK; i += 2)
+            if (hidden > 0) v.word(i / 2) = load_word(column.at(row, i));
     } else if (!column.is_outside(hidden)) {
 #pragma unroll
         for (u32 i = 0; i < PACK; i += 2) {

@@ -118,8 +118,30 @@ pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
     })
 }
 
-/// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] gives
-/// among them. (A cluster's works in one direction.)
+/// That of rows that are not aligned, where an H200 is to have another than [`class`] gives: more threads a row, with fewer packs each.
+pub fn class_unaligned(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
+    let table: &[Line] = match (direction, dtype) {
+        (Direction::Forward, Dtype::F32) => &[],
+        (Direction::Forward, _) => &FORWARD_UNALIGNED_16,
+        (Direction::Backward, Dtype::F32) => &BACKWARD_UNALIGNED_F32,
+        (Direction::Backward, _) => &BACKWARD_UNALIGNED_16,
+    };
+    match table.iter().find(|(hidden_max, ..)| hidden <= *hidden_max) {
+        Some(&(_, team, teams, pack)) if hidden > UNALIGNED_ABOVE => Class::held(hidden, team, teams, pack),
+        _ => class(direction, hidden, dtype),
+    }
+}
+
+/// That of these calls, if nothing else is chosen. Elsewhere than on compute capability 9.0 nobody has asked for another one for unaligned rows.
+pub(super) fn class_planned(direction: Direction, calls: &Calls, tuning: &Tuning) -> Class {
+    match class(direction, calls.hidden, calls.dtype) {
+        class if is_aligned(class, calls) || !are_registers_known(tuning) => class,
+        _ => class_unaligned(direction, calls.hidden, calls.dtype),
+    }
+}
+
+/// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] and
+/// [`class_unaligned`] give among them. (A cluster's works in one direction.)
 pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
     if !(NARROW + 1..=HELD_MAX).contains(&hidden) {
         let mut classes = Direction::BOTH.map(|direction| class(direction, hidden, dtype)).to_vec();
@@ -131,10 +153,10 @@ pub fn variants(hidden: usize, dtype: Dtype) -> Vec<Class> {
     }
     let chains = row_order(hidden).chains as u32;
     let mut all = Vec::new();
-    for pack in if dtype == Dtype::F32 { &[4, 8][..] } else { &[8] } {
+    for pack in [4, 8] {
         for team in (5..=10).map(|j| 1 << j).filter(|team| team * pack <= chains) {
             for teams in (0..=3).map(|j| 1 << j) {
-                let class = Class::held(hidden, team, teams, *pack);
+                let class = Class::held(hidden, team, teams, pack);
                 // So that the sums of a row group fit the registers of a thread, and all threads those of a multiprocessor.
                 let sums = class.packs * class.pack;
                 let fits = sums <= 64 && class.threads() * sums <= 16384 && class.threads() <= 1024;
@@ -246,6 +268,27 @@ const BACKWARD_F32: [Line; 6] = [
     (6144, 128, 1, 4),     // 0.95; 256 threads 0.93
     (8192, 256, 1, 4),     // 0.91; 512 threads 0.93 at another pace
     (HELD_MAX, 256, 1, 8), // 16384: 0.80; 512 threads 0.66
+];
+
+/// Rows that are not aligned, wider than this: narrower ones have four packs a thread and 8 to 16 warps a multiprocessor in any case.
+const UNALIGNED_ABOVE: usize = 2048;
+
+/// What they have instead. Not timed; by the classes of aligned rows, on an H200, bf16: forward of 4097 with 768 threads a multiprocessor 0.83, of 8191
+/// and 4096 with 512 0.69 and 0.74, of 1001 and 2047 with 1024 0.85 and 0.89; backward of 4097 with four warps 0.48, of 8191 with eight 0.78.
+#[rustfmt::skip]
+const FORWARD_UNALIGNED_16: [Line; 2] = [
+    (4096, 128, 1, 8),
+    (8192, 256, 1, 8),
+];
+#[rustfmt::skip]
+const BACKWARD_UNALIGNED_16: [Line; 2] = [
+    (4096, 128, 4, 8), // as aligned
+    (8192, 256, 1, 8),
+];
+#[rustfmt::skip]
+const BACKWARD_UNALIGNED_F32: [Line; 2] = [
+    (4096, 256, 2, 4), // as aligned
+    (8192, 256, 1, 4), // 4097 with four warps 0.78
 ];
 
 /// A line of a table of rows that a cluster shares: the widest row, blocks of a cluster, threads of a block, elements of a pack, stages of
