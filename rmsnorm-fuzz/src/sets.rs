@@ -161,13 +161,14 @@ fn grid_widths() -> Vec<usize> {
 
 /// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
 /// chains a row; few rows in one launch, and more; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than
-/// row groups; rows that must be
-/// scaled. The last ones are to be launched with three blocks: several row groups a block; blocks some of whose teams have no row.
+/// row groups; rows that must be scaled; a residual and dz. The last ones are to be launched with three blocks: several row groups a block;
+/// teams and clusters with more rows than their rings have stages, and teams without a row.
 pub fn families() -> [Vec<Case>; 2] {
     let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
     let moved =
         |offset, case| Name::ALL.into_iter().fold(case, |c: Case, o| c.with_place(o, Place { offset, gap: Gap::None }));
     let tiny = Values::Scaled(f32::from_bits(1 << 19)); // 2^-130, of which rstd is infinite
+    let fused = |case| Case { residual: Some(Values::Normal), dz: Some(Values::Normal), ..case };
     let planned = vec![
         case(37, 7, Dtype::F32),
         case(300, 64, Dtype::Bf16),
@@ -189,12 +190,16 @@ pub fn families() -> [Vec<Case>; 2] {
         moved(1, case(50, 4097, Dtype::Bf16)),
         moved(3, case(50, 100, Dtype::F32)),
         Case { x: tiny, ..case(9, 1000, Dtype::F32) },
+        fused(case(45, 2048, Dtype::Bf16)),
+        fused(case(9, 40_000, Dtype::F16)),
     ];
     let few_blocks = vec![
         case(140, 4200, Dtype::F32),
         case(200, 40, Dtype::Bf16),
-        case(9, 1024, Dtype::Bf16),
+        case(203, 1024, Dtype::Bf16),
         case(3, 4096, Dtype::Bf16),
+        fused(moved(1, case(50, 4097, Dtype::Bf16))),
+        fused(case(9, 20_000, Dtype::F32)),
     ];
     [planned, few_blocks]
 }
