@@ -154,8 +154,10 @@ pub enum Source {
 pub struct Fold {
     /// Partial rows.
     pub nodes: u32,
-    /// A warp folds 2^level of them.
+    /// A warp folds 2^level of them, of [`FOLD_COLUMNS`] columns.
     pub level: u32,
+    /// Warps of a block, which then fold what each came to.
+    pub warps: u32,
     /// Blocks.
     pub blocks: u32,
 }
@@ -245,15 +247,14 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let launch = launch(class, calls, blocks as u32);
         // 128 registers a thread: with 96 some of a wide weight are spilled. In the prototype, without that, 512 rows of 4096 take 5.67 and 5.74 µs.
         let blocks_per_sm = 512 / class.threads();
-        let fold = Fold { nodes: 0, level: 0, blocks: 0 };
+        let fold = Fold { nodes: 0, level: 0, warps: 0, blocks: 0 };
         let span = Some(span);
         return BackwardPlan { column, rows: launch, source: Source::Kept, blocks_per_sm, columns: None, fold, span };
     }
     let class = chosen(Direction::Backward, calls, tuning, tuning.backward);
     let teams = class.teams as usize;
     let nodes = column.groups.div_ceil(teams) as u32;
-    let level = nodes.next_power_of_two().ilog2().saturating_sub(FOLD_WARPS.ilog2());
-    let fold = Fold { nodes, level, blocks: hidden.div_ceil(FOLD_WARPS as usize) as u32 };
+    let fold = fold(nodes, hidden, sm_count);
     let forced = |planned| tuning.blocks.unwrap_or(planned);
     if class.is_streamed() {
         let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
@@ -267,7 +268,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let turns = column.groups.div_ceil((sm_count / class.cluster) as usize).max(1);
         let clusters = blocks(column.groups.div_ceil(turns), GRID_MAX);
         let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
-        let shared_bytes = CLUSTER_BYTES + stages * 2 * slice_bytes(class, calls.dtype);
+        let shared_bytes = CLUSTER_BYTES + weight_bytes(class, calls) + stages * 2 * slice_bytes(class, calls.dtype);
         let source = Source::Cluster { stages, shared_bytes };
         return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None };
     }
@@ -285,6 +286,15 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
     let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
     BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold, span: None }
+}
+
+/// As many warps a column as give each multiprocessor 1024 threads, and each thread several loads on their way: one block after another of
+/// 1024 threads with a load each took 10 to 20 µs of a call of wide rows.
+fn fold(nodes: u32, hidden: usize, sm_count: u32) -> Fold {
+    let all = nodes.next_power_of_two();
+    let wanted = 1 << (sm_count as usize * 1024 / hidden).max(1).ilog2();
+    let warps = (wanted as u32).max(all >> FOLD_LEVEL_MAX).min(FOLD_WARPS_MAX).min(all);
+    Fold { nodes, level: (all / warps).ilog2(), warps, blocks: hidden.div_ceil(FOLD_COLUMNS as usize) as u32 }
 }
 
 /// The class and the span, where few rows are one launch: aligned held rows with dw, if nothing else is asked for.
@@ -316,20 +326,31 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let beyond = if is_aligned(class, calls) { 0 } else { RING_BEYOND as usize };
     let pitch = (calls.hidden * calls.dtype.bytes() + beyond).next_multiple_of(128);
     let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch;
-    // 96 KiB ahead hide the memory's latency; a lone team computes with one of four stages, while the others fill.
-    let wanted = if class.teams == 1 { 4 } else { (96usize << 10).div_ceil(stage_bytes).max(2) };
+    // 96 KiB ahead hide the memory's latency; more let some blocks run ahead of others. A lone team computes with one of three or four stages,
+    // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 3072 with three 0.95, with two 0.93; 512 with 64 KiB 0.92,
+    // with 96 KiB 0.91; 4096 with two.)
+    let ahead: usize = if calls.hidden * calls.dtype.bytes() <= UNPACED_BYTES { 64 << 10 } else { 96 << 10 };
+    let wanted = match class.teams {
+        1 => (ahead / stage_bytes).clamp(3, 4),
+        _ => ahead.div_ceil(stage_bytes).max(if stage_bytes <= 48 << 10 { 3 } else { 2 }),
+    };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
     (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
 }
 
-/// Nine tenths of what the memory's clock and width come to, shared by all teams. Where the tensors fit the cache, or nobody has
-/// measured, no limit.
+/// 89 % of what the memory's clock and width come to, shared by all teams: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and
+/// 0.948, 16384 0.89 and 0.90; f32 8192 0.93 and 0.94. No limit on short rows (512 of bf16: 0.92; with one 0.89), where the tensors fit
+/// the cache, or where nobody has measured.
 fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
-    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(90)) / 100;
+    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(PACE_PERCENT)) / 100;
     let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
-    if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
+    let is_short = tuning.rate_percent.is_none() && calls.hidden * calls.dtype.bytes() <= UNPACED_BYTES;
+    if arch.compute_capability != (9, 0)
+        || rate == 0
+        || is_short
+        || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
     {
         return 0;
     }
@@ -342,7 +363,11 @@ fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Cl
     let works = |other: &Class| variants(hidden, dtype).contains(other) && (!other.is_clustered() || *other == planned);
     let class = other.filter(works).unwrap_or(planned);
     let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
-    if class.is_clustered() && !(has_ring && fits_cluster(class, calls, &tuning.arch)) { STREAMED } else { class }
+    match class {
+        class if !class.is_clustered() || has_ring && fits_cluster(class, calls, &tuning.arch) => class,
+        _ if hidden <= HELD_MAX => crate::plan::class(direction, hidden, dtype),
+        _ => STREAMED,
+    }
 }
 
 /// Whether clusters of this class can work on such rows on this GPU: not before compute capability 9.0, nor from 12.0 on, where blocks have
@@ -367,10 +392,26 @@ pub(crate) fn lead(class: Class, dtype: Dtype) -> u32 {
     if class.pack as usize * dtype.bytes() > 16 { 1 } else { class.packs.div_ceil(2) }
 }
 
+/// Whether the threads of a cluster's blocks have registers for the weight beside the column sums: 96 KiB of a multiprocessor's, or 48 where
+/// 1024 threads share them.
+pub(crate) fn keeps_weight(class: Class, weight: Option<Dtype>) -> bool {
+    let bytes = class.threads() as usize * (class.packs * class.pack) as usize * (4 + weight.map_or(0, Dtype::bytes));
+    bytes <= if class.threads() < 1024 { 96 << 10 } else { 48 << 10 }
+}
+
+/// Shared memory that the weight takes otherwise.
+fn weight_bytes(class: Class, calls: &Calls) -> u32 {
+    match calls.weight {
+        Some(dtype) if !keeps_weight(class, calls.weight) => class.packs * slice_bytes(class, dtype),
+        _ => 0,
+    }
+}
+
 /// Stages of the ring of a block of a cluster: at least as many as it has to hold at once.
 fn cluster_stages(class: Class, calls: &Calls, tuning: &Tuning) -> u32 {
     let planned = stages_in_table(calls.hidden, calls.dtype);
-    let fit = (CLUSTER_SHARED_BYTES - CLUSTER_BYTES) / (2 * slice_bytes(class, calls.dtype));
+    let room = CLUSTER_SHARED_BYTES - CLUSTER_BYTES - weight_bytes(class, calls);
+    let fit = room / (2 * slice_bytes(class, calls.dtype));
     let most = fit.min(CLUSTER_STAGES_MAX);
     tuning.stages.unwrap_or(planned).clamp(class.packs + lead(class, calls.dtype), most)
 }
@@ -430,6 +471,12 @@ pub(crate) const CLUSTER_BYTES: u32 = 2 << 10;
 /// Most stages of a cluster's ring, and slices of a row in forward.
 pub(crate) const CLUSTER_STAGES_MAX: u32 = 16;
 
+/// What a ring's pace comes to, of the memory's rate.
+const PACE_PERCENT: u32 = 89;
+
+/// Bytes of a row of x up to which there is no pace.
+const UNPACED_BYTES: usize = 1024;
+
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;
 
@@ -441,11 +488,13 @@ pub(crate) const fn stage_rows(dz: bool) -> u32 {
     2 + dz as u32
 }
 
-/// Warps of a block of the fold, and columns that it folds.
-pub(crate) const FOLD_WARPS: u32 = 32;
+/// Columns that a block of the fold folds: one a lane.
+pub(crate) const FOLD_COLUMNS: u32 = 32;
+
+/// Most warps of a block of the fold.
+pub(crate) const FOLD_WARPS_MAX: u32 = 32;
 
 /// Highest level of a fold.
-#[cfg(any(feature = "cuda", test))]
 pub(crate) const FOLD_LEVEL_MAX: u32 = 5;
 
 /// Most blocks of a grid.

@@ -341,11 +341,16 @@ mod tests {
                             (9, 0) => class_unaligned(direction, hidden, kind.dtype),
                             _ => class(direction, hidden, kind.dtype),
                         };
+                        // Aligned rows of that width are a cluster's there.
+                        let is_replaced = arch.compute_capability == (9, 0)
+                            && (direction, kind.dtype) == (Direction::Backward, Dtype::F32)
+                            && wanted == class(direction, HELD_MAX, kind.dtype);
                         let expected = match wanted.is_clustered() {
                             true => (((9, 0)..(12, 0)).contains(&arch.compute_capability), false),
-                            false => {
-                                (true, (1..=HELD_MAX).chain([HIDDEN_MAX]).any(|hidden| unaligned(hidden) == wanted))
-                            }
+                            false => (
+                                !is_replaced,
+                                (1..=HELD_MAX).chain([HIDDEN_MAX]).any(|hidden| unaligned(hidden) == wanted),
+                            ),
                         };
                         assert_eq!((of(true), of(false)), expected, "{arch:?} {kind:?} {direction:?} {wanted}");
                     }

@@ -312,21 +312,19 @@ fn broken_kernels_are_caught() {
         ),
         (
             "a sum of slots before all messages are there",
-            "            messages_wait(&shared.arrived[n % 2], n / 2 % 2);",
+            "        messages_wait(&shared.arrived[n % 2], n / 2 % 2);",
             "",
             wide,
         ),
-        ("a sum taken before it is found", "        arrival_wait(&shared.found, n % 2);", "", wide),
         ("one slot instead of two", "slots[n % 2]", "slots[0]", wide),
         ("the phase of a slot forgotten", "n / 2 % 2", "0", wide),
         ("one slot for the scaled row too", "exchange.sum(n++)", "exchange.sum(n)", scaled),
         ("armed with the bytes of one block", "NODES * sizeof(float))", "WARPS * sizeof(float))", wide),
         (
             "sent before the wait for the row before",
-            "        const float c = mean(exchange.sum(n), (float)hidden);\n        if (LEAD == PACKS && more) exchange.send(n + 1, \
-             ahead);\n",
-            "        if (LEAD == PACKS && more) exchange.send(n + 1, ahead);\n        const float c = mean(exchange.sum(n), \
-             (float)hidden);\n",
+            "                c = mean(exchange.sum(n, node), divisor(hidden));\n                if (more) exchange.send(n + 1, node);\n",
+            "                node = fold_lanes(node, 32);\n                if (more) exchange.send(n + 1, node);\n                \
+             c = mean(exchange.sum(n), divisor(hidden));\n",
             wide,
         ),
         ("messages before the blocks have met", "    cluster_arrive();\n    cluster_wait();\n", "", wide),

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::Dtype;
 use crate::plan::{
-    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FEW_ROWS_MAX, FOLD_LEVEL_MAX, FOLD_WARPS, RING_BEYOND, RING_STAGES_MAX, Source, lead, stage_rows,
+    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_BEYOND, RING_STAGES_MAX, Source, keeps_weight, lead, stage_rows,
 };
 
 /// What one module is compiled for.
@@ -192,7 +192,8 @@ impl Module {
         let (constants, kernels) = match *self {
             Module::Fold { dw } => {
                 let constants = format!(
-                    "typedef {} DW;\nconstexpr unsigned FOLD_WARPS = {FOLD_WARPS}, FOLD_LEVEL_MAX = {FOLD_LEVEL_MAX};\n\
+                    "typedef {} DW;\nconstexpr unsigned FOLD_COLUMNS = {FOLD_COLUMNS}, FOLD_WARPS_MAX = {FOLD_WARPS_MAX}, \
+                     FOLD_LEVEL_MAX = {FOLD_LEVEL_MAX};\n\
                      #define FOLD_PARAMETERS {}\n",
                     c(dw),
                     FoldArguments::PARAMETERS
@@ -222,7 +223,11 @@ impl Module {
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 let ring = match rows.class.is_clustered() {
-                    true => format!("LEAD = {}", lead(rows.class, rows.dtype)),
+                    true => format!(
+                        "LEAD = {}, KEEPS_WEIGHT = {}",
+                        lead(rows.class, rows.dtype),
+                        u32::from(keeps_weight(rows.class, rows.weight))
+                    ),
                     false => {
                         format!(
                             "STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}, RING_BEYOND = {RING_BEYOND}",

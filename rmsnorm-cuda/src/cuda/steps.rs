@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::module::{BackwardArguments, BackwardFewArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type};
 use crate::order::row_order;
-use crate::plan::{self, BackwardPlan, Calls, FOLD_WARPS, Fold, ForwardPlan, Launch, Source, Tuning};
+use crate::plan::{self, BackwardPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
 use crate::{Backward, Dtype, Error, Forward, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset};
 
 /// A range of device memory as an operand.
@@ -164,7 +164,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         steps.push(Step::Kernel(Kernel { name: "columns", blocks, ..over_rows }));
     }
     // Each of the partial rows below `nodes` has a first group below G, so the launches above write it in full.
-    let Fold { nodes, level, blocks } = plan.fold;
+    let Fold { nodes, level, warps, blocks } = plan.fold;
     let arguments = FoldArguments {
         partial: gradient.scratch.pointer(),
         dw: gradient.dw.pointer(),
@@ -176,7 +176,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         module: Module::Fold { dw: gradient.dw.data.dtype },
         name: "fold_partials",
         blocks,
-        threads: 32 * FOLD_WARPS,
+        threads: 32 * warps,
         shared_bytes: 0,
         arguments: arguments.cells(),
     }));

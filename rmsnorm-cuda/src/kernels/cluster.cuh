@@ -18,11 +18,8 @@ struct ClusterShared {
     float slots[2][NODES];
     float alone[2][SETS * TEAM_WARPS];  // RowFold's buffer, for a row that the block folds alone
     u64 arrived[2];                     // completes when all slots are filled
-    u64 found;                          // completes when the sum of the slots is there
-    float sum;
     u64 full[STAGES_MAX];               // completes when a slice has arrived
     u32 readers[STAGES_MAX];            // warps that have read a slice for the last time, of all slices that were in this place
-    struct { u32 row, pack; } wanted;  // the next slice to fetch
 };
 static_assert(sizeof(ClusterShared) <= CLUSTER_BYTES);
 
@@ -53,29 +50,26 @@ struct Part {
 };
 
 // Every warp of the cluster gives a node and gets the sum of all, again and again: `send(n, node)`, `sum(n)` for n = 0, 1, 2, … A warp's
-// first lanes send its node to every block; the first warp of each block waits for all nodes, finishes the tree and hands the sum to its
-// block. No block waits for another but for messages. Two slots take turns. A warp sends n + 1 only when it has the sum n. (Were n + 1 sent
-// before, there would have to be four.) Therefore
+// first lanes send its node to every block; each warp waits for all nodes and finishes the tree itself. No block waits for another but for
+// messages. Two slots take turns. A warp sends n + 1 only when it has the sum n. (Were n + 1 sent before, there would have to be four.) Therefore
 //   No slot is overwritten while it is read: messages n + 2 come from warps that have the sum n + 1, to which every warp of the cluster
-//   contributed when it had the sum n, which is when its block's first warp had read slots n.
-//   Nor is the sum: the first warp finds the sum n + 1 when every warp of its block has sent n + 1, having read the sum n.
+//   contributed when it had the sum n, and so had read slots n.
 //   No message counts for the wrong phase: every block's phase n is complete when a message n + 2 is sent, for somebody there has the sum n + 1;
-//   and the first warp cannot miss that n was complete, for n + 2 completes with its own message. So it is with the phases of the sum.
+//   and no warp can miss that n was complete, for n + 2 completes with this warp's own message.
 //   Arming: the barrier counts one arrival, of thread 0, which says how many bytes to expect just before it sends. A message may come earlier:
 //   the arrival that is missing holds the phase, and the count of bytes is negative for a while.
 //   End: a block waits for all messages to it, so none is under way to it, and no other block touches it, when it ends. Before the first
 //   message the blocks of a cluster meet (cluster_arrive, cluster_wait), when every barrier is there.
-// What orders memory: a message's count releases its value in the scope of the cluster, and messages_wait acquires it in that scope. That also
-// empties the first cache, so one warp does it for its block; what it has acquired, the others have when they have waited for the sum. A read
-// of slots n, or of the sum, has returned before its warp sends n + 1, for the shuffle that follows needs its value; so it comes before that
-// message, before the wait for it that acquires, and before what overwrites it.
+// What orders memory: a message's count releases its value in the scope of the cluster, and messages_wait acquires it in that scope. A read of
+// slots n has returned, for the shuffles of `sum` need its value, before its warp sends n + 1; so it comes before that message, before the
+// wait for it that acquires, and before messages n + 2. (One warp could acquire for its block and hand the sum on. That was slower where the
+// blocks of a cluster have little to do: docs/decisions.md.)
 struct Exchange {
     u32 rank;
 
     // By one thread, before the blocks meet.
     __device__ __forceinline__ void init() const {
         for (u32 i = 0; i < 2; i++) arrival_init(&cluster_shared().arrived[i]);
-        arrival_init(&cluster_shared().found);
     }
 
     __device__ __forceinline__ void send(u32 n, float node) const {
@@ -85,25 +79,32 @@ struct Exchange {
         if (lane < CLUSTER) message(&shared.slots[n % 2][rank * WARPS + threadIdx.x / 32], node, &shared.arrived[n % 2], lane);
     }
 
-    __device__ __forceinline__ float sum(u32 n) const {
+    // A lane's share of the nodes, folded.
+    static constexpr u32 EACH = NODES <= 32 ? 1 : NODES / 32, LANES = NODES / EACH;
+    __device__ __forceinline__ float of_lane(u32 n) const {
         ClusterShared& shared = cluster_shared();
-        if (threadIdx.x < 32) {
-            messages_wait(&shared.arrived[n % 2], n / 2 % 2);
-            constexpr u32 EACH = NODES <= 32 ? 1 : NODES / 32, LANES = NODES / EACH;
-            float v[EACH];
+        messages_wait(&shared.arrived[n % 2], n / 2 % 2);
+        float v[EACH];
 #pragma unroll
-            for (u32 i = 0; i < EACH; i++) v[i] = shared.slots[n % 2][threadIdx.x % LANES * EACH + i];
+        for (u32 i = 0; i < EACH; i++) v[i] = shared.slots[n % 2][threadIdx.x % LANES * EACH + i];
 #pragma unroll
-            for (u32 d = 1; d < EACH; d *= 2)
+        for (u32 d = 1; d < EACH; d *= 2)
 #pragma unroll
-                for (u32 i = 0; i < EACH; i += 2 * d) v[i] = fold(v[i], v[i + d]);
-            const float sum = total(fold_lanes(v[0], LANES));
-            if (threadIdx.x == 0) {
-                shared.sum = sum;
-                arrival_expect(&shared.found, 0);
-            }
+            for (u32 i = 0; i < EACH; i += 2 * d) v[i] = fold(v[i], v[i + d]);
+        return v[0];
+    }
+
+    __device__ __forceinline__ float sum(u32 n) const { return total(fold_lanes(of_lane(n), LANES)); }
+
+    // The same, and in place of a lane's `node` that of its warp: side by side, for each level of either tree waits for a shuffle.
+    __device__ __forceinline__ float sum(u32 n, float& node) const {
+        float v = of_lane(n);
+#pragma unroll
+        for (u32 d = 1; d < 32; d *= 2) {
+            const float other = __shfl_xor_sync(~0u, v, d), other_node = __shfl_xor_sync(~0u, node, d);
+            if (d < LANES) v = fold(v, other);
+            node = fold(node, other_node);
         }
-        arrival_wait(&shared.found, n % 2);
-        return __shfl_sync(~0u, shared.sum, 0);
+        return total(v);
     }
 };

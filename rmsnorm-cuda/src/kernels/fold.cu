@@ -1,4 +1,4 @@
-// dw from the partial rows: in each column the tree over the nodes 0 … nodes−1, padded with +0.0 to FOLD_WARPS·2^level, then the one
+// dw from the partial rows: in each column the tree over the nodes 0 … nodes−1, padded with +0.0 to a power of two, then the one
 // rounding to the type of dw.
 
 // The node of 2^LEVEL neighbouring nodes of one column.
@@ -16,18 +16,17 @@ template <u32 LEVEL> __device__ __forceinline__ float fold_levels(u32 level, con
     return fold_column<LEVEL>(column, first, nodes, hidden);
 }
 
-// FOLD_WARPS columns a block, and as many warps. Warp w folds the nodes [w·2^level, (w+1)·2^level) of each; then warp w folds the results of
-// column w.
-static_assert(FOLD_WARPS == 32);
-extern "C" __global__ void __launch_bounds__(32 * FOLD_WARPS) fold_partials(FOLD_PARAMETERS) {
-    __shared__ float node[FOLD_WARPS][FOLD_WARPS + 1];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 column = blockIdx.x * FOLD_WARPS + lane, first = warp << level;
-    node[warp][lane] = column < hidden ? fold_levels<0>(level, partial + column, first, nodes, hidden) : 0.0f;
+// FOLD_COLUMNS columns a block. Warp w folds the nodes [w·2^level, (w+1)·2^level) of each; then as many lanes as there are warps fold the
+// results of a column.
+static_assert(FOLD_COLUMNS == 32);
+extern "C" __global__ void __launch_bounds__(32 * FOLD_WARPS_MAX) fold_partials(FOLD_PARAMETERS) {
+    __shared__ float node[FOLD_WARPS_MAX][FOLD_COLUMNS + 1];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const u32 column = blockIdx.x * FOLD_COLUMNS + lane;
+    node[warp][lane] = column < hidden ? fold_levels<0>(level, partial + column, warp << level, nodes, hidden) : 0.0f;
     __syncthreads();
-    float v = node[lane][warp];
-#pragma unroll
-    for (u32 d = 1; d < 32; d *= 2) v = fold(v, __shfl_xor_sync(~0u, v, d));
-    const u32 mine = blockIdx.x * FOLD_WARPS + warp;
-    if (lane == 0 && mine < hidden) dw[mine] = store<DW>(total(v));
+    const u32 which = threadIdx.x % warps, mine = blockIdx.x * FOLD_COLUMNS + threadIdx.x / warps;
+    float v = node[which][threadIdx.x / warps];
+    for (u32 d = 1; d < warps; d *= 2) v = fold(v, __shfl_xor_sync(~0u, v, d));
+    if (which == 0 && mine < hidden) dw[mine] = store<DW>(total(v));
 }

@@ -70,7 +70,7 @@ impl Class {
         line.map_or(1, |(_, _, of_a_pack)| self.packs * of_a_pack)
     }
 
-    /// That of rows of up to `hidden` elements, more than [`HELD_MAX`], shared by `cluster` blocks of `team` threads.
+    /// That of rows of up to `hidden` elements shared by `cluster` blocks of `team` threads.
     fn clustered(direction: Direction, hidden: usize, cluster: u32, team: u32, pack: u32) -> Self {
         let order = row_order(hidden);
         let (chains, sets) = match direction {
@@ -132,12 +132,21 @@ pub fn class_unaligned(direction: Direction, hidden: usize, dtype: Dtype) -> Cla
     }
 }
 
-/// That of these calls, if nothing else is chosen. Elsewhere than on compute capability 9.0 nobody has asked for another one for unaligned rows.
+/// That of these calls, if nothing else is chosen. On compute capability 9.0, to which the tables are tuned, two are not [`class`]'s: that of rows
+/// that are not aligned, and that of backward of f32 rows of which a block's ring would have no room for a second one. (There a cluster shares
+/// a row.)
 pub(super) fn class_planned(direction: Direction, calls: &Calls, tuning: &Tuning) -> Class {
-    match class(direction, calls.hidden, calls.dtype) {
-        class if is_aligned(class, calls) || !are_registers_known(tuning) => class,
-        _ => class_unaligned(direction, calls.hidden, calls.dtype),
+    let Calls { hidden, dtype, .. } = *calls;
+    let of_width = class(direction, hidden, dtype);
+    if !are_registers_known(tuning) || hidden > HELD_MAX {
+        return of_width;
     }
+    if !is_aligned(of_width, calls) {
+        return class_unaligned(direction, hidden, dtype);
+    }
+    let (widest, cluster, team, pack, _) = BACKWARD_WIDE_F32[0];
+    let is_large = direction == Direction::Backward && dtype == Dtype::F32 && hidden > widest / 2;
+    if is_large { Class::clustered(direction, widest, cluster, team, pack) } else { of_width }
 }
 
 /// Every class that can work on rows of `hidden` elements of type `dtype` in the order of [`row_order`], those that [`class`] and
@@ -194,7 +203,7 @@ pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class,
 
 /// Stages of backward's ring for rows of `hidden` elements that a cluster shares, as the table says.
 pub(super) fn stages_in_table(hidden: usize, dtype: Dtype) -> u32 {
-    let table = if dtype == Dtype::F32 { &BACKWARD_WIDE_F32 } else { &BACKWARD_WIDE_16 };
+    let table: &[WideLine] = if dtype == Dtype::F32 { &BACKWARD_WIDE_F32 } else { &BACKWARD_WIDE_16 };
     table.iter().find(|line| hidden <= line.0).map_or(0, |line| line.4)
 }
 
@@ -273,22 +282,24 @@ const BACKWARD_F32: [Line; 6] = [
 /// Rows that are not aligned, wider than this: narrower ones have four packs a thread and 8 to 16 warps a multiprocessor in any case.
 const UNALIGNED_ABOVE: usize = 2048;
 
-/// What they have instead. Not timed; by the classes of aligned rows, on an H200, bf16: forward of 4097 with 768 threads a multiprocessor 0.83, of 8191
-/// and 4096 with 512 0.69 and 0.74, of 1001 and 2047 with 1024 0.85 and 0.89; backward of 4097 with four warps 0.48, of 8191 with eight 0.78.
+/// What they have instead. By the classes of aligned rows, on an H200, bf16: forward of 8191 and 4096 with 512 threads a multiprocessor 0.69 and
+/// 0.74, of 4097 with 768 0.83; backward of 4097 with four warps 0.48, of 8191 with eight 0.78. Backward of 4097 has one row at a time in a
+/// multiprocessor, whose passes wait for each other.
 #[rustfmt::skip]
-const FORWARD_UNALIGNED_16: [Line; 2] = [
+const FORWARD_UNALIGNED_16: [Line; 3] = [
     (4096, 128, 1, 8),
-    (8192, 256, 1, 8),
+    (5120, 128, 2, 8), // as aligned; 4097 with 256 threads 0.68
+    (8192, 256, 1, 8), // 8191: 0.84
 ];
 #[rustfmt::skip]
 const BACKWARD_UNALIGNED_16: [Line; 2] = [
     (4096, 128, 4, 8), // as aligned
-    (8192, 256, 1, 8),
+    (8192, 256, 1, 8), // 4097: 0.57, 8191: 0.82
 ];
 #[rustfmt::skip]
 const BACKWARD_UNALIGNED_F32: [Line; 2] = [
     (4096, 256, 2, 4), // as aligned
-    (8192, 256, 1, 4), // 4097 with four warps 0.78
+    (8192, 256, 1, 4), // 4097: 0.83; with four warps 0.78
 ];
 
 /// A line of a table of rows that a cluster shares: the widest row, blocks of a cluster, threads of a block, elements of a pack, stages of
@@ -314,14 +325,15 @@ const FORWARD_WIDE_F32: [WideLine; 3] = [
 /// blocks, or 15 of eight.
 #[rustfmt::skip]
 const BACKWARD_WIDE_16: [WideLine; 3] = [
-    (32768, 4, 1024, 8, 5),    // 0.956; 7 stages 0.94, 6 stages 0.93
-    (65536, 4, 1024, 8, 5),    // 0.93
-    (WIDE_MAX, 8, 512, 8, 11), // 0.93
+    (32768, 4, 1024, 8, 5),    // 0.79; the prototype 0.95
+    (65536, 4, 1024, 8, 5),    // 0.87; the prototype 0.93
+    (WIDE_MAX, 8, 512, 8, 11), // 0.80; the prototype 0.85 to 0.90
 ];
 #[rustfmt::skip]
-const BACKWARD_WIDE_F32: [WideLine; 3] = [
-    (32768, 8, 512, 8, 5),   // not timed
-    (65536, 8, 512, 8, 5),   // 0.94 with half as many elements a pack, 9 stages of them, 15 row groups
+const BACKWARD_WIDE_F32: [WideLine; 4] = [
+    (HELD_MAX, 2, 512, 4, 9), // 0.92; 256 threads, 11 stages 0.90, 7 stages 0.84; one block 0.80
+    (32768, 8, 512, 8, 5),    // not timed
+    (65536, 8, 512, 8, 5),    // 0.90
     (WIDE_MAX, 8, 512, 8, 7), // not timed
 ];
 

@@ -383,8 +383,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "plan.rs",
-            "blocks: hidden.div_ceil(FOLD_WARPS as usize) as u32",
-            "blocks: (hidden / FOLD_WARPS as usize) as u32",
+            "blocks: hidden.div_ceil(FOLD_COLUMNS as usize) as u32",
+            "blocks: (hidden / FOLD_COLUMNS as usize) as u32",
         )],
         property: "content",
         case: ordinary,
