@@ -47,10 +47,13 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
         let block = (BLOCK_ELEMENTS / hidden).max(1);
         for first in span.clone().step_by(block) {
             let rows = block.min(span.end - first);
-            let given = |b: &Buffer| Array2::from_shape_fn((rows, hidden), |(i, j)| f64::from(b.get(first + i, j)));
-            let got = |e: &Elements| {
-                Array2::from_shape_fn((rows, hidden), |(i, j)| f64::from(e.get((first + i) * hidden + j)))
+            let matrix = |row: &dyn Fn(usize) -> Vec<f32>| {
+                let mut all = Vec::with_capacity(rows * hidden);
+                (first..first + rows).for_each(|i| all.extend(row(i).into_iter().map(f64::from)));
+                Array2::from_shape_vec((rows, hidden), all).expect("as many rows as wide")
             };
+            let given = |b: &Buffer| matrix(&|i| b.row(i));
+            let got = |e: &Elements| matrix(&|i| e.row(i, hidden));
             let (x, dy) = (given(x), given(dy));
             let rstd = Some(&rstd[first..first + rows]);
             forward.merge(&check_forward(&setting, format, first, x.view(), rstd, got(&outputs.y).view()));
@@ -92,11 +95,14 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
 /// z is x + residual in f64, rounded to f32 and then to its type: the sum of two f32 numbers, rounded through f64, is rounded once.
 fn demand_sums(case: &Case, x: &Buffer, residual: &Buffer, z: &Buffer) -> Result<(), Stop> {
     let format = format(case.dtype);
-    for (i, j) in (0..case.rows).flat_map(|i| (0..case.hidden).map(move |j| (i, j))) {
-        let sum = Format::F32.round(f64::from(x.get(i, j)) + f64::from(residual.get(i, j)));
-        let (want, got) = (format.round(sum), f64::from(z.get(i, j)));
-        if got != want && !(got.is_nan() && want.is_nan()) {
-            return Err(Stop::Failed(format!("z[{i}][{j}]: expected {want:e}, got {got:e}")));
+    for i in 0..case.rows {
+        let terms = x.row(i).into_iter().zip(residual.row(i)).zip(z.row(i));
+        for (j, ((x, residual), got)) in terms.enumerate() {
+            let sum = Format::F32.round(f64::from(x) + f64::from(residual));
+            let (want, got) = (format.round(sum), f64::from(got));
+            if got != want && !(got.is_nan() && want.is_nan()) {
+                return Err(Stop::Failed(format!("z[{i}][{j}]: expected {want:e}, got {got:e}")));
+            }
         }
     }
     Ok(())

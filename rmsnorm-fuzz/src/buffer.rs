@@ -1,10 +1,11 @@
 //! One operand inside its buffer, with redzones before and after it and in the gaps between its rows.
 
 use crate::case::{Gap, Name, Place};
-use crate::elements::{Elements, PIECE, get};
+use crate::elements::{Elements, PIECE, get, get_all};
 use crate::values::{HostElement, Source, bell, mix};
 use rayon::prelude::*;
 use rmsnorm_cuda::{Dtype, Rows, Slice, SliceMut, Vector, with_dtype};
+use std::sync::LazyLock;
 
 /// What fills memory that is not an input: outputs and scratch before a call, redzones and gaps all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,13 @@ impl Buffer {
         get(self.slice(), self.offset + row * self.stride + column)
     }
 
+    /// Row `row` of the operand, widened.
+    pub(crate) fn row(&self, row: usize) -> Vec<f32> {
+        let row = if self.stored_rows < self.rows { 0 } else { row };
+        let first = self.offset + row * self.stride;
+        get_all(self.slice(), first..first + self.hidden)
+    }
+
     /// Sums up every bit of the buffer, so that a change shows.
     pub(crate) fn fingerprint(&self) -> u64 {
         with_dtype!(Elements(v) = &self.elements => fingerprint(&v[self.start..self.start + self.len]))
@@ -138,12 +146,10 @@ impl Buffer {
 
     /// A copy without gaps.
     pub(crate) fn copy(&self) -> Elements {
-        let mut copy = Elements::zeros(self.elements.dtype(), self.rows * self.hidden);
-        let first = self.start + self.offset;
-        for i in 0..self.stored_rows {
-            copy.copy_from(i * self.hidden, &self.elements, first + i * self.stride, self.hidden);
-        }
-        copy
+        debug_assert_eq!(self.stored_rows, self.rows, "no output is broadcast");
+        let row = |i| self.start + self.offset + i * self.stride;
+        let rows = (0..self.rows).map(|i| row(i)..row(i) + self.hidden);
+        self.elements.pieces(rows, self.rows * self.hidden)
     }
 
     /// The first place outside of the operand whose content changed.
@@ -175,7 +181,11 @@ impl Buffer {
 /// The bits that `fill` puts at position `i` of a buffer.
 #[inline(always)]
 fn guard<T: HostElement>(fill: Fill, i: usize) -> u32 {
-    let h = mix(i as u64 ^ 0x5ca7_c4ed);
+    guard_of::<T>(fill, HASHES[i % HASHES.len()])
+}
+
+#[inline(always)]
+fn guard_of<T: HostElement>(fill: Fill, h: u64) -> u32 {
     match fill {
         Fill::Nan => T::NAN ^ (h as u32 & T::MANTISSA >> 1),
         Fill::Plausible => match h & 3 {
@@ -190,8 +200,11 @@ fn guard<T: HostElement>(fill: Fill, i: usize) -> u32 {
 /// Fills `data`, whose first element is at position `first` of a buffer.
 fn fill_with<T: HostElement>(data: &mut [T], first: usize, fill: Fill) {
     data.par_chunks_mut(PIECE).enumerate().for_each(|(p, piece)| {
-        for (i, element) in piece.iter_mut().enumerate() {
-            *element = T::from_bits(guard::<T>(fill, first + p * PIECE + i));
+        let (mut rest, mut at) = (piece, (first + p * PIECE) % HASHES.len());
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at_mut(rest.len().min(HASHES.len() - at));
+            now.iter_mut().zip(&HASHES[at..]).for_each(|(e, h)| *e = T::from_bits(guard_of::<T>(fill, *h)));
+            (rest, at) = (later, 0);
         }
     });
 }
@@ -204,6 +217,9 @@ fn fingerprint<T: HostElement>(data: &[T]) -> u64 {
     };
     data.par_chunks(PIECE).enumerate().map(piece).reduce(|| 0, u64::wrapping_add)
 }
+
+/// What the guards of as many neighbouring places are made of. A prime, so that no stride comes to the same place soon.
+static HASHES: LazyLock<[u64; 16_381]> = LazyLock::new(|| std::array::from_fn(|i| mix(i as u64 ^ 0x5ca7_c4ed)));
 
 /// Redzone either side of an operand: wider than the widest vector access and than any row tail.
 const REDZONE_BYTES: usize = 1024;

@@ -4,6 +4,7 @@ use crate::values::HostElement;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use rmsnorm_cuda::{Dtype, Slice, SliceMut, with_dtype};
+use std::ops::Range;
 
 /// Numbers of one of the element types.
 #[derive(Clone, Debug)]
@@ -48,6 +49,11 @@ impl Elements {
         with_dtype!(Elements(v) = self => v[i].widen())
     }
 
+    /// Row `i` of rows of `width` elements, widened.
+    pub(crate) fn row(&self, i: usize, width: usize) -> Vec<f32> {
+        get_all(self.slice(), i * width..(i + 1) * width)
+    }
+
     /// The bits of element `i`, every NaN being the canonical one (§0).
     pub fn bits(&self, i: usize) -> u32 {
         with_dtype!(Elements(v) = self => canonical(v[i]))
@@ -66,6 +72,20 @@ impl Elements {
     /// In pieces of `len` elements.
     pub(crate) fn pieces_mut(&mut self, len: usize) -> Vec<SliceMut<'_>> {
         with_dtype!(Elements(v) = self => v.chunks_mut(len).map(SliceMut::from).collect())
+    }
+
+    /// A copy of some of them, piece by piece.
+    pub(crate) fn pieces(&self, pieces: impl Iterator<Item = Range<usize>>, len: usize) -> Elements {
+        fn copied<T: Copy>(all: &[T], pieces: impl Iterator<Item = Range<usize>>, len: usize) -> Vec<T> {
+            let mut copy = Vec::with_capacity(len);
+            pieces.for_each(|piece| copy.extend_from_slice(&all[piece]));
+            copy
+        }
+        match self {
+            Elements::F32(v) => Elements::F32(copied(v, pieces, len)),
+            Elements::F16(v) => Elements::F16(copied(v, pieces, len)),
+            Elements::Bf16(v) => Elements::Bf16(copied(v, pieces, len)),
+        }
     }
 
     /// Copies `len` elements of `other`, which is of the same type, from `from` to `at`.
@@ -94,9 +114,21 @@ pub fn get(data: Slice<'_>, i: usize) -> f32 {
     with_dtype!(Slice(data) = data => data[i].widen())
 }
 
+/// The same of neighbouring elements.
+pub(crate) fn get_all(data: Slice<'_>, range: Range<usize>) -> Vec<f32> {
+    with_dtype!(Slice(data) = data => data[range].iter().map(|e| e.widen()).collect())
+}
+
 /// §1 of one element of host memory: one rounding, NaN to the canonical one.
 pub fn put(data: &mut SliceMut<'_>, i: usize, value: f32) {
     with_dtype!(SliceMut(data) = data => data[i] = store(value));
+}
+
+/// The same of neighbouring elements, the first of them at `at`.
+pub(crate) fn put_all(data: &mut SliceMut<'_>, at: usize, values: &[f32]) {
+    with_dtype!(SliceMut(data) = data => {
+        data[at..][..values.len()].iter_mut().zip(values).for_each(|(out, value)| *out = store(*value));
+    });
 }
 
 /// §1 What a value is once it is stored as an element of this type.
@@ -141,6 +173,10 @@ fn difference<T: HostElement>(
         piece.chunks(width).enumerate().find_map(|(r, got)| {
             let row = p * (per_piece / width) + r;
             let want = &want[source(row) * width..][..width];
+            // Nearly always; and this is done in vectors.
+            if want.iter().zip(got).fold(0, |differ, (want, got)| differ | (want.bits() ^ got.bits())) == 0 {
+                return None;
+            }
             let column = (0..width).find(|j| canonical(want[*j]) != canonical(got[*j]))?;
             let [want, got] = [want[column], got[column]].map(canonical);
             Some(Difference { row, column, want, got, dtype: T::DTYPE })

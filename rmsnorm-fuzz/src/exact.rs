@@ -1,6 +1,6 @@
 //! Property 13: exact where exactness is possible. An error bound cannot see one lost row among a million; integers can.
 
-use crate::buffer::Fill;
+use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, DwKind, Name};
 use crate::elements::{Elements, rounded};
 use crate::finding::{Evidence, Finding, Stop};
@@ -28,13 +28,17 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     let mut operands = Operands::new(&case, Fill::Plausible);
     let outputs = operands.run(executor)?;
     let mut evidence = Evidence::default();
-    let mut demand = |output: &str, i: usize, j: usize, got: &Elements, at: usize, want: f64| {
-        evidence.elements += 1;
-        let (got, want) = (got.get(at), rounded(got.dtype(), want as f32));
-        if got == want {
-            Ok(())
-        } else {
-            Err(Stop::Failed(format!("{output}[{i}][{j}]: expected exactly {want}, got {got}")))
+    let mut demand = |output: &str, i: usize, got: &Elements, want: Vec<f32>| {
+        let (got, dtype) = (got.row(i, want.len()), got.dtype());
+        evidence.elements += want.len() as u64;
+        // Nearly every integer is a number of its type.
+        let wrong = |(_, (got, want)): &(usize, (&f32, &f32))| got != want && **got != rounded(dtype, **want);
+        match got.iter().zip(&want).enumerate().find(wrong) {
+            None => Ok(()),
+            Some((j, (got, want))) => {
+                let want = rounded(dtype, *want);
+                Err(Stop::Failed(format!("{output}[{i}][{j}]: expected exactly {want}, got {got}")))
+            }
         }
     };
 
@@ -47,23 +51,22 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
         hidden.is_power_of_two() && 3 * hidden as i64 * i64::from(largest) * i64::from(largest + 1) <= EXACT;
     let mut dw = vec![0_i64; hidden];
     for i in 0..rows {
-        let row: Vec<(i64, i64)> = (0..hidden).map(|j| (x.get(i, j) as i64, dy.get(i, j) as i64)).collect();
-        demand("rstd", i, 0, &outputs.rstd, i, 1.0)?;
-        let dot: i64 = row.iter().zip(&weight).map(|((x, dy), w)| x * dy * w).sum();
-        for (j, (x, dy)) in row.into_iter().enumerate() {
-            dw[j] += x * dy;
-            demand("y", i, j, &outputs.y, i * hidden + j, (x * weight[j]) as f64)?;
-            if dx_is_exact {
-                let dz = operands.buffer(Name::Dz).map_or(0, |dz| dz.get(i, j) as i64);
-                let numerator = (dy * weight[j] + dz) * hidden as i64 - x * dot;
-                demand("dx", i, j, &outputs.dx, i * hidden + j, numerator as f64 / hidden as f64)?;
-            }
+        let integers = |b: &Buffer| -> Vec<i64> { b.row(i).into_iter().map(|v| v as i64).collect() };
+        let (x, dy) = (integers(x), integers(dy));
+        demand("rstd", i, &outputs.rstd, vec![1.0])?;
+        dw.iter_mut().zip(x.iter().zip(&dy)).for_each(|(dw, (x, dy))| *dw += x * dy);
+        demand("y", i, &outputs.y, x.iter().zip(&weight).map(|(x, w)| (x * w) as f32).collect())?;
+        if dx_is_exact {
+            let dot: i64 = x.iter().zip(&dy).zip(&weight).map(|((x, dy), w)| x * dy * w).sum();
+            let dz = operands.buffer(Name::Dz).map(integers);
+            let numerator =
+                |j: usize| (dy[j] * weight[j] + dz.as_ref().map_or(0, |dz| dz[j])) * hidden as i64 - x[j] * dot;
+            let dx = (0..hidden).map(|j| (numerator(j) as f64 / hidden as f64) as f32);
+            demand("dx", i, &outputs.dx, dx.collect())?;
         }
     }
     if let Some(got) = &outputs.dw {
-        for (j, sum) in dw.into_iter().enumerate() {
-            demand("dw", 0, j, got, j, sum as f64)?;
-        }
+        demand("dw", 0, got, dw.into_iter().map(|sum| sum as f32).collect())?;
     }
     if !dx_is_exact {
         evidence.exclude("dx where N is no power of two or too wide for exact sums", case.elements() as u64);

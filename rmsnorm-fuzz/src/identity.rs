@@ -6,7 +6,7 @@ use crate::elements::{Elements, put};
 use crate::finding::{Evidence, Finding, Outcome, Stop, demand_equal};
 use crate::literal::{Literal, dw_columns};
 use crate::operands::{Operands, Outputs};
-use crate::subject::Subject;
+use crate::subject::{Subject, Tried};
 use rayon::prelude::*;
 use rmsnorm_cuda::{Backward, Executor, Forward, Residual, Rows, Slice, SliceMut, Vector};
 
@@ -42,15 +42,15 @@ pub(crate) fn forward(subject: &Subject, case: &Case) -> Finding {
 /// A case, and for all that is compared with it: its operands, and what the literal executor makes of them.
 pub(crate) struct Trial {
     pub(crate) case: Case,
-    /// Whether launches that compile kernels of their own are tried.
-    pub(crate) rare_launches: bool,
+    /// Launches that are tried as often as this, or more.
+    pub(crate) launches: Tried,
     fill: Fill,
     literal: Option<(Operands, Outputs)>,
 }
 
 impl Trial {
     pub(crate) fn new(case: &Case) -> Trial {
-        Trial { case: *case, rare_launches: true, fill: Fill::Nan, literal: None }
+        Trial { case: *case, launches: Tried::Seldom, fill: Fill::Nan, literal: None }
     }
 
     /// The operands, which any executor may be run on, and the outputs that each must give. Made when they are first asked for.

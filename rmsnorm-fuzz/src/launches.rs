@@ -11,8 +11,8 @@ pub(crate) fn launch(subject: &Subject, trial: &mut Trial) -> Finding {
         return Err(Stop::NotApplicable("the CPU has no launches".into()));
     }
     let mut evidence = Evidence::default();
-    for OtherLaunch { what, executor, elements_max, left_out, rare } in &subject.launches {
-        if *rare && !trial.rare_launches {
+    for OtherLaunch { what, executor, elements_max, left_out, tried } in &subject.launches {
+        if *tried > trial.launches {
             continue;
         }
         if trial.case.elements() > *elements_max {

@@ -50,5 +50,5 @@ pub use hard::{HardCase, hard_case, hard_cases};
 pub use literal::Literal;
 pub use operands::{Operands, Outputs};
 pub use property::{PROPERTIES, Property, property, try_case};
-pub use subject::Subject;
+pub use subject::{Subject, Tried};
 pub use values::{Values, Which};

@@ -1,7 +1,7 @@
 //! The literal executor: the specification with plain loops. No SIMD, no threads, no blocks, and of the plan only the two
 //! orders; none of the functions of `rmsnorm_cuda::arith`. Every executor must return its bits.
 
-use crate::elements::{get, put, rounded};
+use crate::elements::{get, get_all, put, put_all, rounded};
 use rmsnorm_cuda::plan::{column_order, row_order};
 use rmsnorm_cuda::{
     Backward, Dtype, Error, Executor, Forward, Operand, Rounding, Rows, Slice, SliceMut, Vector, WeightOffset,
@@ -19,14 +19,15 @@ impl Executor for Literal {
 
     fn forward(&self, mut call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
+        let w = effective(&call.weight, call.weight_offset, call.hidden);
         for i in 0..call.rows {
-            let mut z: Vec<f32> = (0..call.hidden).map(|j| element(&call.x, i, j)).collect();
+            let mut z = elements(&call.x, i, 0..call.hidden);
             if let Some(sum) = &mut call.residual {
-                for (j, z) in z.iter_mut().enumerate() {
-                    let at = sum.z.offset + i * sum.z.row_stride + j;
-                    put(&mut sum.z.data, at, *z + element(&sum.residual, i, j));
-                    *z = get(sum.z.data.as_slice(), at);
-                }
+                let residual = elements(&sum.residual, i, 0..call.hidden);
+                z.iter_mut().zip(residual).for_each(|(z, residual)| *z += residual);
+                let at = sum.z.offset + i * sum.z.row_stride;
+                put_all(&mut sum.z.data, at, &z);
+                z = get_all(sum.z.data.as_slice(), at..at + call.hidden);
             }
             let v = mean_square(&z, 1.0) + call.eps;
             let rstd = match v {
@@ -34,11 +35,9 @@ impl Executor for Literal {
                 _ if v < f32::MIN_POSITIVE => UP * (1.0 / (mean_square(&z, UP) + (call.eps * UP) * UP).sqrt()),
                 _ => 1.0 / v.sqrt(),
             };
-            for (j, x_hat) in normalised(&z, rstd).0.into_iter().enumerate() {
-                let y =
-                    weighted(factor(x_hat, call.rounding, call.x.data.dtype()), &call.weight, call.weight_offset, j);
-                put(&mut call.y.data, call.y.offset + i * call.y.row_stride + j, y);
-            }
+            let x_hat = normalised(&z, rstd).0.into_iter();
+            let y = x_hat.zip(&w).map(|(x_hat, w)| factor(x_hat, call.rounding, call.x.data.dtype()) * w);
+            put_all(&mut call.y.data, call.y.offset + i * call.y.row_stride, &y.collect::<Vec<f32>>());
             call.rstd.iter_mut().for_each(|out| put(&mut out.data, out.offset + i, rstd));
         }
         Ok(())
@@ -47,26 +46,29 @@ impl Executor for Literal {
     fn backward(&self, mut call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         let n = call.hidden;
+        let w = effective(&call.weight, call.weight_offset, n);
         for i in 0..call.rows {
-            let z: Vec<f32> = (0..n).map(|j| element(&call.x, i, j)).collect();
+            let z = elements(&call.x, i, 0..n);
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             let (x_hat, root) = normalised(&z, rstd);
-            let wdy = |j| weighted(element(&call.dy, i, j), &call.weight, call.weight_offset, j);
-            let c = reduce(row_order(n).dot_chains, n, 1, |j, _| (wdy(j), x_hat[j]))[0] / n as f32;
-            for (j, x_hat) in x_hat.iter().enumerate() {
-                let t = (-x_hat).mul_add(c, wdy(j));
-                let dx = match &call.dz {
+            let wdy: Vec<f32> = elements(&call.dy, i, 0..n).iter().zip(&w).map(|(dy, w)| dy * w).collect();
+            let dz = call.dz.as_ref().map(|dz| elements(dz, i, 0..n));
+            let c = reduce(row_order(n).dot_chains, n, 1, |j, _| (wdy[j], x_hat[j]))[0] / n as f32;
+            let dx = |j: usize| {
+                let t = (-x_hat[j]).mul_add(c, wdy[j]);
+                match &dz {
                     None if rstd == f32::INFINITY => (t * root) * UP,
                     None => t * rstd,
-                    Some(dz) if rstd == f32::INFINITY => (t * root).mul_add(UP, element(dz, i, j)),
-                    Some(dz) => t.mul_add(rstd, element(dz, i, j)),
-                };
-                put(&mut call.dx.data, call.dx.offset + i * call.dx.row_stride + j, dx);
-            }
+                    Some(dz) if rstd == f32::INFINITY => (t * root).mul_add(UP, dz[j]),
+                    Some(dz) => t.mul_add(rstd, dz[j]),
+                }
+            };
+            let dx: Vec<f32> = (0..n).map(dx).collect();
+            put_all(&mut call.dx.data, call.dx.offset + i * call.dx.row_stride, &dx);
         }
         if let Some(mut out) = call.dw.take() {
             let sums = dw_columns(&call, 0..n);
-            (0..n).for_each(|j| put(&mut out.dw.data, out.dw.offset + j, sums[j]));
+            put_all(&mut out.dw.data, out.dw.offset, &sums);
         }
         Ok(())
     }
@@ -74,16 +76,18 @@ impl Executor for Literal {
 
 /// §7 for some of the columns, before the one rounding to the type of `dw`.
 pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Range<usize>) -> Vec<f32> {
-    let (mut row, mut x_hat) = (usize::MAX, Vec::new());
+    let (mut row, mut h, mut dy) = (usize::MAX, Vec::new(), Vec::new());
     reduce(column_order(call.rows, call.hidden).groups, call.rows, columns.len(), |i, j| {
         if row != i {
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             // Only a row whose rstd is +Inf must be read whole.
             let read = if rstd == f32::INFINITY { 0..call.hidden } else { columns.clone() };
-            let z: Vec<f32> = read.clone().map(|k| element(&call.x, i, k)).collect();
-            (row, x_hat) = (i, normalised(&z, rstd).0.split_off(columns.start - read.start));
+            let z = elements(&call.x, i, read.clone());
+            let x_hat = &normalised(&z, rstd).0[columns.start - read.start..][..columns.len()];
+            h = x_hat.iter().map(|x_hat| factor(*x_hat, call.rounding, call.x.data.dtype())).collect();
+            (row, dy) = (i, elements(&call.dy, i, columns.clone()));
         }
-        (element(&call.dy, i, columns.start + j), factor(x_hat[j], call.rounding, call.x.data.dtype()))
+        (dy[j], h[j])
     })
 }
 
@@ -124,17 +128,20 @@ fn factor(x_hat: f32, rounding: Rounding, dtype: Dtype) -> f32 {
     if rounding == Rounding::Twice { rounded(dtype, x_hat) } else { x_hat }
 }
 
-/// §5 and §6: times `w'`.
-fn weighted(value: f32, weight: &Option<Vector<Slice<'_>>>, offset: WeightOffset, j: usize) -> f32 {
-    match weight {
-        None => value,
-        Some(w) if offset == WeightOffset::One => value * (get(w.data, w.offset + j) + 1.0),
-        Some(w) => value * get(w.data, w.offset + j),
+/// §5 and §6: `w'` of every column; ones without a weight, since a product with one is exact.
+fn effective(weight: &Option<Vector<Slice<'_>>>, offset: WeightOffset, n: usize) -> Vec<f32> {
+    let Some(weight) = weight else { return vec![1.0; n] };
+    let mut w = get_all(weight.data, weight.offset..weight.offset + n);
+    if offset == WeightOffset::One {
+        w.iter_mut().for_each(|w| *w += 1.0);
     }
+    w
 }
 
-fn element(view: &Rows<Slice<'_>>, i: usize, j: usize) -> f32 {
-    get(view.data, view.offset + i * view.row_stride + j)
+/// Some of row `i`.
+fn elements(view: &Rows<Slice<'_>>, i: usize, columns: Range<usize>) -> Vec<f32> {
+    let first = view.offset + i * view.row_stride;
+    get_all(view.data, first + columns.start..first + columns.end)
 }
 
 const UP: f32 = f32::from_bits((127 + 100) << 23); // 2^100

@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::finding::{Finding, Outcome};
 use crate::identity::Trial;
-use crate::subject::Subject;
+use crate::subject::{Subject, Tried};
 use crate::{
     accuracy, batch, exact, far_rows, fused, identity, issue_781, launches, memory, refusal, runs, scaling, twice,
 };
@@ -162,18 +162,18 @@ impl Property {
 }
 
 /// Tries the `chosen` properties of every subject on one case; `record` is told each outcome, and how long it took. The literal
-/// executor computes once, for all that compare with it; how long that took is returned. `rare_launches`: whether
-/// [those](crate::subject::OtherLaunch::rare) are tried too.
+/// executor computes once, for all that compare with it; how long that took is returned. `launches`: those that
+/// are [tried](crate::subject::OtherLaunch::tried) as often or more.
 pub fn try_case<'a>(
     subjects: &'a [Subject],
     case: &Case,
-    rare_launches: bool,
+    launches: Tried,
     chosen: impl Fn(&Subject, &Property) -> bool,
     mut record: impl FnMut(&'a Subject, &'static Property, Outcome, Duration),
 ) -> Duration {
     let began = Instant::now();
     let mut trial = Trial::new(case);
-    trial.rare_launches = rare_launches;
+    trial.launches = launches;
     trial.literal();
     let literal = began.elapsed();
     for against in [true, false] {

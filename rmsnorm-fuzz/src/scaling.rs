@@ -54,17 +54,21 @@ fn dy_doubled(
     let got = Operands::doubled(case, Fill::Nan, Doubling { x: 0, dy: 1 }).run(executor)?;
     evidence.comparisons += 1;
     let input = |name| operands.buffer(name).expect("always there");
-    let (x, dy, weight) = (input(Name::X), input(Name::Dy), operands.buffer(Name::Weight));
+    let (x, dy) = (input(Name::X), input(Name::Dy));
     let offset = if case.weight_offset == WeightOffset::One { 1.0 } else { 0.0 };
+    let weight = operands.buffer(Name::Weight).map(|w| w.row(0));
+    let w: Vec<f64> = weight.map_or(vec![1.0; case.hidden], |w| w.into_iter().map(|w| f64::from(w + offset)).collect());
     let mut columns = vec![(Magnitudes::default(), Magnitudes::default()); case.hidden];
     for i in 0..case.rows {
         let rstd = want.rstd.get(i);
         let (mut wdys, mut x_hats) = (Magnitudes::default(), Magnitudes::default());
-        for (j, (column_dys, column_x_hats)) in columns.iter_mut().enumerate() {
-            let (dy, x_hat) = (dy.get(i, j), x.get(i, j) * rstd);
+        for ((column_dys, column_x_hats), ((dy, x), w)) in
+            columns.iter_mut().zip(dy.row(i).into_iter().zip(x.row(i)).zip(&w))
+        {
+            let x_hat = x * rstd;
             // A dy without a double spoils its row and its column.
             let dy = if dy.abs() <= largest_half(case.dtype) { dy } else { f32::INFINITY };
-            wdys.add(f64::from(dy) * weight.map_or(1.0, |w| f64::from(w.get(0, j) + offset)));
+            wdys.add(f64::from(dy) * w);
             x_hats.add(f64::from(x_hat));
             column_dys.add(f64::from(dy));
             column_x_hats.add(f64::from(x_hat));
@@ -193,8 +197,8 @@ fn x_scaled(executor: &dyn Executor, case: &Case, evidence: &mut Evidence) -> Re
 fn shifts_exactly(case: &Case, row: usize, k: i32, x: &Buffer, scaled: &Buffer) -> bool {
     let factor = 2.0_f64.powi(k);
     let mut squares = 0.0;
-    for j in 0..case.hidden {
-        let (x, scaled) = (f64::from(x.get(row, j)), f64::from(scaled.get(row, j)));
+    for (x, scaled) in x.row(row).into_iter().zip(scaled.row(row)) {
+        let (x, scaled) = (f64::from(x), f64::from(scaled));
         if scaled != x * factor || !scaled.is_finite() {
             return false;
         }

@@ -29,7 +29,7 @@ pub fn hard(large: bool) -> Vec<Item> {
 pub fn plan_classes() -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
-        for class in classes(direction, dtype) {
+        for (turn, class) in classes(direction, dtype).into_iter().enumerate() {
             for (layout, hidden) in widths(direction, class, dtype) {
                 for (weight, kind) in
                     [("none", WeightKind::Absent), ("same", WeightKind::Same), ("f32", WeightKind::F32)]
@@ -43,8 +43,14 @@ pub fn plan_classes() -> Vec<Item> {
                     let mut case = Case::new(2 * class.teams as usize + 3, hidden, dtype);
                     case.weight = kind;
                     case.seed = items.len() as u64;
-                    // The kernels that add one to the weight, and both types of dw, take turns.
-                    case.weight_offset = if case.seed % 2 == 1 { WeightOffset::One } else { WeightOffset::Zero };
+                    // The kernels that add one to the weight take turns with those that do not, and so do both types of dw. All widths of
+                    // a class take the same: adding is done element by element, and kernels of both would be compiled for each class.
+                    let adds_one = match dtype {
+                        Dtype::F32 => turn % 2 == 1,
+                        Dtype::F16 => kind == WeightKind::F32,
+                        Dtype::Bf16 => kind == WeightKind::Same,
+                    };
+                    case.weight_offset = if adds_one { WeightOffset::One } else { WeightOffset::Zero };
                     case.dw = if case.seed % 3 == 1 { DwKind::F32 } else { DwKind::Same };
                     if layout == Layout::Moved {
                         case = case.with_place(Name::X, Place { offset: 1, gap: Gap::None });

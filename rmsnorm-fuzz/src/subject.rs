@@ -43,8 +43,19 @@ pub struct OtherLaunch {
     pub elements_max: usize,
     /// ... for this reason.
     pub left_out: &'static str,
-    /// Whether it compiles kernels that nothing else needs.
-    pub rare: bool,
+    /// How many cases are tried with it.
+    pub tried: Tried,
+}
+
+/// How many cases are tried with a launch. Where that is not all, it needs kernels of its own, and compiling them is what takes the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tried {
+    /// Every one.
+    Always,
+    /// Those that stand for others: kernels that differ by the weight alone differ in what is multiplied, and not in who works on what.
+    Often,
+    /// Those in which the most is looked at.
+    Seldom,
 }
 
 impl Subject {
@@ -85,7 +96,7 @@ impl OtherLaunch {
     /// A choice that every case is tried with.
     pub fn new(what: impl Into<String>, executor: impl Executor + 'static) -> OtherLaunch {
         let executor = Box::new(executor);
-        OtherLaunch { what: what.into(), executor, elements_max: usize::MAX, left_out: "", rare: false }
+        OtherLaunch { what: what.into(), executor, elements_max: usize::MAX, left_out: "", tried: Tried::Always }
     }
 
     /// A number of blocks, one of [`FORCED_BLOCKS`].

@@ -89,7 +89,11 @@ impl Source {
         match self.values {
             Values::Normal => normal(key, 1.0, out),
             Values::Integers(n) => {
-                each(key, out, |h| T::round((h >> 33) as i64 as f32 % (2.0 * f32::from(n) + 1.0) - f32::from(n)))
+                each(key, out, |h| {
+                    // An f32 of that size is an integer; the remainder is exact.
+                    let drawn = (h >> 33) as f32 as u64 % (2 * u64::from(n) + 1);
+                    T::round(drawn as f32 - f32::from(n))
+                })
             }
             Values::Signed(v) => each(key, out, |h| T::round(if h >> 63 == 0 { v } else { -v })),
             Values::Constant(v) => out.fill(T::round(v)),

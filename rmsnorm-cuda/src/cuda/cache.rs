@@ -234,7 +234,7 @@ impl Drop for Lock<'_> {
 fn key(source: &str, capability: (u32, u32), (major, minor): (i32, i32)) -> Key {
     let version = format!("{major}.{minor}");
     let mut hash = Sha256::new();
-    let options = options(real(capability));
+    let options = options(real(capability), (major, minor));
     let parts = [env!("CARGO_PKG_VERSION"), &version].into_iter().chain(options.iter().map(String::as_str));
     for part in parts.chain([source]) {
         hash.update((part.len() as u64).to_le_bytes());

@@ -23,20 +23,21 @@ pub fn compile(module: &Module, (major, minor): (u32, u32)) -> Result<Compiled, 
 
 /// The PTX of `module` for compute capability 8.0 and every later one.
 pub fn compile_ahead(module: &Module) -> Result<String, Error> {
-    let compiled = compile_with(&module.source(), &module.to_string(), nvrtc((8, 0))?, options("compute_80".into()))?;
+    let compiled = compile_with(&module.source(), &module.to_string(), nvrtc((8, 0))?, "compute_80".into())?;
     Ok(compiled.ptx)
 }
 
 /// Compiles `source`; `name` is for errors.
 pub fn compile_source(source: &str, name: &str, capability: (u32, u32)) -> Result<Compiled, Error> {
-    compile_with(source, name, nvrtc(capability)?, options(real(capability)))
+    compile_with(source, name, nvrtc(capability)?, real(capability))
 }
 
-fn compile_with(source: &str, name: &str, nvrtc: &'static Nvrtc, options: [String; 5]) -> Result<Compiled, Error> {
+fn compile_with(source: &str, name: &str, nvrtc: &'static Nvrtc, architecture: String) -> Result<Compiled, Error> {
     let failed = |log: String| Error::Compile { kernel: name.to_string(), log };
     let text = CString::new(source).map_err(|e| failed(e.to_string()))?;
-    let options = options.map(|o| CString::new(o).unwrap_or_default());
-    let options = options.each_ref().map(|o| o.as_ptr());
+    let options = options(architecture, nvrtc.version).into_iter().map(|o| CString::new(o).unwrap_or_default());
+    let options: Vec<CString> = options.collect();
+    let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     // SAFETY: `text` and `options` outlive the calls; each buffer below has the size that NVRTC asked for.
     unsafe {
         let mut program: Program = std::ptr::null_mut();
@@ -45,7 +46,7 @@ fn compile_with(source: &str, name: &str, nvrtc: &'static Nvrtc, options: [Strin
             return Err(failed(format!("nvrtcCreateProgram returned {code}")));
         }
         let mut guard = Guard { nvrtc, program };
-        let code = (nvrtc.compile)(program, options.len() as c_int, options.as_ptr());
+        let code = (nvrtc.compile)(program, pointers.len() as c_int, pointers.as_ptr());
         let log = guard.read(nvrtc.log_size, nvrtc.log);
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
         if code != 0 {
@@ -63,15 +64,20 @@ pub(super) fn real((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}")
 }
 
-/// What NVRTC is told beside the source.
-pub(super) fn options(architecture: String) -> [String; 5] {
-    [
+/// What an NVRTC of this version is told beside the source.
+pub(super) fn options(architecture: String, version: (i32, i32)) -> Vec<String> {
+    let mut options = vec![
         format!("--gpu-architecture={architecture}"),
         "--std=c++17".into(),
         "--fmad=false".into(),                        // Only what arith.cuh writes as fma is fused.
         "--device-as-default-execution-space".into(), // A generic lambda has no place for __device__.
         "--ptxas-options=-v".into(),
-    ]
+    ];
+    // Leaves out declarations that no kernel here needs. Reading the source is all that compilations take turns at.
+    if version >= (12, 4) {
+        options.push("--minimal".into());
+    }
+    options
 }
 
 struct Guard {

@@ -71,29 +71,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
 
     // The weight stays in registers for all rows of a team.
     Pack<W> w[PACKS] = {};
-    if (HAS_WEIGHT) load_row(w, weight, hidden);
+    if (HAS_WEIGHT) load_row<true>(w, weight, hidden);
 
     for (u64 base = (u64)blockIdx.x * TEAMS; base < groups; base += (u64)gridDim.x * TEAMS) {
         float sum[PACKS][PACK] = {};
         source.begin(base);
         while (source.next()) {
             auto work = [&](auto scale) {
+                constexpr bool IS_SELDOM = is_seldom(decltype(scale){});
                 const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
                     if (column_of(k).is_outside(source.end)) return;
-                    const Pack<T> zk = source.z(k), dk = source.d(k);
+                    const Pack<T> zk = source.z<IS_SELDOM>(k), dk = source.d<IS_SELDOM>(k);
                     dot_step(zk, dk, w[k], scale, p);
                     column_step(zk, dk, scale, sum[k]);
                 });
                 const float c = mean(dot, (float)hidden);
                 source.met();
-                as_it_lies(dx + source.row * dx_stride, [&](auto to) {
+                as_it_lies<IS_SELDOM>(dx + source.row * dx_stride, [&](auto to) {
 #pragma unroll
-                    for (u32 k = 0; k < PACKS; k++) store_dx(to, column_of(k), source.end, source.z(k), source.d(k), source.g(k), w[k], scale, c);
+                    for (u32 k = 0; k < PACKS; k++) store_dx(to, column_of(k), source.end, source.z<IS_SELDOM>(k), source.d<IS_SELDOM>(k), source.g<IS_SELDOM>(k), w[k], scale, c);
                 });
             };
             if (source.rstd == INFINITY_F32)
                 work(row_scale(source.rstd, [&] {
-                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z(k), SCALE_UP, p); });
+                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z<true>(k), SCALE_UP, p); });
                     return scaled_root(squares, (float)hidden);
                 }));
             else work(OrdinaryRow{source.rstd});

@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             });
             if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
             auto emit = [&](auto scale) {
-                as_it_lies(y + row * y_stride, [&](auto to) {
+                as_it_lies<is_seldom(decltype(scale){})>(y + row * y_stride, [&](auto to) {
 #pragma unroll
                     for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[k], scale);
                 });

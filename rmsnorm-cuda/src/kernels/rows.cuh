@@ -56,7 +56,8 @@ struct Column {
     __device__ __forceinline__ Column(u32 of_warp, u32 of_lane, u32 of_pack, bool whole) : of_warp(of_warp), of_lane(of_lane), of_pack(of_pack), whole(whole) {}
 
     __device__ __forceinline__ u32 first() const { return of_warp + of_lane + of_pack; }
-    __device__ __forceinline__ bool has(u32 i, u32 hidden) const { return whole ? hidden > 0 : first() + place(i) < hidden; }
+    // Of a row that is there, `hidden` being its length.
+    __device__ __forceinline__ bool has(u32 i, u32 hidden) const { return whole || first() + place(i) < hidden; }
     __device__ __forceinline__ bool is_whole(u32 hidden) const { return whole || of_warp + of_pack + TEAM_LANES * PACK <= hidden; }
     __device__ __forceinline__ bool is_outside(u32 hidden) const { return !ALIGNED && !whole && of_warp + of_pack >= hidden; }
     template <typename E> __device__ __forceinline__ E* at(E* row, u32 i) const { return row + (of_warp + of_lane) + (u64)(of_pack + place(i)); }
@@ -72,9 +73,13 @@ __device__ __forceinline__ Column column_of(u32 k) {
 // A row of two-byte elements of which it is known whether it begins in the middle of a word. Of any other row nothing has to be known.
 template <typename E, bool SPLIT> struct Lying { E* row; };
 
-// Calls `f` with a row as what it is.
-template <typename E, typename F> __device__ __forceinline__ void as_it_lies(E* row, F f) {
-    if constexpr (ALIGNED || sizeof(E) == 4) f(row);
+// Whether what is done for rows of this scale is seldom done: such text is not compiled once more for how a row lies.
+constexpr bool is_seldom(RowScale) { return true; }
+constexpr bool is_seldom(OrdinaryRow) { return false; }
+
+// Calls `f` with a row as what it is; where that is seldom, as a row of which nothing is known.
+template <bool IS_SELDOM = false, typename E, typename F> __device__ __forceinline__ void as_it_lies(E* row, F f) {
+    if constexpr (ALIGNED || sizeof(E) == 4 || IS_SELDOM) f(row);
     else if ((u64)row & 2) f(Lying<E, true>{row});
     else f(Lying<E, false>{row});
 }
@@ -103,7 +108,7 @@ template <typename E> __device__ __forceinline__ Pack<E> load_pack(const E* row,
 #pragma unroll
             for (u32 h = 0; h < Pack<E>::PARTS; h++) v.part[h] = ((const typename Pack<E>::Part*)(row + column.first()))[h];
         }
-    } else if (!column.is_outside(hidden)) {
+    } else if (hidden > 0 && !column.is_outside(hidden)) {
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
             if (!column.has(i, hidden)) continue;
@@ -167,9 +172,9 @@ template <typename E, bool SPLIT> __device__ __forceinline__ void end_pack(Pack<
 }
 
 // The same of a row of which nothing is known.
-template <typename E> __device__ __forceinline__ Pack<E> load_words(const E* row, Column column, u32 hidden) {
+template <bool IS_SELDOM = false, typename E> __device__ __forceinline__ Pack<E> load_words(const E* row, Column column, u32 hidden) {
     Pack<E> v;
-    as_it_lies(row, [&](auto from) {
+    as_it_lies<IS_SELDOM>(row, [&](auto from) {
         const u32 last = begin_pack(v, from, column, hidden);
         end_pack(v, from, column, hidden, last);
     });
@@ -177,8 +182,8 @@ template <typename E> __device__ __forceinline__ Pack<E> load_words(const E* row
 }
 
 // All packs that this thread has of a row.
-template <typename E, u32 N> __device__ __forceinline__ void load_row(Pack<E> (&v)[N], const E* row, u32 hidden) {
-    as_it_lies(row, [&](auto from) {
+template <bool IS_SELDOM = false, typename E, u32 N> __device__ __forceinline__ void load_row(Pack<E> (&v)[N], const E* row, u32 hidden) {
+    as_it_lies<IS_SELDOM>(row, [&](auto from) {
         u32 last[N];
 #pragma unroll
         for (u32 k = 0; k < N; k++) last[k] = begin_pack(v[k], from, column_of(k), hidden);
@@ -223,7 +228,7 @@ template <typename E> __device__ __forceinline__ void store_pack(E* row, Column 
         const Pack<E> v = rounded<E>(value);
 #pragma unroll
         for (u32 h = 0; h < Pack<E>::PARTS; h++) store_words((typename Pack<E>::Part*)(row + column.first()) + h, v.part[h]);
-    } else if (!column.is_outside(hidden)) {
+    } else if (hidden > 0 && !column.is_outside(hidden)) {
 #pragma unroll
         for (u32 i = 0; i < PACK; i++)
             if (column.has(i, hidden)) *column.at(row, i) = store<E>(value[i]);
@@ -263,8 +268,8 @@ __device__ __forceinline__ Pack<W> load_weight(const W* weight, Column column, u
     return HAS_WEIGHT ? load_pack(weight, column, hidden) : Pack<W>{};
 }
 
-__device__ __forceinline__ Pack<T> load_dz(const T* row, Column column, u32 hidden) {
-    return HAS_DZ ? load_words(row, column, hidden) : Pack<T>{};
+template <bool IS_SELDOM = false> __device__ __forceinline__ Pack<T> load_dz(const T* row, Column column, u32 hidden) {
+    return HAS_DZ ? load_words<IS_SELDOM>(row, column, hidden) : Pack<T>{};
 }
 
 // Stores the sums of a pack of x and one of the residual, rounded, and gives what it stored.

@@ -1,8 +1,8 @@
 // Where backward has its rows from. A Source goes through the rows of one group after another, for the threads of one team:
 //   begin(base)   the block's first group is `base`; this team's is base + team
 //   next()        the next row, if there is one: its number `row`, its `rstd`, and `end`, how many of its elements are to be worked on
-//   z(k), d(k)    pack k of this thread, of x and of dy, as often as asked
-//   g(k)          the same of dz, zeros where there is none
+//   z<s>(k), d<s>(k)  pack k of this thread, of x and of dy, as often as asked; s: whether that is seldom asked
+//   g<s>(k)       the same of dz, zeros where there is none
 //   met()         all threads of the team have been here since they asked for a pack of the row before
 // Every team of a block calls them alike; one without a row works on no element.
 
@@ -63,9 +63,9 @@ template <bool KEPT> struct InMemory {
         load_row(ahead.d, of.dy + row * of.dy_stride, ahead.end);
     }
 
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_words(of.x + row * of.x_stride, column_of(k), end); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_words(of.dy + row * of.dy_stride, column_of(k), end); }
-    __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz(of.dz + row * of.dz_stride, column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_words<IS_SELDOM>(of.x + row * of.x_stride, column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_words<IS_SELDOM>(of.dy + row * of.dy_stride, column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz<IS_SELDOM>(of.dz + row * of.dz_stride, column_of(k), end); }
     __device__ __forceinline__ void met() {}
 };
 
@@ -251,10 +251,16 @@ struct Ringed {
         return (const T*)(here + i * pitch() + (ALIGNED ? 0 : (u64)(operand + row * stride) % 16));
     }
 
-    __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : load_arrived(arrived(0, of.x, of.x_stride), column_of(k), end); }
-    __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : load_arrived(arrived(1, of.dy, of.dy_stride), column_of(k), end); }
+    // Row i of the stage; IS_SELDOM as in as_it_lies.
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> arrived_pack(u32 i, const T* operand, u64 stride, u32 k) const {
+        const T* row = arrived(i, operand, stride);
+        return IS_SELDOM ? load_pack(row, column_of(k), end) : load_arrived(row, column_of(k), end);
+    }
 
-    __device__ __forceinline__ Pack<T> g(u32 k) const { return HAS_DZ ? load_arrived(arrived(2, of.dz, of.dz_stride), column_of(k), end) : Pack<T>{}; }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : arrived_pack<IS_SELDOM>(0, of.x, of.x_stride, k); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : arrived_pack<IS_SELDOM>(1, of.dy, of.dy_stride, k); }
+
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32 k) const { return HAS_DZ ? arrived_pack<IS_SELDOM>(2, of.dz, of.dz_stride, k) : Pack<T>{}; }
 
     __device__ __forceinline__ void met() {
         if (TEAM_WARPS == 1) team_barrier();

@@ -522,8 +522,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/backward.cu",
-            "as_it_lies(dx + source.row * dx_stride, ",
-            "as_it_lies((T*)dy + source.row * dy_stride, ",
+            "as_it_lies<IS_SELDOM>(dx + source.row * dx_stride, ",
+            "as_it_lies<IS_SELDOM>((T*)dy + source.row * dy_stride, ",
         )],
         property: "content",
         case: ordinary,

@@ -1,6 +1,7 @@
 //! What a reader sees: the machine, how far a phase is, and what was found.
 
 use super::committed::Committed;
+use super::effort::promised;
 use super::report::{Gpu, Machine, Report, Row};
 use super::{CUDA, NO_GPU};
 use crate::record::tell;
@@ -74,11 +75,12 @@ pub(super) fn print_report(report: &Report, out: &mut dyn Write) -> anyhow::Resu
     let elements: u64 = report.rows.iter().map(|row| row.elements).sum();
     writeln!(
         out,
-        "\n{}: {} output elements judged (each once for each comparison), {:.*} s",
+        "\n{}: {} output elements judged (each once for each comparison), {:.*} s{}",
         if report.passed { "passed" } else { "FAILED" },
         count(elements),
         if report.elapsed_s < 10.0 { 1 } else { 0 },
-        report.elapsed_s
+        report.elapsed_s,
+        promised(&report.mode).map_or(String::new(), |promised| format!("; promised: {promised}"))
     )?;
     Ok(())
 }

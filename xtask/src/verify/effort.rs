@@ -100,6 +100,16 @@ impl Effort {
     }
 }
 
+/// What a mode may take, and on what.
+pub(super) fn promised(mode: &str) -> Option<&'static str> {
+    match mode {
+        "quick" => Some("60 s on two cores, with a GPU or without"),
+        "default" => Some("240 s on two cores, or on 16 with a GPU"),
+        "full" => Some("480 s on 16 cores with a GPU"),
+        _ => None,
+    }
+}
+
 /// One case in so many gets the greater depth.
 fn one_in(index: usize, every: usize, greater: Depth, otherwise: Depth) -> Depth {
     if index.is_multiple_of(every) { greater } else { otherwise }

@@ -7,8 +7,9 @@ use super::CUDA;
 use super::display::{Progress, in_short};
 use super::report::{Failure, Machine, Row};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use rmsnorm_fuzz::case::WeightKind;
 use rmsnorm_fuzz::sets::Item;
-use rmsnorm_fuzz::{Outcome, PROPERTIES, Property, Subject, property, try_case};
+use rmsnorm_fuzz::{Outcome, PROPERTIES, Property, Subject, Tried, property, try_case};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +28,7 @@ pub(super) enum Depth {
     Wide,
     /// All.
     All,
-    /// All, and launches that compile kernels of their own.
+    /// All, and launches that are seldom tried.
     Hard,
 }
 
@@ -122,7 +123,12 @@ impl<'a> Judge<'a> {
         let record = |subject: &Subject, property: &Property, outcome, took| {
             self.record(property, subject, item, outcome, took);
         };
-        let literal = try_case(self.subjects, &item.case, depth == Depth::Hard, chosen, record);
+        let launches = match depth {
+            Depth::Hard => Tried::Seldom,
+            _ if item.case.weight == WeightKind::Same => Tried::Often,
+            _ => Tried::Always,
+        };
+        let literal = try_case(self.subjects, &item.case, launches, chosen, record);
         self.literal_us.fetch_add(literal.as_micros() as u64, Ordering::Relaxed);
     }
 
