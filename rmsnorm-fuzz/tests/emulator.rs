@@ -267,7 +267,7 @@ fn broken_kernels_are_caught() {
     // Two clusters, each with more rows than its ring has places.
     let wide = Case::new(12, 32_768, Dtype::Bf16);
     let scaled = Case { eps: 0.0, x: rmsnorm_fuzz::Values::Subnormal, ..Case::new(4, 32_768, Dtype::F32) };
-    let broken: [(&str, &str, &str, Case); 23] = [
+    let broken: [(&str, &str, &str, Case); 22] = [
         ("no barrier between the warps of a team", "        team_barrier();\n        // Past", "        // Past", ring),
         ("one buffer instead of two that take turns", "turn ^= 1;", "", ring),
         ("a stage filled while it is read", "fetch(stage == 0 ? stages - 1 : stage - 1);", "fetch(stage);", ring),
