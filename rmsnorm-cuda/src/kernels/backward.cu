@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
 
     // The weight stays in registers for all rows of a team.
     Pack<W> w[PACKS] = {};
-    if (HAS_WEIGHT) load_row<true>(w, weight, hidden);
+    if (HAS_WEIGHT) load_row<is_seldom(RowScale{})>(w, weight, hidden);
 
     for (u64 base = (u64)blockIdx.x * TEAMS; base < groups; base += (u64)gridDim.x * TEAMS) {
         float sum[PACKS][PACK] = {};
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
             };
             if (source.rstd == INFINITY_F32)
                 work(row_scale(source.rstd, [&] {
-                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z<true>(k), SCALE_UP, p); });
+                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z<is_seldom(RowScale{})>(k), SCALE_UP, p); });
                     return scaled_root(squares, (float)hidden);
                 }));
             else work(OrdinaryRow{source.rstd});

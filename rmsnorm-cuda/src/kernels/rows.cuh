@@ -74,7 +74,8 @@ __device__ __forceinline__ Column column_of(u32 k) {
 template <typename E, bool SPLIT> struct Lying { E* row; };
 
 // Whether what is done for rows of this scale is seldom done: such text is not compiled once more for how a row lies.
-constexpr bool is_seldom(RowScale) { return true; }
+// (That of one pack is short, and otherwise spilled what its few registers do not hold.)
+constexpr bool is_seldom(RowScale) { return PACKS > 1; }
 constexpr bool is_seldom(OrdinaryRow) { return false; }
 
 // Calls `f` with a row as what it is; where that is seldom, as a row of which nothing is known.
