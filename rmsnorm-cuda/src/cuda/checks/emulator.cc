@@ -28,7 +28,7 @@ typedef unsigned long long u64;
 
 template <u32 N> struct alignas(4 * N) Words { u32 word[N]; };
 struct Index { u32 x; };
-static Index threadIdx, blockIdx, gridDim;
+static Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
@@ -296,7 +296,7 @@ static int emulate(void (*kernel)(void**), u32 blocks, u32 cluster, u32 threads,
     if (stacks == MAP_FAILED) return TOO_LARGE;
     running_kernel = kernel, running_cells = cells;
     body = [] { running_kernel(running_cells); };
-    emulator::threads = threads, emulator::cluster = cluster, late = seed % 2, code = FINISHED, gridDim.x = blocks;
+    emulator::threads = threads, emulator::cluster = cluster, late = seed % 2, code = FINISHED, gridDim.x = blocks, blockDim.x = threads;
     chance = {seed};
     for (u32 first = 0; first < blocks && code == FINISHED; first += cluster) {
         std::memset((void*)shared_memory, 0xff, cluster * SHARED_BYTES);
