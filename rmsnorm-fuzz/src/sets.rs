@@ -168,7 +168,7 @@ fn grid_widths() -> Vec<usize> {
 /// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
 /// chains a row; few rows in one launch, and more; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than
 /// row groups; rows that must be scaled; a residual and dz. The last ones are to be launched with three blocks: several row groups a block;
-/// teams and clusters with more rows than their rings have stages, and teams without a row.
+/// teams with more rows than their rings have stages, and teams without a row.
 pub fn families() -> [Vec<Case>; 2] {
     let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
     let moved =
@@ -205,7 +205,6 @@ pub fn families() -> [Vec<Case>; 2] {
         case(203, 1024, Dtype::Bf16),
         case(3, 4096, Dtype::Bf16),
         fused(moved(1, case(50, 4097, Dtype::Bf16))),
-        fused(case(9, 20_000, Dtype::F32)),
     ];
     [planned, few_blocks]
 }
