@@ -327,12 +327,12 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let pitch = (calls.hidden * calls.dtype.bytes() + beyond).next_multiple_of(128);
     let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch;
     // 96 KiB ahead hide the memory's latency; more let some blocks run ahead of others. A lone team computes with one of three or four stages,
-    // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 3072 with three 0.95, with two 0.93; 512 with 64 KiB 0.92,
-    // with 96 KiB 0.91; 4096 with two.)
-    let ahead: usize = if calls.hidden * calls.dtype.bytes() <= UNPACED_BYTES { 64 << 10 } else { 96 << 10 };
+    // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 7168 with three 0.92, with four 0.94; 3072 with three 0.95,
+    // with two 0.93; 4096 with two.)
+    let wanted = (96usize << 10).div_ceil(stage_bytes);
     let wanted = match class.teams {
-        1 => (ahead / stage_bytes).clamp(3, 4),
-        _ => ahead.div_ceil(stage_bytes).max(if stage_bytes <= 48 << 10 { 3 } else { 2 }),
+        1 => wanted.clamp(3, 4),
+        _ => wanted.max(if stage_bytes <= 48 << 10 { 3 } else { 2 }),
     };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
@@ -340,17 +340,13 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
 }
 
 /// 89 % of what the memory's clock and width come to, shared by all teams: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and
-/// 0.948, 16384 0.89 and 0.90; f32 8192 0.93 and 0.94. No limit on short rows (512 of bf16: 0.92; with one 0.89), where the tensors fit
-/// the cache, or where nobody has measured.
+/// 0.948, 16384 0.89 and 0.90; f32 8192 0.93 and 0.94. (Of 512 bf16 an H200 reaches 0.92 without a limit and 0.89 with it, an H100 0.86 and
+/// 0.97.) Where the tensors fit the cache, or nobody has measured, no limit.
 fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
     let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(PACE_PERCENT)) / 100;
     let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
-    let is_short = tuning.rate_percent.is_none() && calls.hidden * calls.dtype.bytes() <= UNPACED_BYTES;
-    if arch.compute_capability != (9, 0)
-        || rate == 0
-        || is_short
-        || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
+    if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
     {
         return 0;
     }
@@ -473,9 +469,6 @@ pub(crate) const CLUSTER_STAGES_MAX: u32 = 16;
 
 /// What a ring's pace comes to, of the memory's rate.
 const PACE_PERCENT: u32 = 89;
-
-/// Bytes of a row of x up to which there is no pace.
-const UNPACED_BYTES: usize = 1024;
 
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;

@@ -349,11 +349,13 @@ Result nvrtcGetNumSupportedArchs(int *count) { *count = sizeof archs / sizeof *a
 Result nvrtcGetSupportedArchs(int *to) { memcpy(to, archs, sizeof archs); return 0; }
 Result nvrtcCreateProgram(void **program, const char *source, const char *name, int headers, const char *const *texts,
                           const char *const *names) {
-    unsigned lanes = 32, teams = 32, pack = 1, sets = 0, stages = 0;
-    const char *class = strstr(source, "LANES = ");
-    if (class) sscanf(class, "LANES = %u, ROWS = %u, PACK = %u, SETS = %u, STAGES_MAX = %u", &lanes, &teams, &pack, &sets, &stages);
-    unsigned giving = (lanes < 32 ? lanes * teams / 32 : teams) - 1, warps = (lanes + 31) / 32;
-    snprintf(cubin, sizeof cubin, "%u", 4 * giving * pack * lanes + 8 * teams * sets * warps + 8 * teams * stages);
+    // What module.rs says of the class; a fold has none. What the blocks of a cluster share is dynamic.
+    unsigned team = 32, teams = 32, pack = 1, packs = 0, sets = 0, cluster = 1, stages = 0;
+    const char *class = strstr(source, "TEAM = "), *ring = strstr(source, "STAGES_MAX = ");
+    if (class) sscanf(class, "TEAM = %u, TEAMS = %u, PACK = %u, PACKS = %u, SETS = %u, CLUSTER = %u", &team, &teams, &pack, &packs, &sets, &cluster);
+    if (ring) sscanf(ring, "STAGES_MAX = %u", &stages);
+    unsigned giving = (team < 32 ? team * teams / 32 : teams) / 2, warps = (team + 31) / 32;
+    snprintf(cubin, sizeof cubin, "%u", cluster > 1 ? 0 : 8 * giving * pack * team + 8 * teams * sets * warps + 8 * teams * stages + 8);
     (void)name, (void)headers, (void)texts, (void)names;
     *program = &log_file;
     return 0;

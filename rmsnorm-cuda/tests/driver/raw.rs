@@ -127,8 +127,8 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 6] = [
         &["cuCtxGetCurrent", "cuLaunchKernel forward grid 4000x1x1 block 256x1x1 shared 34816 stream 77"],
         &[
             "cuCtxGetCurrent",
-            "cuLaunchKernel backward grid 120x1x1 block 1024x1x1 shared 165888 stream 77",
-            "cuLaunchKernel fold_partials grid 2048x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel backward grid 120x1x1 block 1024x1x1 shared 198656 stream 77",
+            "cuLaunchKernel fold_partials grid 2048x1x1 block 64x1x1 shared 0 stream 77",
         ],
     ),
     (
@@ -139,7 +139,7 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 6] = [
             "cuCtxGetCurrent",
             "cuLaunchKernel backward grid 100x1x1 block 1024x1x1 shared 0 stream 77",
             "cuLaunchKernel columns grid 255x1x1 block 1024x1x1 shared 0 stream 77",
-            "cuLaunchKernel fold_partials grid 4100x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel fold_partials grid 4100x1x1 block 32x1x1 shared 0 stream 77",
         ],
     ),
     (0, 4096, &["cuCtxGetCurrent"], &["cuCtxGetCurrent", "cuMemsetD8Async 0 8192 bytes stream 77"]),
