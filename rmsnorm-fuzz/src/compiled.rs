@@ -341,10 +341,10 @@ mod tests {
                             (9, 0) => class_unaligned(direction, hidden, kind.dtype),
                             _ => class(direction, hidden, kind.dtype),
                         };
-                        // Aligned rows of that width are a cluster's there.
+                        // Aligned rows of such widths are a cluster's there.
                         let is_replaced = arch.compute_capability == (9, 0)
                             && (direction, kind.dtype) == (Direction::Backward, Dtype::F32)
-                            && wanted == class(direction, HELD_MAX, kind.dtype);
+                            && (HELD_MAX / 2 + 1..=HELD_MAX).any(|n| class(direction, n, kind.dtype) == wanted);
                         let expected = match wanted.is_clustered() {
                             true => (((9, 0)..(12, 0)).contains(&arch.compute_capability), false),
                             false => (
