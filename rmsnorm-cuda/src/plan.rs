@@ -154,7 +154,7 @@ pub enum Source {
 pub struct Fold {
     /// Partial rows.
     pub nodes: u32,
-    /// A warp folds 2^level of them, of [`FOLD_COLUMNS`] columns.
+    /// A warp folds 2^level of them, of 32 columns.
     pub level: u32,
     /// Warps of a block, which then fold what each came to.
     pub warps: u32,
