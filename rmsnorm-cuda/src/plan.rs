@@ -5,6 +5,7 @@
 
 mod arch;
 mod class;
+pub(crate) mod cluster;
 mod display;
 
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
@@ -12,7 +13,8 @@ use crate::order::{HELD_MAX, NARROW};
 use crate::{Dtype, Rounding, WeightOffset};
 pub use arch::Arch;
 pub use class::{Class, class, class_unaligned, classes, variants};
-use class::{STREAMED, class_planned, few_rows_forward, stages_in_table};
+use class::{STREAMED, class_planned, few_rows_forward};
+use cluster::{CLUSTER_BYTES, slice_bytes, weight_bytes};
 
 /// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +265,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         return BackwardPlan { column, rows, source: Source::Reread, blocks_per_sm: 1, columns, fold, span: None };
     }
     if class.is_clustered() {
-        let stages = cluster_stages(class, calls, tuning);
+        let stages = cluster::stages(class, calls, tuning);
         // A cluster takes whole groups, and no more clusters than are needed for as few turns.
         let turns = column.groups.div_ceil((sm_count / class.cluster) as usize).max(1);
         let clusters = blocks(column.groups.div_ceil(turns), GRID_MAX);
@@ -360,56 +362,10 @@ fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Cl
     let class = other.filter(works).unwrap_or(planned);
     let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
     match class {
-        class if !class.is_clustered() || has_ring && fits_cluster(class, calls, &tuning.arch) => class,
-        _ if hidden <= HELD_MAX => crate::plan::class(direction, hidden, dtype),
+        class if !class.is_clustered() || has_ring && cluster::fits(class, calls, &tuning.arch) => class,
+        _ if hidden <= HELD_MAX => class::class(direction, hidden, dtype),
         _ => STREAMED,
     }
-}
-
-/// Whether clusters of this class can work on such rows on this GPU: not before compute capability 9.0, nor from 12.0 on, where blocks have
-/// too little shared memory. How many are resident at once is the GPU's affair: the tables say how many an H200 holds. One that
-/// holds fewer takes longer in proportion, and one with fewer multiprocessors is planned for as many as share the groups equally.
-fn fits_cluster(class: Class, calls: &Calls, arch: &Arch) -> bool {
-    is_aligned(class, calls)
-        && ((9, 0)..(12, 0)).contains(&arch.compute_capability)
-        && arch.block_shared_bytes >= CLUSTER_SHARED_BYTES
-        && arch.sm_count >= class.cluster
-        && calls.rows <= GRID_MAX / class.cluster as usize
-}
-
-/// Bytes that a block of a cluster has of a row in one pack of each thread.
-fn slice_bytes(class: Class, dtype: Dtype) -> u32 {
-    class.team * class.pack * dtype.bytes() as u32
-}
-
-/// Packs of the next row that a block of a cluster takes before the second pass over this one: half of them, or one where the ring has no
-/// room for more.
-pub(crate) fn lead(class: Class, dtype: Dtype) -> u32 {
-    if class.pack as usize * dtype.bytes() > 16 { 1 } else { class.packs.div_ceil(2) }
-}
-
-/// Whether the threads of a cluster's blocks have registers for the weight beside the column sums: 96 KiB of a multiprocessor's, or 48 where
-/// 1024 threads share them.
-pub(crate) fn keeps_weight(class: Class, weight: Option<Dtype>) -> bool {
-    let bytes = class.threads() as usize * (class.packs * class.pack) as usize * (4 + weight.map_or(0, Dtype::bytes));
-    bytes <= if class.threads() < 1024 { 96 << 10 } else { 48 << 10 }
-}
-
-/// Shared memory that the weight takes otherwise.
-fn weight_bytes(class: Class, calls: &Calls) -> u32 {
-    match calls.weight {
-        Some(dtype) if !keeps_weight(class, calls.weight) => class.packs * slice_bytes(class, dtype),
-        _ => 0,
-    }
-}
-
-/// Stages of the ring of a block of a cluster: at least as many as it has to hold at once.
-fn cluster_stages(class: Class, calls: &Calls, tuning: &Tuning) -> u32 {
-    let planned = stages_in_table(calls.hidden, calls.dtype);
-    let room = CLUSTER_SHARED_BYTES - CLUSTER_BYTES - weight_bytes(class, calls);
-    let fit = room / (2 * slice_bytes(class, calls.dtype));
-    let most = fit.min(CLUSTER_STAGES_MAX);
-    tuning.stages.unwrap_or(planned).clamp(class.packs + lead(class, calls.dtype), most)
 }
 
 /// Whether the compiler is held to the registers that were measured: elsewhere it would spill for them.
@@ -457,15 +413,6 @@ const FEW_SPANS: [u32; 4] = [2, 4, 8, 16];
 
 /// Numbers of rows that stand for all: calls of a kind launch no other modules than with these.
 pub const ROW_COUNTS: [usize; 6] = [1, 16, 65, 129, 257, 1025];
-
-/// Most shared memory of a block of a cluster: what it can have on the GPUs that these kernels are for.
-const CLUSTER_SHARED_BYTES: u32 = 227 << 10;
-
-/// What lies in front of the slices of rows in it (cluster.cuh).
-pub(crate) const CLUSTER_BYTES: u32 = 2 << 10;
-
-/// Most stages of a cluster's ring, and slices of a row in forward.
-pub(crate) const CLUSTER_STAGES_MAX: u32 = 16;
 
 /// What a ring's pace comes to, of the memory's rate.
 const PACE_PERCENT: u32 = 89;

@@ -4,8 +4,9 @@
 use std::fmt;
 
 use crate::Dtype;
+use crate::plan::cluster::{CLUSTER_BYTES, CLUSTER_STAGES_MAX, keeps_weight, lead};
 use crate::plan::{
-    CLUSTER_BYTES, CLUSTER_STAGES_MAX, Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_BEYOND, RING_STAGES_MAX, Source, keeps_weight, lead, stage_rows,
+    Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_BEYOND, RING_STAGES_MAX, Source, stage_rows,
 };
 
 /// What one module is compiled for.
