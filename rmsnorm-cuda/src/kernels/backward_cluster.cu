@@ -14,13 +14,6 @@
 
 constexpr u32 NO_ROW = ~0u;
 
-// The number that a row's sums are divided by.
-__device__ __forceinline__ auto divisor(u32 hidden) {
-    constexpr u32 WHOLE = CHAINS * PACKS;
-    if constexpr (EXACT && (WHOLE & (WHOLE - 1)) == 0) return PowerOfTwo{1.0f / WHOLE};
-    else return (float)hidden;
-}
-
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     const Part part{cluster_rank(), hidden};

@@ -26,13 +26,6 @@ struct WideFold {
     }
 };
 
-// The width as a divisor.
-__device__ __forceinline__ auto divisor(u32 hidden) {
-    constexpr u32 HOLDS = TEAM * PACK * PACKS;
-    if constexpr (EXACT && (HOLDS & (HOLDS - 1)) == 0) return PowerOfTwo{1.0f / HOLDS};
-    else return (float)hidden;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few(FORWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     const u64 row = blockIdx.x / SHARES;

@@ -34,8 +34,17 @@ constexpr u32 TEAM_LANES = TEAM < 32 ? TEAM : 32;     // lanes of a team within 
 constexpr u32 TEAM_WARPS = TEAM < 32 ? 1 : TEAM / 32;  // warps of a team
 constexpr u32 TEAM_WARPS_PADDED = TEAM_WARPS <= 1 ? 1 : TEAM_WARPS <= 2 ? 2 : TEAM_WARPS <= 4 ? 4 : TEAM_WARPS <= 8 ? 8 : TEAM_WARPS <= 16 ? 16 : 32;
 
+// Elements of the widest row that the threads hold.
+constexpr u32 HOLDS = CLUSTER * TEAM * PACK * PACKS;
+
 // The width: a constant if it is known.
-__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? CLUSTER * TEAM * PACK * PACKS : given; }
+__device__ __forceinline__ u32 exact_hidden(u32 given) { return EXACT ? HOLDS : given; }
+
+// The same as what a sum is divided by.
+__device__ __forceinline__ auto divisor(u32 hidden) {
+    if constexpr (EXACT && (HOLDS & (HOLDS - 1)) == 0) return PowerOfTwo{1.0f / HOLDS};
+    else return (float)hidden;
+}
 
 // The lanes of this thread's team within its warp.
 __device__ __forceinline__ u32 team_mask() { return TEAM_LANES == 32 ? ~0u : ((1u << (TEAM_LANES % 32)) - 1) << (threadIdx.x % 32 / TEAM_LANES * TEAM_LANES); }
@@ -191,24 +200,6 @@ template <bool IS_SELDOM = false, typename E, u32 N> __device__ __forceinline__ 
 #pragma unroll
         for (u32 k = 0; k < N; k++) end_pack(v[k], from, column_of(k), hidden, last[k]);
     });
-}
-
-// The same of a row in shared memory, where reading twice is sooner than to hand over, and where other words lie around the row: a word of a split
-// row is put together of the two that it lies in.
-template <typename E> __device__ __forceinline__ Pack<E> load_arrived(const E* row, Column column, u32 hidden) {
-    if constexpr (ALIGNED || sizeof(E) == 4) return load_pack(row, column, hidden);
-    Pack<E> v = {};
-    if (column.is_outside(hidden)) return v;
-    const u32 odd = (u32)(u64)row & 2, bits = 8 * odd;
-    const u16* words = (const u16*)((const unsigned char*)row - odd);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i += 2) {
-        if (!column.whole && !column.has(i, hidden)) continue;
-        const u16* at = column.at(words, i);
-        const u32 word = (u32)(((u64)load_word(at + 2) << 32 | load_word(at)) >> bits);
-        v.word(i / 2) = column.whole || column.has(i + 1, hidden) ? word : word & 0xffff;
-    }
-    return v;
 }
 
 // PACK values, rounded.

@@ -1,9 +1,9 @@
 // Where backward has its rows from. A Source goes through the rows of one group after another, for the threads of one team:
-//   begin(base)   the block's first group is `base`; this team's is base + team
-//   next()        the next row, if there is one: its number `row`, its `rstd`, and `end`, how many of its elements are to be worked on
-//   z<s>(k), d<s>(k)  pack k of this thread, of x and of dy, as often as asked; s: whether that is seldom asked
-//   g<s>(k)       the same of dz, zeros where there is none
-//   met()         all threads of the team have been here since they asked for a pack of the row before
+//   begin(base)       the block's first group is `base`; this team's is base + team
+//   next()            the next row, if there is one: its number `row`, its `rstd`, and `end`, how many of its elements are to be worked on
+//   z<s>(k), d<s>(k)  pack k of this thread, of x and of dy, as often as asked; s: IS_SELDOM, as in as_it_lies
+//   g<s>(k)           the same of dz, zeros where there is none
+//   met()             all threads of the team have been here since they asked for a pack of the row before
 // Every team of a block calls them alike; one without a row works on no element.
 
 struct Operands {
@@ -116,8 +116,26 @@ struct Scales {
     }
 };
 
+// A pack of a row in shared memory, where reading twice is sooner than to hand over (rows.cuh), and where other words lie around the row: a word of a
+// split row is put together of the two that it lies in.
+template <typename E> __device__ __forceinline__ Pack<E> load_arrived(const E* row, Column column, u32 hidden) {
+    if constexpr (ALIGNED || sizeof(E) == 4) return load_pack(row, column, hidden);
+    Pack<E> v = {};
+    if (column.is_outside(hidden)) return v;
+    const u32 odd = (u32)(u64)row & 2, bits = 8 * odd;
+    const u16* words = (const u16*)((const unsigned char*)row - odd);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i += 2) {
+        if (!column.whole && !column.has(i, hidden)) continue;
+        const u16* at = column.at(words, i);
+        const u32 word = (u32)(((u64)load_word(at + 2) << 32 | load_word(at)) >> bits);
+        v.word(i / 2) = column.whole || column.has(i + 1, hidden) ? word : word & 0xffff;
+    }
+    return v;
+}
+
 // Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x,
-// one of dy, and one of dz if there is one, filled by the team's first thread and waited for by all. A stage is filled again once the team has met after its
+// one of dy, and one of dz if there is one, filled by one warp of the team and waited for by all. A stage is filled again once the team has met after its
 // last reader.
 //
 // A bulk copy takes whole words of 16 bytes: of a row that is not ALIGNED those that it lies in, with what else is in the first and the last, as
@@ -171,7 +189,7 @@ struct Ringed {
 
         // Copies the rest of the row.
         __device__ __forceinline__ void ends(unsigned char* stage) const {
-            if (ALIGNED || from <= row && to >= row_end) return;
+            if (from <= row && to >= row_end) return;
 #pragma unroll 1
             for (const unsigned char* e = row; e < from; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
 #pragma unroll 1
@@ -199,7 +217,7 @@ struct Ringed {
                 const Copied copies[] = {copied(of.x, of.x_stride), copied(of.dy, of.dy_stride), copied(of.dz, of.dz_stride)};
                 u32 bytes = 0;
 #pragma unroll
-                for (u32 i = 0; i < STAGE_ROWS; i++) copies[i].ends(at(s) + i * pitch()), bytes += copies[i].bytes();
+                for (u32 i = 0; i < STAGE_ROWS; i++) bytes += copies[i].bytes();
                 arrival_expect(full(s), bytes);
 #pragma unroll
                 for (u32 i = 0; i < STAGE_ROWS; i++)
@@ -251,7 +269,7 @@ struct Ringed {
         return (const T*)(here + i * pitch() + (ALIGNED ? 0 : (u64)(operand + row * stride) % 16));
     }
 
-    // Row i of the stage; IS_SELDOM as in as_it_lies.
+    // Pack k of row i of the stage.
     template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> arrived_pack(u32 i, const T* operand, u64 stride, u32 k) const {
         const T* row = arrived(i, operand, stride);
         return IS_SELDOM ? load_pack(row, column_of(k), end) : load_arrived(row, column_of(k), end);
