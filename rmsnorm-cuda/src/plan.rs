@@ -146,6 +146,8 @@ pub enum Source {
     Cluster {
         /// Slices of x and dy for each block.
         stages: u32,
+        /// As a ring's, from one row of a cluster to its next.
+        pace: u32,
         /// Shared memory of a block.
         shared_bytes: u32,
     },
@@ -173,7 +175,7 @@ pub struct ForwardPlan {
     pub blocks_per_sm: u32,
     /// Rows that a team has on their way at once.
     pub rows_at_once: u32,
-    /// Dynamic shared memory of a block: that of a cluster, where it holds its part of a row.
+    /// Dynamic shared memory of a block: that of a cluster, where it holds its part of a row; of teams whose rows are staged, two rows each.
     pub shared_bytes: u32,
     /// Blocks that share a row, where rows are few: each reads the row and writes a part of y.
     pub shares: Option<u32>,
@@ -235,7 +237,25 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
         _ if little => 1024 / class.threads(),
         _ => unaligned.filter(|_| is_little_weight).map_or(1, |(_, threads)| threads / class.threads()),
     };
-    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: 0, shares: None }
+    let shared_bytes = staged_bytes(class, calls, tuning).unwrap_or(0);
+    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes, shares: None }
+}
+
+/// Shared memory of a block that stages rows in forward, where it does: held rows that are not aligned, from compute capability 9.0 on. (Not wider ones,
+/// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much: neither is measured.)
+fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
+    let is_narrow_or_wide = calls.hidden <= NARROW || class.is_streamed() || class.is_clustered();
+    if is_narrow_or_wide || calls.residual || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
+        return None;
+    }
+    let bytes = 2 * class.teams as usize * pitch(class, calls);
+    (bytes <= STAGED_BYTES_MAX).then_some(bytes as u32)
+}
+
+/// Shared memory from one row to the next: of a row that is not aligned, all words of 16 bytes that it lies in.
+fn pitch(class: Class, calls: &Calls) -> usize {
+    let beyond = if is_aligned(class, calls) { 0 } else { BEYOND as usize };
+    (calls.hidden * calls.dtype.bytes() + beyond).next_multiple_of(128)
 }
 
 /// The launches of a backward call.
@@ -271,7 +291,10 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let clusters = blocks(column.groups.div_ceil(turns), GRID_MAX);
         let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
         let shared_bytes = CLUSTER_BYTES + weight_bytes(class, calls) + stages * 2 * slice_bytes(class, calls.dtype);
-        let source = Source::Cluster { stages, shared_bytes };
+        // Two-byte types have none (backward_cluster.cu).
+        let percent = if calls.dtype == Dtype::F32 { CLUSTER_PACE_PERCENT } else { 0 };
+        let pace = pace(rows.blocks / class.cluster, percent, calls, tuning);
+        let source = Source::Cluster { stages, pace, shared_bytes };
         return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None };
     }
     let ring = ring(class, calls, tuning);
@@ -279,7 +302,8 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let blocks = forced(blocks(column.groups.div_ceil(teams), resident as usize));
     let source = match ring {
         Some((stages, shared_bytes)) => {
-            Source::Ring { stages, pace: pace(blocks.saturating_mul(class.teams), calls, tuning), shared_bytes }
+            let pace = pace(blocks.saturating_mul(class.teams), PACE_PERCENT, calls, tuning);
+            Source::Ring { stages, pace, shared_bytes }
         }
         None if class.packs * class.pack <= 16 => Source::Kept,
         None => Source::Reread,
@@ -325,9 +349,7 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     if calls.hidden <= NARROW || arch.compute_capability < (9, 0) {
         return None;
     }
-    let beyond = if is_aligned(class, calls) { 0 } else { RING_BEYOND as usize };
-    let pitch = (calls.hidden * calls.dtype.bytes() + beyond).next_multiple_of(128);
-    let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch;
+    let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch(class, calls);
     // 96 KiB ahead hide the memory's latency; more let some blocks run ahead of others. A lone team computes with one of three or four stages,
     // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 7168 with three 0.92, with four 0.94; 3072 with three 0.95,
     // with two 0.93; 4096 with two.)
@@ -341,12 +363,11 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
 }
 
-/// 89 % of what the memory's clock and width come to, shared by all teams: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and
-/// 0.948, 16384 0.89 and 0.90; f32 8192 0.93 and 0.94. (Of 512 bf16 an H200 reaches 0.92 without a limit and 0.89 with it, an H100 0.86 and
-/// 0.97.) Where the tensors fit the cache, or nobody has measured, no limit.
-fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
+/// `percent` of what the memory's clock and width come to, shared by all teams or clusters. Where the tensors fit the cache, or nobody has measured, no
+/// limit.
+fn pace(teams: u32, percent: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
-    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(PACE_PERCENT)) / 100;
+    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(percent)) / 100;
     let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
     if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
     {
@@ -414,14 +435,21 @@ const FEW_SPANS: [u32; 4] = [2, 4, 8, 16];
 /// Numbers of rows that stand for all: calls of a kind launch no other modules than with these.
 pub const ROW_COUNTS: [usize; 6] = [1, 16, 65, 129, 257, 1025];
 
-/// What a ring's pace comes to, of the memory's rate.
+/// What a ring's pace comes to, of the memory's rate: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and 0.948, 16384 0.89
+/// and 0.90; f32 8192 0.93 and 0.94. (Of 512 bf16 an H200 reaches 0.92 without a limit and 0.89 with it, an H100 0.86 and 0.97.)
 const PACE_PERCENT: u32 = 89;
+
+/// The same of clusters: on an H200, f32 16384 at 86, 88 and 90 % and without a limit 0.915, 0.93, 0.90, 0.885; 65536 0.90, 0.88, 0.88, 0.88.
+const CLUSTER_PACE_PERCENT: u32 = 88;
 
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;
 
 /// Bytes of the 16-byte words of a row that is not aligned which are not the row's, at most.
-pub(crate) const RING_BEYOND: u32 = 30;
+pub(crate) const BEYOND: u32 = 30;
+
+/// Most shared memory of a block that stages rows in forward.
+const STAGED_BYTES_MAX: usize = 48 << 10;
 
 /// Rows of a stage: x, dy and, if it is given, dz.
 pub(crate) const fn stage_rows(dz: bool) -> u32 {

@@ -386,7 +386,7 @@ mod tests {
                     let of = |module| matches!(module, Module::BackwardFew { span, dz, .. } if span == wanted && dz == kind.dz);
                     assert!(units.iter().any(|unit| of(unit.module)), "{arch:?} {kind:?} span {wanted}");
                 }
-                let ring = |unit: &Unit| unit.module.is_ringed();
+                let ring = |unit: &Unit| unit.module.has_dynamic_shared_memory();
                 let (rings, bulk_copies) = (units.iter().any(ring), arch.compute_capability >= (9, 0));
                 // Three rows a stage leave no room for a second stage of any f32 class in 99 KiB.
                 assert!(if kind.dz { rings <= bulk_copies } else { rings == bulk_copies }, "{arch:?} {kind:?}");

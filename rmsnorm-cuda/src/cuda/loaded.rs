@@ -57,7 +57,7 @@ impl Loaded {
             // SAFETY: the module is loaded.
             let f = unsafe { module::get_function(handle, text) }
                 .map_err(|e| load_error("cuModuleGetFunction", e, module))?;
-            if module.is_ringed() {
+            if module.has_dynamic_shared_memory() {
                 allow_shared_memory(f, block_shared_bytes)?;
             }
             Ok((*name, f))

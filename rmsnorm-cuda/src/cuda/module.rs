@@ -6,7 +6,7 @@ use std::fmt;
 use crate::Dtype;
 use crate::plan::cluster::{CLUSTER_BYTES, CLUSTER_STAGES_MAX, keeps_weight, lead};
 use crate::plan::{
-    Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_BEYOND, RING_STAGES_MAX, Source, stage_rows,
+    BEYOND, Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_STAGES_MAX, Source, stage_rows,
 };
 
 /// What one module is compiled for.
@@ -16,6 +16,8 @@ pub enum Module {
     Forward {
         /// How it works on rows.
         rows: RowKind,
+        /// Whether rows come to shared memory and go from there: needs compute capability 9.0.
+        staged: bool,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
         /// Rows that a team has on their way at once.
@@ -103,9 +105,10 @@ impl fmt::Display for RowKind {
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Module::Forward { rows, blocks_per_sm, rows_at_once, residual } => {
+            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual } => {
                 let residual = if *residual { " with a residual" } else { "" };
-                write!(f, "forward{residual} {rows} {rows_at_once} at once {blocks_per_sm}/SM")
+                let staged = if *staged { " staged" } else { "" };
+                write!(f, "forward{residual} {rows}{staged} {rows_at_once} at once {blocks_per_sm}/SM")
             }
             Module::ForwardFew { rows, shares, blocks_per_sm, residual } => {
                 let residual = if *residual { " with a residual" } else { "" };
@@ -135,8 +138,9 @@ pub(super) fn source_type(source: Source) -> &'static str {
 
 impl Module {
     /// Whether its kernels use dynamic shared memory.
-    pub fn is_ringed(&self) -> bool {
-        matches!(self, Module::Backward { source: "Ringed", .. }) || self.cluster() > 1
+    pub fn has_dynamic_shared_memory(&self) -> bool {
+        self.cluster() > 1
+            || matches!(self, Module::Backward { source: "Ringed", .. } | Module::Forward { staged: true, .. })
     }
 
     /// Blocks of a cluster of its kernels over rows. 1: no clusters.
@@ -150,7 +154,7 @@ impl Module {
         match self {
             // How many blocks must fit a multiprocessor depends on what is given up here, and is speed alone.
             Module::Forward { rows, rows_at_once, residual, .. } => {
-                Module::Forward { rows: portable(rows), blocks_per_sm: 1, rows_at_once, residual }
+                Module::Forward { rows: portable(rows), staged: false, blocks_per_sm: 1, rows_at_once, residual }
             }
             Module::Backward { rows, source, dz, .. } => {
                 Module::Backward { rows: portable(rows), source, blocks_per_sm: 1, dz }
@@ -201,15 +205,16 @@ impl Module {
                 );
                 (constants, FOLD.to_string())
             }
-            Module::Forward { rows, blocks_per_sm, rows_at_once, residual } => {
+            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual } => {
                 let constants = format!(
                     "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n\
-                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once};\n#define FORWARD_PARAMETERS {}\n",
+                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once}, BEYOND = {BEYOND};\n#define FORWARD_PARAMETERS {}\n",
                     ForwardArguments::PARAMETERS
                 );
                 let kernels = match rows.class {
                     class if class.is_streamed() => format!("{ROWS}\n{FORWARD_STREAMED}"),
                     class if class.is_clustered() => format!("{ROWS}\n{CLUSTER}\n{FORWARD_CLUSTER}"),
+                    _ if staged => format!("{ROWS}\n{ARRIVING}\n{FORWARD_STAGED}"),
                     _ => format!("{ROWS}\n{FORWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
@@ -231,7 +236,7 @@ impl Module {
                     ),
                     false => {
                         format!(
-                            "STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}, RING_BEYOND = {RING_BEYOND}",
+                            "STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}, BEYOND = {BEYOND}",
                             stage_rows(dz)
                         )
                     }
@@ -244,7 +249,7 @@ impl Module {
                 let kernels = match rows.class {
                     class if class.is_streamed() => format!("{ROWS}\n{BACKWARD_STREAMED}"),
                     class if class.is_clustered() => format!("{ROWS}\n{CLUSTER}\n{BACKWARD_CLUSTER}"),
-                    _ => format!("{ROWS}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
+                    _ => format!("{ROWS}\n{ARRIVING}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
             }
@@ -348,11 +353,13 @@ arguments! {
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 14] = [
+pub const SOURCES: [(&str, &str); 16] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("rows.cuh", ROWS),
+    ("arriving.cuh", ARRIVING),
     ("forward.cu", FORWARD),
+    ("forward_staged.cu", FORWARD_STAGED),
     ("forward_few.cu", FORWARD_FEW),
     ("forward_streamed.cu", FORWARD_STREAMED),
     ("source.cuh", SOURCE),
@@ -369,6 +376,8 @@ const PTX: &str = include_str!("../kernels/ptx.cuh");
 const ARITH: &str = include_str!("../arith.cuh");
 const ROWS: &str = include_str!("../kernels/rows.cuh");
 const SOURCE: &str = include_str!("../kernels/source.cuh");
+const ARRIVING: &str = include_str!("../kernels/arriving.cuh");
+const FORWARD_STAGED: &str = include_str!("../kernels/forward_staged.cu");
 const FORWARD: &str = include_str!("../kernels/forward.cu");
 const FORWARD_FEW: &str = include_str!("../kernels/forward_few.cu");
 const FORWARD_STREAMED: &str = include_str!("../kernels/forward_streamed.cu");

@@ -116,7 +116,10 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     let (rows, residual) = (row_kind(&launch, &calls, calls.weight.is_some()), calls.residual);
     let (module, name) = match shares {
         Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual }, "forward_few"),
-        None => (Module::Forward { rows, blocks_per_sm, rows_at_once, residual }, "forward"),
+        None => {
+            let staged = shared_bytes > 0 && !launch.class.is_clustered();
+            (Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual }, "forward")
+        }
     };
     steps.push(Step::Kernel(Kernel {
         module,
@@ -187,8 +190,9 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
 fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &BackwardPlan) -> Kernel {
     let launch = &plan.rows;
     let (stages, pace, shared_bytes) = match plan.source {
-        Source::Ring { stages, pace, shared_bytes } => (stages, pace, shared_bytes),
-        Source::Cluster { stages, shared_bytes } => (stages, 0, shared_bytes),
+        Source::Ring { stages, pace, shared_bytes } | Source::Cluster { stages, pace, shared_bytes } => {
+            (stages, pace, shared_bytes)
+        }
         _ => (0, 0, 0),
     };
     let arguments = BackwardArguments {

@@ -14,6 +14,10 @@
 
 constexpr u32 NO_ROW = ~0u;
 
+// Whether a cluster keeps to a pace, as a team does (source.cuh, Pace): one warp of it waits, and so the others. Of two-byte types that alone, with
+// nothing to wait for, costs more than it gains.
+constexpr bool PACED = sizeof(T) == 4;
+
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     const Part part{cluster_rank(), hidden};
@@ -28,25 +32,34 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         if (row >= end_row) group += gridDim.x / CLUSTER, row = group < step ? group : NO_ROW;
     };
 
-    // Begins to fill a place with the slice that comes `ahead` slices after the first of `row`, a row of `group`. By one thread.
-    auto fetch = [&](u32 place, u32 row, u32 group, u32 ahead) {
-        for (; ahead >= PACKS; ahead -= PACKS) advance(row, group);
-        if (row == NO_ROW) return;
-        const u32 bytes = part.end(ahead) * (u32)sizeof(T);
+    // The slice that is fetched next: slice `far` of `far_row`, a row of `far_group`. Every thread goes along with it, so that whoever fetches has
+    // nothing to look up: all warps of the cluster would wait for that one.
+    u32 far_row = now, far_group = group, far = 0;
+    auto pass_by = [&] {
+        if (++far == PACKS) far = 0, advance(far_row, far_group);
+    };
+    // Begins to fill a place with it. By one thread.
+    auto fetch = [&](u32 place) {
+        if (far_row == NO_ROW) return;
+        const u32 bytes = part.end(far) * (u32)sizeof(T);
         arrival_expect(&shared.full[place], 2 * bytes);
         if (bytes > 0) {
-            bulk_copy(slice_at(2 * place), x + row * x_stride + part.first(ahead), bytes, &shared.full[place]);
-            bulk_copy(slice_at(2 * place + 1), dy + row * dy_stride + part.first(ahead), bytes, &shared.full[place]);
+            bulk_copy(slice_at(2 * place), x + far_row * x_stride + part.first(far), bytes, &shared.full[place]);
+            bulk_copy(slice_at(2 * place + 1), dy + far_row * dy_stride + part.first(far), bytes, &shared.full[place]);
         }
     };
 
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < stages; s++) arrival_init(&shared.full[s]), shared.readers[s] = 0;
         exchange.init();
+        if (PACED) shared.start = nanoseconds() + ((u64)pace * (group * 61 % 128) >> 15);
         cluster_init_done();
-        arrival_init_done();
+        async_proxy_fence();
+    }
 #pragma unroll 1
-        for (u32 s = 0; s < stages; s++) fetch(s, now, group, s);
+    for (u32 s = 0; s < stages; s++) {
+        if (threadIdx.x == 0) fetch(s);
+        pass_by();
     }
     // The weight stays in registers, or, where there are too few, each thread has its own in shared memory behind the ring.
     Pack<W> kept[PACKS] = {};
@@ -80,7 +93,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     auto second_pass = [&](u32 k, auto scale, float c) {
         const Pack<T> z = part.load(slice_at(2 * second_place), k), d = part.load(slice_at(2 * second_place + 1), k);
         __syncwarp();
-        if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place]) % WARPS == WARPS - 1) fetch(second_place, now, group, k + stages);
+        if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place]) % WARPS == WARPS - 1) fetch(second_place);
+        pass_by();
         const Pack<W> w = weight_at(k);
         const Pack<T> g = load_dz(dz + now * dz_stride, part.column(k), hidden);
         column_step(z, d, scale, sums[k]);
@@ -99,6 +113,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     exchange.send(0, fold_lanes(fold_pack(p), 32));
     for (u32 n = 0;; n++) {
         const bool more = next != NO_ROW;
+        if (PACED && pace > 0 && part.rank == 0 && threadIdx.x < 32) {
+            const u64 due = shared.start + ((u64)n * pace >> 8);
+            while ((long long)(nanoseconds() - due) < 0) {}
+        }
         advance(second_next, second_group);
         const float second_rstd = second_next != NO_ROW ? rstd[second_next] : 1.0f;
         auto turn = [&](auto scale, auto next_scale) {

@@ -15,7 +15,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         for (u32 k = 0; k < PACKS; k++) arrival_init(&shared.full[k]);
         exchange.init();
         cluster_init_done();
-        arrival_init_done();
+        async_proxy_fence();
         for (u32 k = 0; k < PACKS; k++) {
             const u32 bytes = part.end(k) * (u32)sizeof(T);
             arrival_expect(&shared.full[k], bytes);

@@ -51,9 +51,11 @@ __device__ __forceinline__ u64 nanoseconds() { u64 t; asm volatile("mov.u64 %0, 
 // The dynamic shared memory of the block. On 128 bytes, or bulk copies into it take twice as long.
 extern __shared__ __attribute__((aligned(128))) Words<4> ring_memory[];
 
+// What this thread wrote to shared memory, barriers too, is there for bulk copies that begin later.
+__device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // A barrier in shared memory whose phase completes when the bytes that one thread expects have arrived.
 __device__ __forceinline__ void arrival_init(u64* barrier) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory"); }
-__device__ __forceinline__ void arrival_init_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void arrival_expect(u64* barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
@@ -65,6 +67,12 @@ __device__ __forceinline__ void arrival_wait(u64* barrier, u32 phase) {
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
+
+// The same from shared memory. `bulk_stores_read`: what this thread's copies take has been read.
+__device__ __forceinline__ void bulk_store(void* to, const void* from, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void bulk_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 // Clusters: from compute capability 9.0 on --------------------------------------------------------------------------------
 

@@ -116,33 +116,9 @@ struct Scales {
     }
 };
 
-// A pack of a row in shared memory, where reading twice is sooner than to hand over (rows.cuh), and where other words lie around the row: a word of a
-// split row is put together of the two that it lies in.
-template <typename E> __device__ __forceinline__ Pack<E> load_arrived(const E* row, Column column, u32 hidden) {
-    if constexpr (ALIGNED || sizeof(E) == 4) return load_pack(row, column, hidden);
-    Pack<E> v = {};
-    if (column.is_outside(hidden)) return v;
-    const u32 odd = (u32)(u64)row & 2, bits = 8 * odd;
-    const u16* words = (const u16*)((const unsigned char*)row - odd);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i += 2) {
-        if (!column.whole && !column.has(i, hidden)) continue;
-        const u16* at = column.at(words, i);
-        const u32 word = (u32)(((u64)load_word(at + 2) << 32 | load_word(at)) >> bits);
-        v.word(i / 2) = column.whole || column.has(i + 1, hidden) ? word : word & 0xffff;
-    }
-    return v;
-}
-
 // Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x,
 // one of dy, and one of dz if there is one, filled by one warp of the team and waited for by all. A stage is filled again once the team has met after its
 // last reader.
-//
-// A bulk copy takes whole words of 16 bytes: of a row that is not ALIGNED those that it lies in, with what else is in the first and the last, as
-// long as they lie between the operand's ends; elements of words that do not are copied one by one, which happens to its first and last row alone.
-// A stage begins with the row's first word, so the row begins in it as many bytes after 16 as in memory. For example a row of 4097 bf16 at address
-// 8194 of an operand at 0: bytes 8194 to 16387 lie in the words from 8192 to 16400, which are copied; the row is then 2 bytes after the
-// beginning of the stage. If the operand ends at 16388, the last word is left out, and elements 4095 and 4096 are copied alone.
 struct Ringed {
     const Operands& of;
     u64 (*barriers)[STAGES_MAX];  // one a stage: completes when the stage's bytes have arrived
@@ -164,7 +140,7 @@ struct Ringed {
         barriers = of_teams;
         if (threadIdx.x % TEAM == 0) {
             for (u32 s = 0; s < stages; s++) arrival_init(full(s));
-            arrival_init_done();
+            async_proxy_fence();
         }
         __syncthreads();
         wanted_group = wanted = (u64)blockIdx.x * TEAMS + threadIdx.x / TEAM;
@@ -172,68 +148,37 @@ struct Ringed {
     }
 
     __device__ __forceinline__ u64* full(u32 s) const { return &barriers[threadIdx.x / TEAM][s]; }
-    __device__ __forceinline__ u32 row_bytes() const { return of.hidden * (u32)sizeof(T); }
-    // From one row of a stage to the next: bulk copies are fast to multiples of 128 bytes.
-    __device__ __forceinline__ u32 pitch() const { return (row_bytes() + (ALIGNED ? 0 : RING_BEYOND) + 127) / 128 * 128; }
+    __device__ __forceinline__ u32 pitch() const { return pitch_of(of.hidden); }
     __device__ __forceinline__ unsigned char* at(u32 s) const {
         return (unsigned char*)ring_memory + (threadIdx.x / TEAM * stages + s) * STAGE_ROWS * pitch();
     }
 
-    // Of the row `wanted` of an operand, from `row` to `row_end`, what is copied in words: `from` to `to`.
-    struct Copied {
-        const unsigned char *row, *row_end, *from, *to;
-
-        // Where it belongs in a stage whose first word is that of `row`.
-        __device__ __forceinline__ u32 place(const unsigned char* byte) const { return (u32)(byte - row) + (ALIGNED ? 0 : (u32)((u64)row % 16)); }
-        __device__ __forceinline__ u32 bytes() const { return (u32)(to - from); }
-
-        // Copies the rest of the row.
-        __device__ __forceinline__ void ends(unsigned char* stage) const {
-            if (from <= row && to >= row_end) return;
-#pragma unroll 1
-            for (const unsigned char* e = row; e < from; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
-#pragma unroll 1
-            for (const unsigned char* e = to; e < row_end; e += sizeof(T)) *(T*)(stage + place(e)) = *(const T*)e;
-            arrival_init_done();  // a bulk copy may write there next
-        }
-    };
-
-    __device__ __forceinline__ Copied copied(const T* operand, u64 stride) const {
-        const unsigned char* row = (const unsigned char*)(operand + wanted * stride);
-        const unsigned char *row_end = row + row_bytes(), *from = row, *to = row_end;
-        if (!ALIGNED) {
-            from -= (u64)row % 16, to += (0 - (u64)row_end) % 16;
-            if (from < (const unsigned char*)operand) from += 16;
-            if (to > (const unsigned char*)(operand + (of.rows - 1) * stride + of.hidden)) to -= 16;
-        }
-        return Copied{row, row_end, from, to};
-    }
+    __device__ __forceinline__ Arriving arriving(const T* operand, u64 stride) const { return Arriving(operand, stride, wanted, of.rows, of.hidden); }
 
     // Begins to fill stage s with the next row of this team, of whichever group.
     __device__ __forceinline__ void fetch(u32 s) {
         if (wanted_group >= of.groups) return;
         if constexpr (ALIGNED) {
             if (threadIdx.x % TEAM == 0) {
-                const Copied copies[] = {copied(of.x, of.x_stride), copied(of.dy, of.dy_stride), copied(of.dz, of.dz_stride)};
+                const Arriving rows[] = {arriving(of.x, of.x_stride), arriving(of.dy, of.dy_stride), arriving(of.dz, of.dz_stride)};
                 u32 bytes = 0;
 #pragma unroll
-                for (u32 i = 0; i < STAGE_ROWS; i++) bytes += copies[i].bytes();
+                for (u32 i = 0; i < STAGE_ROWS; i++) bytes += rows[i].bytes();
                 arrival_expect(full(s), bytes);
 #pragma unroll
-                for (u32 i = 0; i < STAGE_ROWS; i++)
-                    bulk_copy(at(s) + i * pitch() + copies[i].place(copies[i].from), copies[i].from, copies[i].bytes(), full(s));
+                for (u32 i = 0; i < STAGE_ROWS; i++) rows[i].copy(at(s) + i * pitch(), full(s));
             }
         } else if (threadIdx.x % TEAM / 32 == TEAM_WARPS / 2) {
             // Where a row's words begin and end takes many instructions: a lane does it for one operand, in a warp that seldom has the end of the row.
             const u32 lane = threadIdx.x % 32, i = lane < STAGE_ROWS ? lane : 0;
-            const Copied copies = copied(i == 0 ? of.x : i == 1 ? of.dy : of.dz, i == 0 ? of.x_stride : i == 1 ? of.dy_stride : of.dz_stride);
-            if (lane < STAGE_ROWS) copies.ends(at(s) + i * pitch());
+            const Arriving row = arriving(i == 0 ? of.x : i == 1 ? of.dy : of.dz, i == 0 ? of.x_stride : i == 1 ? of.dy_stride : of.dz_stride);
+            if (lane < STAGE_ROWS) row.ends(at(s) + i * pitch());
             u32 bytes = 0;
 #pragma unroll
-            for (u32 row = 0; row < STAGE_ROWS; row++) bytes += __shfl_sync(~0u, copies.bytes(), row);
+            for (u32 other = 0; other < STAGE_ROWS; other++) bytes += __shfl_sync(~0u, row.bytes(), other);
             __syncwarp();
             if (lane == 0) arrival_expect(full(s), bytes);
-            if (lane < STAGE_ROWS) bulk_copy(at(s) + i * pitch() + copies.place(copies.from), copies.from, copies.bytes(), full(s));
+            if (lane < STAGE_ROWS) row.copy(at(s) + i * pitch(), full(s));
         }
         wanted += of.groups;
         if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
@@ -266,7 +211,7 @@ struct Ringed {
 
     // Where a row of the stage begins.
     __device__ __forceinline__ const T* arrived(u32 i, const T* operand, u64 stride) const {
-        return (const T*)(here + i * pitch() + (ALIGNED ? 0 : (u64)(operand + row * stride) % 16));
+        return (const T*)(here + i * pitch() + skew(operand + row * stride));
     }
 
     // Pack k of row i of the stage.

@@ -18,10 +18,13 @@ impl fmt::Display for Launch {
 
 impl fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: _, shares } = self;
+        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes, shares } = self;
         write!(f, "{rows}")?;
         if *rows_at_once > 1 {
             write!(f, " {rows_at_once} at once")?;
+        }
+        if *shared_bytes > 0 && !rows.class.is_clustered() {
+            write!(f, " staged")?;
         }
         if *blocks_per_sm > 1 {
             write!(f, " {blocks_per_sm}/SM")?;
@@ -38,11 +41,14 @@ impl fmt::Display for BackwardPlan {
             return write!(f, " {blocks_per_sm}/SM one launch, span {span}");
         }
         match source {
-            Source::Cluster { stages, .. } => write!(f, " ring {stages}")?,
             Source::Kept => f.write_str(" kept")?,
             Source::Reread => f.write_str(" reread")?,
-            Source::Ring { stages, pace: 0, .. } => write!(f, " ring {stages}")?,
-            Source::Ring { stages, pace, .. } => write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?,
+            Source::Ring { stages, pace: 0, .. } | Source::Cluster { stages, pace: 0, .. } => {
+                write!(f, " ring {stages}")?
+            }
+            Source::Ring { stages, pace, .. } | Source::Cluster { stages, pace, .. } => {
+                write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?;
+            }
         }
         if *blocks_per_sm > 1 {
             write!(f, " {blocks_per_sm}/SM")?;

@@ -102,7 +102,7 @@ fn clusters_are_launched_where_they_work() {
             );
             for stages in [None, Some(1), Some(9), Some(u32::MAX)] {
                 let b = backward(&aligned, &Tuning { stages, ..tuning });
-                let Source::Cluster { stages, shared_bytes } = b.source else { panic!("{b}") };
+                let Source::Cluster { stages, shared_bytes, .. } = b.source else { panic!("{b}") };
                 let class = b.rows.class;
                 assert!(stages >= class.packs + lead(class, dtype) && stages <= CLUSTER_STAGES_MAX, "{b}");
                 assert!(shared_bytes <= CLUSTER_SHARED_BYTES && b.columns.is_none(), "{b}");
@@ -131,7 +131,7 @@ fn clusters_are_launched_where_they_work() {
         backward(&Calls { rows: 4099, weight: Some(weight), ..calls(WIDE_MAX, Dtype::Bf16) }, &Tuning::of(Arch::H200))
     };
     let shared = |plan: BackwardPlan| match plan.source {
-        Source::Cluster { stages, shared_bytes } => (stages, shared_bytes - CLUSTER_BYTES),
+        Source::Cluster { stages, shared_bytes, .. } => (stages, shared_bytes - CLUSTER_BYTES),
         _ => panic!("{plan}"),
     };
     assert_eq!(shared(of_weight(Dtype::Bf16)), (11, 11 * 16384));
@@ -227,7 +227,7 @@ fn unaligned_rows_have_a_ring() {
             let plan = backward(&calls, &Tuning::of(Arch::H200));
             assert_eq!(plan.rows.class, class_unaligned(Direction::Backward, hidden, dtype), "{hidden} {plan}");
             let class = plan.rows.class;
-            let pitch = (hidden * dtype.bytes() + RING_BEYOND as usize).next_multiple_of(128);
+            let pitch = (hidden * dtype.bytes() + BEYOND as usize).next_multiple_of(128);
             let stage_bytes = class.teams as usize * stage_rows(false) as usize * pitch;
             let room = (Arch::H200.block_shared_bytes - class.declared_bytes() - (1 << 10)) as usize;
             match plan.source {

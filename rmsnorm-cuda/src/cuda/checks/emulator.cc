@@ -5,6 +5,7 @@
 // so a missing barrier shows as other bits for some seed.
 // Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too. Messages to other blocks
 // arrive at once, or each at some time after somebody has begun to wait for it; one to a block that has ended ends the launch.
+// Copies from shared memory read it at once or when their thread waits until they have; one that nobody waited for ends the launch.
 // Blocks of a cluster have dynamic shared memory of their own, and none that a kernel declares.
 // A wait that nobody can end, threads that disagree about a barrier, or a misaligned bulk copy or word end the launch with a code.
 //
@@ -68,6 +69,7 @@ static Barrier of_cluster;
 static u64 of_cluster_arrived[FIBERS_MAX];
 static Copy copies[COPIES_MAX];
 static u32 late_copies;
+static Copy stores[THREADS_MAX];  // of each thread of a block without a cluster
 static Random chance;
 static void (*body)();
 alignas(128) static Words<4> shared_memory[CLUSTER_MAX][SHARED_BYTES / 16];
@@ -100,6 +102,7 @@ static void thread_main() {
     if (--running_of[block()] == 0)
         for (u32 i = 0; i < late_copies; i++)
             if (!copies[i].from && block_of(copies[i]) == block()) code = MESSAGE_MISUSE;
+    if (current < THREADS_MAX && stores[current].bytes > 0) code = MESSAGE_MISUSE;
     stack_pointer[current] = nullptr;
     void* unused;
     change(&unused, scheduler);
@@ -163,6 +166,7 @@ static void run_cluster(u32 first_block, unsigned char* stacks) {
     for (auto& arrived : of_cluster_arrived) arrived = 0;
     for (auto& of_block : running_of) of_block = threads;
     late_copies = 0, of_cluster = {};
+    for (auto& store : stores) store = {};
     for (u32 t = 0; t < fibers; t++) {
         void** top = (void**)(stacks + (size_t)(t + 1) * STACK_BYTES);
         top[-1] = nullptr, top[-2] = (void*)thread_main;
@@ -249,7 +253,7 @@ static inline void meeting(u64* barrier, u32 parity) {
 }
 #define ring_memory emulator::shared_memory[emulator::block()]
 static inline void arrival_init(u64* barrier) { emulator::arrival(barrier) = {}; }
-static inline void arrival_init_done() {}
+static inline void async_proxy_fence() {}
 static inline void arrival_expect(u64* barrier, u32 bytes) { emulator::arrival(barrier).armed = true, emulator::arrive(barrier, (int)bytes); }
 static inline void arrival_wait(u64* barrier, u32 phase) {
     emulator::wait_until([=] {
@@ -267,6 +271,18 @@ static inline void arrival_wait(u64* barrier, u32 phase) {
 static inline void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     if (((u64)to | (u64)from | bytes) % 16 != 0) emulator::fail(emulator::COPY_MISALIGNED);
     emulator::give({to, from, bytes, barrier, 0.0f});
+}
+static inline void bulk_stores_read() {
+    emulator::Copy& store = emulator::stores[emulator::current];
+    if (store.from) std::memcpy(store.to, store.from, store.bytes);
+    store = {};
+}
+static inline void bulk_store(void* to, const void* from, u32 bytes) {
+    if (((u64)to | (u64)from | bytes) % 16 != 0) emulator::fail(emulator::COPY_MISALIGNED);
+    emulator::Copy& store = emulator::stores[emulator::current];
+    if (emulator::cluster > 1 || store.bytes > 0) emulator::fail(emulator::TOO_LARGE);
+    if (!emulator::late) std::memcpy(to, from, bytes);
+    store = {to, emulator::late ? from : nullptr, bytes, nullptr, 0.0f};
 }
 static inline u32 cluster_rank() { return emulator::block(); }
 static inline void cluster_init_done() {}
