@@ -146,8 +146,6 @@ pub enum Source {
     Cluster {
         /// Slices of x and dy for each block.
         stages: u32,
-        /// As a ring's, from one row of a cluster to its next.
-        pace: u32,
         /// Shared memory of a block.
         shared_bytes: u32,
     },
@@ -230,15 +228,16 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
     let is_little_weight = calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
     let little = rows.exact && class.packs <= 4 && is_little_weight;
+    let staged_bytes = staged_bytes(class, calls, tuning);
     let unaligned = UNALIGNED_THREADS.iter().find(|(packs_max, _)| !rows.aligned && class.packs <= *packs_max);
     let blocks_per_sm = match () {
         _ if class.is_streamed() || calls.residual || !are_registers_known(tuning) => 1,
         _ if calls.hidden <= NARROW => 1536 / class.threads(),
+        _ if staged_bytes.is_some() => staged_threads(class, calls) / class.threads(),
         _ if little => 1024 / class.threads(),
         _ => unaligned.filter(|_| is_little_weight).map_or(1, |(_, threads)| threads / class.threads()),
     };
-    let shared_bytes = staged_bytes(class, calls, tuning).unwrap_or(0);
-    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes, shares: None }
+    ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: staged_bytes.unwrap_or(0), shares: None }
 }
 
 /// Shared memory of a block that stages rows in forward, where it does: held rows that are not aligned, from compute capability 9.0 on. (Not wider ones,
@@ -250,6 +249,20 @@ fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
     }
     let bytes = 2 * class.teams as usize * pitch(class, calls);
     (bytes <= STAGED_BYTES_MAX).then_some(bytes as u32)
+}
+
+/// Threads of a multiprocessor that stage rows in forward: as many as spill nothing, which makes as many rows on their way. On an H200: bf16 4097 (five
+/// packs of 16 bytes) with 768, 1024, 1280 threads 0.84, 0.90, 0.89; 8191 (four) with 1024, 1280, 1536 0.84, 0.91, 0.94; 2047 (four) 0.89, 0.92, 0.94;
+/// f32 4097 (five) 0.93, 0.95, 0.90; bf16 1001, whose warps keep x, with 1024 0.93. (With wider weights more registers are taken than these leave:
+/// then it is the compiler's choice.)
+fn staged_threads(class: Class, calls: &Calls) -> u32 {
+    let is_little_weight = calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
+    match class.packs {
+        _ if !is_little_weight => class.threads(),
+        ..=4 if class.team > 32 => 1536,
+        5 if calls.dtype == Dtype::F32 => 1280,
+        _ => 1024,
+    }
 }
 
 /// Shared memory from one row to the next: of a row that is not aligned, all words of 16 bytes that it lies in.
@@ -291,10 +304,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let clusters = blocks(column.groups.div_ceil(turns), GRID_MAX);
         let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
         let shared_bytes = CLUSTER_BYTES + weight_bytes(class, calls) + stages * 2 * slice_bytes(class, calls.dtype);
-        // Two-byte types have none (backward_cluster.cu).
-        let percent = if calls.dtype == Dtype::F32 { CLUSTER_PACE_PERCENT } else { 0 };
-        let pace = pace(rows.blocks / class.cluster, percent, calls, tuning);
-        let source = Source::Cluster { stages, pace, shared_bytes };
+        let source = Source::Cluster { stages, shared_bytes };
         return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None };
     }
     let ring = ring(class, calls, tuning);
@@ -302,8 +312,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let blocks = forced(blocks(column.groups.div_ceil(teams), resident as usize));
     let source = match ring {
         Some((stages, shared_bytes)) => {
-            let pace = pace(blocks.saturating_mul(class.teams), PACE_PERCENT, calls, tuning);
-            Source::Ring { stages, pace, shared_bytes }
+            Source::Ring { stages, pace: pace(blocks.saturating_mul(class.teams), calls, tuning), shared_bytes }
         }
         None if class.packs * class.pack <= 16 => Source::Kept,
         None => Source::Reread,
@@ -363,11 +372,12 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
 }
 
-/// `percent` of what the memory's clock and width come to, shared by all teams or clusters. Where the tensors fit the cache, or nobody has measured, no
-/// limit.
-fn pace(teams: u32, percent: u32, calls: &Calls, tuning: &Tuning) -> u32 {
+/// 89 % of what the memory's clock and width come to, shared by all teams: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and
+/// 0.948, 16384 0.89 and 0.90; f32 8192 0.93 and 0.94. (Of 512 bf16 an H200 reaches 0.92 without a limit and 0.89 with it, an H100 0.86 and
+/// 0.97.) Where the tensors fit the cache, or nobody has measured, no limit.
+fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
-    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(percent)) / 100;
+    let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(PACE_PERCENT)) / 100;
     let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
     if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
     {
@@ -435,12 +445,8 @@ const FEW_SPANS: [u32; 4] = [2, 4, 8, 16];
 /// Numbers of rows that stand for all: calls of a kind launch no other modules than with these.
 pub const ROW_COUNTS: [usize; 6] = [1, 16, 65, 129, 257, 1025];
 
-/// What a ring's pace comes to, of the memory's rate: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and 0.948, 16384 0.89
-/// and 0.90; f32 8192 0.93 and 0.94. (Of 512 bf16 an H200 reaches 0.92 without a limit and 0.89 with it, an H100 0.86 and 0.97.)
+/// What a ring's pace comes to, of the memory's rate.
 const PACE_PERCENT: u32 = 89;
-
-/// The same of clusters: on an H200, f32 16384 at 86, 88 and 90 % and without a limit 0.915, 0.93, 0.90, 0.885; 65536 0.90, 0.88, 0.88, 0.88.
-const CLUSTER_PACE_PERCENT: u32 = 88;
 
 /// Most stages of a ring.
 pub(crate) const RING_STAGES_MAX: u32 = 8;
@@ -448,8 +454,8 @@ pub(crate) const RING_STAGES_MAX: u32 = 8;
 /// Bytes of the 16-byte words of a row that is not aligned which are not the row's, at most.
 pub(crate) const BEYOND: u32 = 30;
 
-/// Most shared memory of a block that stages rows in forward.
-const STAGED_BYTES_MAX: usize = 48 << 10;
+/// Most shared memory of a block that stages rows in forward: two rows of 32 KiB.
+const STAGED_BYTES_MAX: usize = 66 << 10;
 
 /// Rows of a stage: x, dy and, if it is given, dz.
 pub(crate) const fn stage_rows(dz: bool) -> u32 {

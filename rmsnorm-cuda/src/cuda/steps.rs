@@ -190,9 +190,8 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
 fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &BackwardPlan) -> Kernel {
     let launch = &plan.rows;
     let (stages, pace, shared_bytes) = match plan.source {
-        Source::Ring { stages, pace, shared_bytes } | Source::Cluster { stages, pace, shared_bytes } => {
-            (stages, pace, shared_bytes)
-        }
+        Source::Ring { stages, pace, shared_bytes } => (stages, pace, shared_bytes),
+        Source::Cluster { stages, shared_bytes } => (stages, 0, shared_bytes),
         _ => (0, 0, 0),
     };
     let arguments = BackwardArguments {

@@ -10,13 +10,9 @@
 // the last of them begins the copy of the slice that comes `stages` later. Its count is ordered after those of all others and so after their
 // reads. As the first pass runs PACKS + LEAD slices ahead of the second at most, that many places suffice (plan.rs), and fewer would wait for ever.
 // All warps of a block meet where a row's rstd is infinite: they are then at the same row, and nothing that a warp waits for comes later.
-// A turn that knows both its rows to be ordinary is compiled for them alone; the other is right for all.
+// A turn of two ordinary rows is compiled for them alone; the other is right for all.
 
 constexpr u32 NO_ROW = ~0u;
-
-// Whether a cluster keeps to a pace, as a team does (source.cuh, Pace): one warp of it waits, and so the others. Of two-byte types that alone, with
-// nothing to wait for, costs more than it gains.
-constexpr bool PACED = sizeof(T) == 4;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
@@ -52,7 +48,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     if (threadIdx.x == 0) {
         for (u32 s = 0; s < stages; s++) arrival_init(&shared.full[s]), shared.readers[s] = 0;
         exchange.init();
-        if (PACED) shared.start = nanoseconds() + ((u64)pace * (group * 61 % 128) >> 15);
         cluster_init_done();
         async_proxy_fence();
     }
@@ -93,7 +88,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     auto second_pass = [&](u32 k, auto scale, float c) {
         const Pack<T> z = part.load(slice_at(2 * second_place), k), d = part.load(slice_at(2 * second_place + 1), k);
         __syncwarp();
-        if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place]) % WARPS == WARPS - 1) fetch(second_place);
+        if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place], WARPS - 1) == WARPS - 1) fetch(second_place);
         pass_by();
         const Pack<W> w = weight_at(k);
         const Pack<T> g = load_dz(dz + now * dz_stride, part.column(k), hidden);
@@ -103,46 +98,38 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     };
 
     // rstd is asked for two rows ahead.
-    u32 second_next = now, second_group = group;
-    advance(second_next, second_group);
-    u32 next = second_next;
-    float next_rstd = next != NO_ROW ? rstd[next] : 1.0f;
+    auto rstd_of = [&](u32 row) { return row != NO_ROW ? rstd[row] : 1.0f; };
+    u32 after_next = now, after_group = group, n = 0;
+    advance(after_next, after_group);
+    u32 next = after_next;
+    float next_rstd = rstd_of(next);
     RowScale scale = scale_of(now, rstd[now]);
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) first_pass(k, scale);
     exchange.send(0, fold_lanes(fold_pack(p), 32));
-    for (u32 n = 0;; n++) {
+    // The second pass over this row and the first over the next, if there is one; then `next` is this row.
+    auto turn = [&](auto scale, auto next_scale) {
         const bool more = next != NO_ROW;
-        if (PACED && pace > 0 && part.rank == 0 && threadIdx.x < 32) {
-            const u64 due = shared.start + ((u64)n * pace >> 8);
-            while ((long long)(nanoseconds() - due) < 0) {}
+        advance(after_next, after_group);
+        next_rstd = rstd_of(after_next);
+        if (more) {
+#pragma unroll
+            for (u32 k = 0; k < LEAD; k++) first_pass(k, next_scale);
         }
-        advance(second_next, second_group);
-        const float second_rstd = second_next != NO_ROW ? rstd[second_next] : 1.0f;
-        auto turn = [&](auto scale, auto next_scale) {
-            if (more) {
+        float c;
+        if (LEAD == PACKS) {
+            float node = fold_pack(p);
+            c = mean(exchange.sum(n, node), divisor(hidden));
+            if (more) exchange.send(n + 1, node);
+        } else c = mean(exchange.sum(n), divisor(hidden));
 #pragma unroll
-                for (u32 k = 0; k < LEAD; k++) first_pass(k, next_scale);
+        for (u32 k = 0; k < PACKS; k++) {
+            second_pass(k, scale, c);
+            if (k + LEAD < PACKS && more) {
+                first_pass(k + LEAD, next_scale);
+                if (k + LEAD == PACKS - 1) exchange.send(n + 1, fold_lanes(fold_pack(p), 32));
             }
-            float c;
-            if (LEAD == PACKS) {
-                float node = fold_pack(p);
-                c = mean(exchange.sum(n, node), divisor(hidden));
-                if (more) exchange.send(n + 1, node);
-            } else c = mean(exchange.sum(n), divisor(hidden));
-#pragma unroll
-            for (u32 k = 0; k < PACKS; k++) {
-                second_pass(k, scale, c);
-                if (k + LEAD < PACKS && more) {
-                    first_pass(k + LEAD, next_scale);
-                    if (k + LEAD == PACKS - 1) exchange.send(n + 1, fold_lanes(fold_pack(p), 32));
-                }
-            }
-        };
-        RowScale next_scale{1.0f, next_rstd};
-        if (next_rstd == INFINITY_F32) next_scale = scale_of(next, next_rstd);
-        if (scale.pre == 1.0f && next_scale.pre == 1.0f) turn(OrdinaryRow{scale.post}, OrdinaryRow{next_scale.post});
-        else turn(scale, next_scale);
+        }
         if (next != now + step) {  // the last of its group; the first row of a group has its number
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) {
@@ -152,7 +139,19 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
             }
             group = next;
         }
-        if (!more) break;
-        now = next, next = second_next, scale = next_scale, next_rstd = second_rstd;
+        now = next, next = after_next, n++;
+    };
+    for (;;) {
+        // A loop of its own, so that what rows of the other kind need costs these no instruction: they fill the schedulers.
+        while (scale.pre == 1.0f && next_rstd != INFINITY_F32 && now != NO_ROW) {
+            const float post = next_rstd;
+            turn(OrdinaryRow{scale.post}, OrdinaryRow{post});
+            scale.post = post;
+        }
+        if (now == NO_ROW) break;
+        RowScale next_scale{1.0f, next_rstd};
+        if (next_rstd == INFINITY_F32) next_scale = scale_of(next, next_rstd);
+        turn(scale, next_scale);
+        scale = next_scale;
     }
 }

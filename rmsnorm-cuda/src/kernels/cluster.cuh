@@ -17,10 +17,9 @@ static_assert(TEAMS == 1 && ALIGNED && SLICE % 128 == 0 && (NODES & (NODES - 1))
 struct ClusterShared {
     float slots[2][NODES];
     float alone[2][SETS * TEAM_WARPS];  // RowFold's buffer, for a row that the block folds alone
-    u64 start;                          // when the first row is due, in ns
     u64 arrived[2];                     // completes when all slots are filled
     u64 full[STAGES_MAX];               // completes when a slice has arrived
-    u32 readers[STAGES_MAX];            // warps that have read a slice for the last time, of all slices that were in this place
+    u32 readers[STAGES_MAX];            // warps that have read the slice in this place for the last time
 };
 static_assert(sizeof(ClusterShared) <= CLUSTER_BYTES);
 

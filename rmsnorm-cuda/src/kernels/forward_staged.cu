@@ -1,11 +1,13 @@
 // y and rstd of rows that do not begin on 16 bytes, where there are bulk copies: a row comes to shared memory in words of 16 bytes and goes from
 // there. (Straight from memory and back, lanes have words of four bytes and hand halves of them over: rows.cuh.)
 //
-// Each team has two buffers. `in` is filled with a row of x, which every thread then has in registers; `out` with y, at the place that y's row has
-// among words of 16 bytes. What follows what:
+// Each team has two buffers. `in` is filled with a row of x; `out` with y, at the place that y's row has among words of 16 bytes. What follows what:
 //   in is filled by one thread, and read when its barrier says that the bytes are there; its ends are written before that thread arrives there.
 //   out is read by the copy, and by those who store its ends, when all have written it and met; each makes what it wrote visible to copies first.
-//   out is written again, and the block ends, when the copy has read it; in is filled again when all have met twice since they read it.
+//   out is written again, and the block ends, when the copy has read it; in is filled again when all have met since they read it.
+
+// Whether x stays in registers between the statistic and y. A team of several warps reads it again: those registers would cost rows on their way.
+constexpr bool KEEPS = TEAM_WARPS == 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
     const u32 hidden = hidden_given, team = threadIdx.x / TEAM, member = threadIdx.x % TEAM, pitch = pitch_of(hidden);
@@ -37,21 +39,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
         arrival_wait(arrived, phase);
         phase ^= 1;
         const T* const x_row = (const T*)(in + skew(x + row * x_stride));
-        Pack<T> z[PACKS];
+        Pack<T> kept[PACKS] = {};
+        if (KEEPS) {
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) z[k] = load_arrived(x_row, column_of(k), hidden);
+            for (u32 k = 0; k < PACKS; k++) kept[k] = load_arrived(x_row, column_of(k), hidden);
+        }
+        auto z = [&](u32 k) { return KEEPS ? kept[k] : load_arrived(x_row, column_of(k), hidden); };
         const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
-            if (!column_of(k).is_outside(hidden)) squares_step(z[k], p);
+            if (!column_of(k).is_outside(hidden)) squares_step(z(k), p);
         });
         const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
-            return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[k], s, p); });
+            return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z(k), s, p); });
         });
         if (rstd && member == 0) rstd[row] = stat.rstd;
 
         T *const to = y + row * y_stride, *const y_row = (T*)(out + skew(to));
         auto emit = [&](auto scale) {
 #pragma unroll
-            for (u32 k = 0; k < PACKS; k++) store_y(y_row, column_of(k), hidden, z[k], w[k], scale);
+            for (u32 k = 0; k < PACKS; k++) store_y(y_row, column_of(k), hidden, z(k), w[k], scale);
         };
         if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
         else emit(stat.scale);

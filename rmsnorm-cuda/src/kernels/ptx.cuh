@@ -107,10 +107,10 @@ __device__ __forceinline__ void messages_wait(u64* barrier, u32 phase) {
     asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(shared_address(barrier)), "r"(phase) : "memory");
 }
 
-// Adds 1 to a number in shared memory and returns what it was. What a thread of the block did before its own is ordered before what another
-// does after a later one.
-__device__ __forceinline__ u32 count(u32* counter) {
+// Adds 1 to a number in shared memory, or makes `last` 0 again, and returns what it was. What a thread of the block did before its own is ordered
+// before what another does after a later one. (Of an addition the compiler would make one for all lanes, though only one comes here.)
+__device__ __forceinline__ u32 count(u32* counter, u32 last) {
     u32 before;
-    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(counter)) : "memory");
+    asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;" : "=r"(before) : "r"(shared_address(counter)), "r"(last) : "memory");
     return before;
 }

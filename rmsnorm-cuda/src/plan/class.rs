@@ -121,7 +121,7 @@ pub fn class(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
 /// That of rows that are not aligned, where an H200 is to have another than [`class`] gives: more threads a row, with fewer packs each.
 pub fn class_unaligned(direction: Direction, hidden: usize, dtype: Dtype) -> Class {
     let table: &[Line] = match (direction, dtype) {
-        (Direction::Forward, Dtype::F32) => &[],
+        (Direction::Forward, Dtype::F32) => &FORWARD_UNALIGNED_F32,
         (Direction::Forward, _) => &FORWARD_UNALIGNED_16,
         (Direction::Backward, Dtype::F32) => &BACKWARD_UNALIGNED_F32,
         (Direction::Backward, _) => &BACKWARD_UNALIGNED_16,
@@ -282,13 +282,16 @@ const BACKWARD_F32: [Line; 6] = [
 /// Rows that are not aligned, wider than this: narrower ones have four packs a thread and 8 to 16 warps a multiprocessor in any case.
 const UNALIGNED_ABOVE: usize = 2048;
 
-/// What they have instead. By the classes of aligned rows, on an H200, bf16: forward of 8191 and 4096 with 512 threads a multiprocessor 0.69 and
-/// 0.74, of 4097 with 768 0.83; backward of 4097 with four warps 0.48, of 8191 with eight 0.78. Backward of 4097 has one row at a time in a
-/// multiprocessor, whose passes wait for each other.
+/// What they have instead. On an H200; in forward, rows are staged (plan.rs). Backward of 4097 has one row at a time in a multiprocessor, whose passes
+/// wait for each other; with four warps it reached 0.48.
 #[rustfmt::skip]
 const FORWARD_UNALIGNED_16: [Line; 2] = [
-    (5120, 128, 1, 8), // 4097 with two teams 0.77
-    (8192, 256, 1, 8), // 8191: 0.86
+    (5120, 128, 1, 8), // 4097: 0.90. 4096: 0.96
+    (8192, 256, 1, 8), // 8191: 0.94
+];
+#[rustfmt::skip]
+const FORWARD_UNALIGNED_F32: [Line; 1] = [
+    (8192, 256, 1, 4), // 4097: 0.95, 8191: 0.93
 ];
 #[rustfmt::skip]
 const BACKWARD_UNALIGNED_16: [Line; 2] = [
@@ -324,16 +327,16 @@ const FORWARD_WIDE_F32: [WideLine; 3] = [
 /// blocks, or 15 of eight.
 #[rustfmt::skip]
 const BACKWARD_WIDE_16: [WideLine; 3] = [
-    (32768, 4, 1024, 8, 5),    // 0.79; the prototype 0.95
-    (65536, 4, 1024, 8, 5),    // 0.87; the prototype 0.93
-    (WIDE_MAX, 8, 512, 8, 11), // 0.80; the prototype 0.85 to 0.90
+    (32768, 4, 1024, 8, 5),   // 0.93. 24576: 0.70
+    (65536, 4, 1024, 8, 5),   // 0.87; 4 stages 0.87, 6 stages 0.84. 40960: 0.62
+    (WIDE_MAX, 8, 512, 8, 9), // 0.92; 8 stages 0.87, 10 stages 0.88
 ];
 #[rustfmt::skip]
 const BACKWARD_WIDE_F32: [WideLine; 4] = [
-    (HELD_MAX, 2, 512, 4, 9), // 0.92; 256 threads, 11 stages 0.90, 7 stages 0.84; one block 0.80
-    (32768, 8, 512, 8, 5),    // not timed
-    (65536, 8, 512, 8, 5),    // 0.90
-    (WIDE_MAX, 8, 512, 8, 7), // not timed
+    (HELD_MAX, 2, 512, 4, 8), // 0.93; 7 stages 0.78, 9 stages 0.88; one block 0.80
+    (32768, 8, 512, 8, 4),    // 0.92; 5 stages 0.91
+    (65536, 8, 512, 8, 5),    // 0.90; 4 and 6 stages 0.89
+    (WIDE_MAX, 8, 512, 8, 7), // 0.52: room for five stages is too little
 ];
 
 /// That of other rows of more than [`HELD_MAX`] elements, on any GPU: four sets are the chains of the widest.

@@ -43,12 +43,8 @@ impl fmt::Display for BackwardPlan {
         match source {
             Source::Kept => f.write_str(" kept")?,
             Source::Reread => f.write_str(" reread")?,
-            Source::Ring { stages, pace: 0, .. } | Source::Cluster { stages, pace: 0, .. } => {
-                write!(f, " ring {stages}")?
-            }
-            Source::Ring { stages, pace, .. } | Source::Cluster { stages, pace, .. } => {
-                write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?;
-            }
+            Source::Cluster { stages, .. } | Source::Ring { stages, pace: 0, .. } => write!(f, " ring {stages}")?,
+            Source::Ring { stages, pace, .. } => write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?,
         }
         if *blocks_per_sm > 1 {
             write!(f, " {blocks_per_sm}/SM")?;

@@ -42,10 +42,10 @@ pub(super) fn run(cells: &[Cell], replays: usize, best: usize, out: &mut impl Wr
                     let plan = plan::backward(&calls, &tuning);
                     let (fits, paced) = match plan.source {
                         Source::Ring { stages, .. } => (stages, true),
-                        Source::Cluster { stages, .. } => (stages, cell.dtype == rmsnorm_cuda::Dtype::F32),
+                        Source::Cluster { stages, .. } => (stages, false),
                         _ => (0, false),
                     };
-                    // For those that keep to no pace, one rate stands for all.
+                    // Only a team's ring has a pace: for others, one rate stands for all.
                     if fits != stages || (!paced && rate_percent != RATES[0]) {
                         continue;
                     }

@@ -298,7 +298,11 @@ static inline void message(float* slot, float v, u64* barrier, u32 rank) {
     emulator::give({(char*)slot + there, nullptr, sizeof v, (u64*)((char*)barrier + there), v});
 }
 static inline void messages_wait(u64* barrier, u32 phase) { arrival_wait(barrier, phase); }
-static inline u32 count(u32* counter) { return (*counter)++; }
+static inline u32 count(u32* counter, u32 last) {
+    const u32 before = *counter;
+    *counter = before == last ? 0 : before + 1;
+    return before;
+}
 
 // Runs `kernel` over a grid of blocks, `cluster` to a cluster; `cells` point to its arguments. Returns a Code.
 static int emulate(void (*kernel)(void**), u32 blocks, u32 cluster, u32 threads, u32 shared_bytes, void** cells, u64 seed) {
