@@ -12,10 +12,10 @@ use rmsnorm_cuda::{Backward, Executor, Forward, Input, Output, Slice, SliceMut};
 pub(crate) fn in_place(subject: &Subject, case: &Case) -> Finding {
     let launches = subject.launches.iter().filter(|launch| launch.tried == Tried::Always);
     let launches = launches.filter(|launch| case.elements() <= launch.elements_max);
-    let launches = launches.map(|launch| (&*launch.what, &*launch.executor));
     let mut evidence = Evidence::default();
-    for (what, executor) in [("", &*subject.executor)].into_iter().chain(launches) {
-        judge(executor, what, case, &mut evidence)?;
+    judge(&*subject.executor, "", case, &mut evidence)?;
+    for launch in launches {
+        judge(&*launch.executor, &format!(", {}", launch.what), case, &mut evidence)?;
     }
     Ok(evidence)
 }
@@ -27,8 +27,8 @@ fn judge(executor: &dyn Executor, what: &str, case: &Case, evidence: &mut Eviden
     for (way, is_forward) in
         ways.filter(|(way, _)| way.iter().all(|(input, output)| case.has(*input) && case.has((*output).into())))
     {
-        let how =
-            way.iter().map(|(input, output)| format!("{input} in {}, ", output.name())).collect::<String>() + what;
+        let of_way = way.iter().map(|(input, output)| format!("{input} in {}", output.name())).collect::<Vec<_>>();
+        let how = format!("{}{what}", of_way.join(", "));
         // Of the other call the outputs are still there, as they should be; and rstd, where forward is not asked for it.
         let written = if is_forward { [Name::Z, Name::Y, Name::Rstd] } else { [Name::Dx, Name::Dw, Name::Scratch] };
         for name in written.into_iter().filter(|name| case.has(*name) && (*name != Name::Rstd || case.rstd)) {

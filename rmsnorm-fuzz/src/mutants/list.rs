@@ -778,7 +778,7 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch("plan/class.rs", "let shares = if calls.in_place { 1 } else { shares };", "")],
         property: "in place",
-        case: || Case::new(1, 4096, Dtype::Bf16),
+        case: || Case { dw: DwKind::Absent, ..Case::new(1, 4096, Dtype::Bf16) },
         column: false,
     },
     Mutant {
