@@ -274,7 +274,10 @@ fn in_place_few_rows_are_planned_as_more() {
                 assert!(forced.shares.is_none_or(|shares| shares == 1), "{rows}×{hidden} {forced}");
                 let (f, b) = of(rows, true, &tuning);
                 assert!(f.shares.is_none_or(|shares| shares == 1) && b.span.is_none(), "{rows}×{hidden} {f} {b}");
-                let kernel = |f: &ForwardPlan| (f.rows.class, f.rows.exact, f.blocks_per_sm, f.rows_at_once, f.shares);
+                let staged = |f: &ForwardPlan| f.shared_bytes > 0;
+                let kernel = |f: &ForwardPlan| {
+                    (f.rows.class, f.rows.exact, f.blocks_per_sm, f.rows_at_once, f.shares, staged(f))
+                };
                 assert!(prepared.iter().any(|(there, _)| kernel(there) == kernel(&f)), "{rows}×{hidden} {f}");
                 let source = |b: &BackwardPlan| std::mem::discriminant(&b.source);
                 let kernel = |b: &BackwardPlan| (b.rows.class, b.rows.exact, b.blocks_per_sm, b.span, source(b));

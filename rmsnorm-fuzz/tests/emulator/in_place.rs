@@ -29,8 +29,9 @@ fn case(rows: usize, hidden: usize, dtype: Dtype, (offset, gap): (u8, Gap)) -> C
 /// The kernel of a direction, in a word.
 fn kernels(case: &Case, tuning: &Tuning) -> [String; 2] {
     let aligned = case.place(Name::X).offset == 0;
-    let calls =
-        Calls { dw: case.dw_dtype(), aligned, in_place: true, ..Calls::new((case.rows, case.hidden), case.dtype) };
+    let (residual, dz) = (case.residual.is_some(), case.dz.is_some());
+    let plain = Calls::new((case.rows, case.hidden), case.dtype);
+    let calls = Calls { dw: case.dw_dtype(), residual, dz, aligned, in_place: true, ..plain };
     let (f, b) = (forward(&calls, tuning), backward(&calls, tuning));
     assert!(f.shares.is_none_or(|shares| shares == 1) && b.span.is_none(), "{case}: {f} {b}");
     let of = |class: rmsnorm_cuda::plan::Class| match () {
@@ -44,7 +45,11 @@ fn kernels(case: &Case, tuning: &Tuning) -> [String; 2] {
         Source::Ring { .. } => "ring",
         Source::Cluster { .. } => "cluster",
     };
-    let few = if f.shares.is_some() { "few" } else { of(f.rows.class) };
+    let few = match of(f.rows.class) {
+        _ if f.shares.is_some() => "few",
+        "held" if f.shared_bytes > 0 => "staged",
+        other => other,
+    };
     let layout = |aligned| if aligned { "aligned" } else { "unaligned" };
     [
         format!("forward {few} {}", layout(f.rows.aligned)),
@@ -71,6 +76,8 @@ fn every_kernel_in_place() {
         // A ring.
         Case { rounding: Rounding::Twice, ..case(130, 1000, Bf16, PLAIN) },
         case(5, 777, Bf16, ODD),
+        Case { residual: None, ..case(5, 777, Bf16, ODD) },
+        Case { residual: None, ..case(5, 4097, F16, APART) },
         case(4, 4097, F16, APART),
         tiny(case(3, 1001, F32, ODD)),
         // Clusters, more rows than groups.
@@ -102,8 +109,13 @@ fn every_kernel_in_place() {
     demand_in_place(|| emulator(Arch::H200, Some(2), 5), &[case(40, 2048, Bf16, PLAIN), case(40, 2049, Bf16, ODD)]);
     let held = ["kept", "reread", "ring"]
         .map(|source| ["aligned", "unaligned"].map(|l| format!("backward held {source} {l}")));
-    let others =
-        ["forward few aligned", "forward cluster aligned", "backward cluster cluster aligned"].map(String::from);
+    let others = [
+        "forward few aligned",
+        "forward staged unaligned",
+        "forward cluster aligned",
+        "backward cluster cluster aligned",
+    ]
+    .map(String::from);
     let both = ["forward held", "forward streamed", "backward streamed reread"]
         .map(|kernel| ["aligned", "unaligned"].map(|layout| format!("{kernel} {layout}")));
     let all: BTreeSet<String> = held.into_iter().chain(both).flatten().chain(others).collect();
