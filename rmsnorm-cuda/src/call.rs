@@ -53,7 +53,7 @@ pub enum Rounding {
 /// `z = x + residual` in place of `x`. [`Rounding`] says how often y is rounded.
 ///
 /// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the
-/// host.
+/// host. An output may lie where an input does only if its field says so, and then with exactly its rows: in safe Rust by an [`Input`](crate::Input).
 #[derive(Debug)]
 pub struct Forward<In, Out> {
     /// Number of rows, M; 0 is allowed and writes nothing.
@@ -72,7 +72,7 @@ pub struct Forward<In, Out> {
     pub residual: Option<Residual<In, Out>>,
     /// N, of the type of `x` or f32. Absent: a weight of one.
     pub weight: Option<Vector<In>>,
-    /// M×N, of the type of `x`.
+    /// M×N, of the type of `x`. It may have exactly the rows of `x`.
     pub y: Rows<Out>,
     /// M, f32: what [`Backward`] needs. Absent: not stored.
     pub rstd: Option<Vector<Out>>,
@@ -101,7 +101,7 @@ pub struct Backward<In, Out> {
     /// M×N, of the type of `x`: a gradient that arrives at `x` by another way, as past the norm of a residual block. Added before
     /// dx is rounded. Absent: none.
     pub dz: Option<Rows<In>>,
-    /// M×N, of the type of `x`: the gradient of `x`.
+    /// M×N, of the type of `x`: the gradient of `x`. It may have exactly the rows of `dy`, `dz` or `x`.
     pub dx: Rows<Out>,
     /// The gradient of the weight. Absent: not computed (a frozen weight).
     pub dw: Option<WeightGradient<Out>>,
@@ -130,7 +130,7 @@ pub struct Backward<In, Out> {
 pub struct Residual<In, Out> {
     /// M×N, of the type of `x`.
     pub residual: Rows<In>,
-    /// M×N, of the type of `x`.
+    /// M×N, of the type of `x`. It may have exactly the rows of the residual or of `x`.
     pub z: Rows<Out>,
 }
 
@@ -161,10 +161,10 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
         if let Some(Residual { residual, z }) = &self.residual {
             table.push(TableLine::rows("residual", Read, Types::One(dtype), residual, shape));
-            table.push(TableLine::rows("z", Written, Types::One(dtype), z, shape));
+            table.push(TableLine::rows("z", Written, Types::One(dtype), z, shape).in_place_of(&["x", "residual"]));
         }
         table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
-        table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape));
+        table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape).in_place_of(&["x"]));
         let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, self.rows, false);
         table.extend(self.rstd.iter().map(rstd));
         table
@@ -244,7 +244,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         table.push(TableLine::vector("rstd", Read, f32, &self.rstd, self.rows, false));
         table.push(TableLine::rows("dy", Read, Types::One(dtype), &self.dy, shape));
         table.extend(self.dz.iter().map(|dz| TableLine::rows("dz", Read, Types::One(dtype), dz, shape)));
-        table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape));
+        table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape).in_place_of(&["x", "dy", "dz"]));
         if let Some(WeightGradient { dw, scratch }) = &self.dw {
             let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
             let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);

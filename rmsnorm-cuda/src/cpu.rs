@@ -7,24 +7,27 @@
 
 #![forbid(unsafe_code)]
 
+mod columns;
 mod convert;
 mod layer;
 mod memory;
 mod row;
 mod threads;
 
+use self::columns::weight_gradient;
 use self::convert::Packed;
 pub use self::layer::Layer;
-use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut};
+use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut, own};
 use self::row::{
-    Accumulators, Row, add_products, add_squares, ahead, gradients, normalise, prefetch, products, specialised,
+    Accumulators, Held, Row, add_products, add_squares, ahead, gradients, normalise, prefetch, products, specialised,
     squares, tiles, tree,
 };
 use self::threads::{JOB, rows_per_job, share, threads};
-use crate::arith::{Element, SCALE_UP, added, environment, fold, mean, row_scale, scaled_root, statistic, total};
+use crate::arith::{Element, SCALE_UP, added, environment, mean, row_scale, scaled_root, statistic};
 use crate::order::{column_order, row_order};
 use crate::{
-    Backward, Error, Executor, Forward, Residual, Rounding, Slice, SliceMut, Vector, WeightGradient, with_dtype,
+    Backward, Error, Executor, Forward, Input, Output, Residual, Rounding, Slice, SliceMut, Vector, WeightGradient,
+    with_dtype,
 };
 use pulp::{Simd, WithSimd};
 
@@ -55,34 +58,44 @@ impl Executor for Cpu {
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.forward_in_place(call.with_inputs())
+    }
+
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.backward_in_place(call.with_inputs())
+    }
+
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        let call = call.found()?;
         call.check()?;
         environment()?;
         let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
         if rows == 0 {
             return Ok(());
         }
-        let weight = &*effective_weights(weight, weight_offset, hidden);
+        let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
         let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
         let at = Layout::new(&y, rows, hidden);
         match residual {
-            None => with_dtype!(Slice(xs) = x.data, SliceMut(ys) = y.data => {
-                forward(Read::new(xs, &x), None, weight, (eps, rounding), at.of(ys), rstd)
+            None => with_dtype!(SliceMut(ys) = y.data => {
+                forward(Read::new(x), None, weight, (eps, rounding), at.of(ys), rstd)
             }),
             Some(Residual { residual, z }) => {
                 let z_at = Layout::new(&z, rows, hidden);
-                with_dtype!(Slice(xs) = x.data, Slice(others) = residual.data, SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
-                    let sum = (Read::new(others, &residual), z_at.of(zs));
-                    forward(Read::new(xs, &x), Some(sum), weight, (eps, rounding), at.of(ys), rstd)
+                with_dtype!(SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
+                    let sum = (Read::new(residual), z_at.of(zs));
+                    forward(Read::new(x), Some(sum), weight, (eps, rounding), at.of(ys), rstd)
                 })
             }
         }
     }
 
-    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        let call = call.found()?;
         call.check()?;
         environment()?;
         let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
-        let weight = &*effective_weights(weight, weight_offset, hidden);
+        let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
         let (dw, scratch) = match dw {
             Some(WeightGradient { dw, scratch }) => {
                 (Some(dw), Some(floats_mut(scratch, column_order(rows, hidden).groups * hidden)))
@@ -91,13 +104,11 @@ impl Executor for Cpu {
         };
         let scratch = scratch.unwrap_or_default();
         if rows > 0 {
-            let rstd = floats(rstd, rows);
+            let rstd = floats(own(rstd), rows);
             let at = Layout::new(&dx, rows, hidden);
-            let there = dz.is_some();
-            let dz = dz.unwrap_or(dy);
-            with_dtype!(Slice(xs) = x.data, Slice(dys) = dy.data, Slice(dzs) = dz.data, SliceMut(dxs) = dx.data => {
-                let dz = there.then(|| Read::new(dzs, &dz));
-                backward(Read::new(xs, &x), weight, rounding, rstd, Read::new(dys, &dy), dz, at.of(dxs), scratch)
+            with_dtype!(SliceMut(dxs) = dx.data => {
+                let rows = Operands { x: Read::new(x), dy: Read::new(dy), dz: dz.map(Read::new), rstd, hidden };
+                backward(rows, weight, rounding, at.of(dxs), scratch)
             })?;
         }
         match dw {
@@ -113,8 +124,8 @@ impl Executor for Cpu {
 
 /// `sum`: what is added to x, and where the sums go.
 fn forward<T: Packed>(
-    x: Read<T>,
-    sum: Option<(Read<T>, Written<T>)>,
+    x: Input<Read<T>>,
+    sum: Option<(Input<Read<T>>, Written<T>)>,
     weight: &[f32],
     (eps, rounding): (f32, Rounding),
     y: Written<T>,
@@ -136,22 +147,33 @@ fn forward<T: Packed>(
             let first_row = job * rows_per_job;
             let (x, first_row) = match (residual, z) {
                 (Some(residual), Some(z)) => {
-                    pulp::Arch::new().dispatch(Sums { x, residual, first_row, hidden, z: &mut *z, z_stride });
-                    (Read::of_rows(z, z_stride), 0)
+                    let sums = Sums { x, residual, first_row, hidden, y: &*y, y_stride, z: &mut *z, z_stride };
+                    pulp::Arch::new().dispatch(sums);
+                    (Some(Read::of_rows(z, z_stride)), 0)
                 }
-                _ => (x, first_row),
+                _ => (memory(x), first_row),
             };
             pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, twice, first_row, y, y_stride, rstd, acc });
         },
     )
 }
 
-/// §5 The sums of neighbouring rows, stored: a job is small enough to find them in its cache.
+/// The rows of an input that does not lie in an output.
+fn memory<T>(input: Input<Read<T>>) -> Option<Read<T>> {
+    match input {
+        Input::Memory(rows) => Some(rows),
+        Input::Output(_) => None,
+    }
+}
+
+/// §5 The sums of neighbouring rows, stored: a job is small enough to find them in its cache. x may lie in `y`, each of both in `z`.
 struct Sums<'a, T> {
-    x: Read<'a, T>,
-    residual: Read<'a, T>,
+    x: Input<Read<'a, T>>,
+    residual: Input<Read<'a, T>>,
     first_row: usize,
     hidden: usize,
+    y: &'a [T],
+    y_stride: usize,
     z: &'a mut [T],
     z_stride: usize,
 }
@@ -161,19 +183,28 @@ impl<T: Packed> WithSimd for Sums<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Sums { x, residual, first_row, hidden, z, z_stride } = self;
+        let Sums { x, residual, first_row, hidden, y, y_stride, z, z_stride } = self;
+        let [mut held_x, mut held_residual] = [Held::new(), Held::new()];
         for (i, z) in z.chunks_mut(z_stride).enumerate() {
-            let (x, residual) = (x.row(first_row + i, hidden), residual.row(first_row + i, hidden));
-            for ((z, x), residual) in z.iter_mut().zip(x).zip(residual) {
-                *z = T::pack(added(x.unpack(), residual.unpack()), false);
+            let row = |input| match input {
+                Input::Memory(rows) => Some(Read::row(&rows, first_row + i, hidden)),
+                Input::Output(Output::Y) => Some(&y[i * y_stride..][..hidden]),
+                Input::Output(_) => None,
+            };
+            let (x, residual) = (row(x), row(residual));
+            for tile in tiles::<T>(hidden) {
+                let (x, residual) = (held_x.tile(x, &tile, z), held_residual.tile(residual, &tile, z));
+                for ((z, x), residual) in z[tile].iter_mut().zip(x).zip(residual) {
+                    *z = T::pack(added(x.unpack(), residual.unpack()), false);
+                }
             }
         }
     }
 }
 
-/// Neighbouring rows; `rstd` is empty if it is not wanted.
+/// Neighbouring rows; `rstd` is empty if it is not wanted. Without `x` the rows lie in `y`.
 struct ForwardJob<'a, T> {
-    x: Read<'a, T>,
+    x: Option<Read<'a, T>>,
     weight: &'a [f32],
     eps: f32,
     twice: bool,
@@ -195,32 +226,40 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
         let hidden = weight.len();
         let rows = y.len().div_ceil(y_stride);
         let finite_weight = weight.iter().all(|w| w.is_finite());
-        let mut row = x.row(first_row, hidden);
-        let mut sum = squares(row, 1.0, acc);
+        let mut held = Held::new();
+        let mut sum = squares(x.map_or(&y[..hidden], |x| x.row(first_row, hidden)), 1.0, acc);
         for i in 0..rows {
-            let (stored, scale) = statistic(sum, hidden as f32, eps, |s| squares(row, s, acc));
+            let (y, later) = y[i * y_stride..].split_at_mut(if i + 1 < rows { y_stride } else { hidden });
+            let row = x.map(|x| x.row(first_row + i, hidden));
+            let of_row = row.unwrap_or(&y[..hidden]);
+            let (stored, scale) = statistic(sum, hidden as f32, eps, |s| squares(of_row, s, acc));
             if let Some(rstd) = rstd.get_mut(i) {
                 *rstd = f32::store(stored);
             }
             // A finite sum proves that x and rstd are finite, and x_hat² is not above `hidden`: only a weight could make a NaN.
             let numbers = finite_weight && sum.is_finite();
-            let next = (i + 1 < rows).then(|| x.row(first_row + i + 1, hidden));
+            let next = (i + 1 < rows).then(|| x.map_or(&later[..hidden], |x| x.row(first_row + i + 1, hidden)));
             acc.clear();
             for tile in tiles::<T>(hidden) {
                 let (rows_on, column) = ahead::<T>(&tile, hidden);
                 if let Some(next) = next {
-                    x.prefetch(first_row + i + 1 + rows_on, column);
+                    if let Some(x) = x {
+                        x.prefetch(first_row + i + 1 + rows_on, column);
+                    }
                     add_squares(&next[tile.clone()], 1.0, acc.chains(&tile));
                 }
-                prefetch(y, (i + rows_on) * y_stride + column);
-                let y = &mut y[i * y_stride..][tile.clone()];
-                let weight = &weight[tile.clone()];
+                if rows_on == 0 {
+                    prefetch(y, column)
+                } else {
+                    prefetch(later, column)
+                }
+                let (x, weight) = (held.tile(row, &tile, y), &weight[tile.clone()]);
                 specialised(scale, numbers, |scale, numbers| {
-                    normalise(&row[tile.clone()], scale, (numbers, twice), weight, y)
+                    normalise(x, scale, (numbers, twice), weight, &mut y[tile.clone()])
                 });
             }
-            if let Some(next) = next {
-                (sum, row) = (tree(acc), next);
+            if next.is_some() {
+                sum = tree(acc);
             }
         }
     }
@@ -228,21 +267,27 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
 
 // Backward ----------------------------------------------------------------------------------------------------------------
 
+/// What backward reads. Each of the matrices may lie in dx.
+#[derive(Clone, Copy)]
+struct Operands<'a, T> {
+    x: Input<Read<'a, T>>,
+    dy: Input<Read<'a, T>>,
+    dz: Option<Input<Read<'a, T>>>,
+    rstd: &'a [f32],
+    hidden: usize,
+}
+
 /// Each job takes some neighbouring row groups and walks all their rows, so that their sums stay in its cache and the rows it
 /// touches are neighbours. `scratch` holds the partials; it is empty if dw is not wanted: then every row is a job's own.
-#[allow(clippy::too_many_arguments, reason = "the operands of a call")]
 fn backward<T: Packed>(
-    x: Read<T>,
+    of: Operands<T>,
     weight: &[f32],
     rounding: Rounding,
-    rstd: &[f32],
-    dy: Read<T>,
-    dz: Option<Read<T>>,
     dx: Written<T>,
     scratch: &mut [f32],
 ) -> Result<(), Error> {
-    let (hidden, twice) = (weight.len(), rounding == Rounding::Twice);
-    let groups = if scratch.is_empty() { rstd.len() } else { scratch.len() / hidden };
+    let (hidden, twice) = (of.hidden, rounding == Rounding::Twice);
+    let groups = if scratch.is_empty() { of.rstd.len() } else { scratch.len() / hidden };
     let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
     let sums_len = scratch.len().min(per_job * hidden);
     let mut partials = scratch.chunks_mut(per_job * hidden);
@@ -265,17 +310,14 @@ fn backward<T: Packed>(
             let sums = &mut sums[..partials.len()];
             sums.fill(0.0); // Where chains start.
             let job = BackwardJob {
-                x,
+                of,
                 weight,
                 twice,
-                rstd,
-                dy,
-                dz,
                 groups,
                 first_group,
                 steps,
                 dx_stride,
-                partials: sums,
+                partials: &mut *sums,
                 acc,
                 squares_acc,
             };
@@ -288,12 +330,9 @@ fn backward<T: Packed>(
 /// Neighbouring row groups. `steps[i]` is dx of the rows i·groups + first_group and following, one for each group (fewer in
 /// the last step); `partials` has a row for each group, or is empty.
 struct BackwardJob<'a, T> {
-    x: Read<'a, T>,
+    of: Operands<'a, T>,
     weight: &'a [f32],
     twice: bool,
-    rstd: &'a [f32],
-    dy: Read<'a, T>,
-    dz: Option<Read<'a, T>>,
     groups: usize,
     first_group: usize,
     steps: Vec<&'a mut [T]>,
@@ -310,98 +349,69 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let BackwardJob { x, weight, twice, rstd, dy, dz, groups, first_group, steps, dx_stride, partials, .. } = self;
+        let BackwardJob { of, weight, twice, groups, first_group, steps, dx_stride, partials, .. } = self;
         let (acc, squares_acc) = (self.acc, self.squares_acc);
         let hidden = weight.len();
+        let (x, dy, dz) = (memory(of.x), memory(of.dy), of.dz.map(memory));
+        let mut held = Held::new();
         let rows = steps.into_iter().enumerate().flat_map(|(step, rows)| {
             rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
         });
         let mut rows = rows.peekable();
-        let operands = |r: usize, squares_acc: &mut Accumulators| {
-            let x = x.row(r, hidden);
-            let scale = row_scale(rstd[r], || scaled_root(squares(x, SCALE_UP, squares_acc), hidden as f32));
-            Row { x, dy: dy.row(r, hidden), scale }
-        };
-        let mut row = operands(first_group, squares_acc);
-        let mut sum = products(row, weight, acc);
+        let Some((r, _, dx)) = rows.peek() else { return };
+        let first = of.row(*r, dx, squares_acc);
+        let (mut sum, mut scale) = (products(first, weight, acc), first.scale);
         while let Some((r, i, dx)) = rows.next() {
             // If c is finite then every x_hat and wdy is, and with them no gradient is NaN: where rstd is 0, so is x_hat, and t
             // is wdy, finite.
             let c = mean(sum, hidden as f32);
-            let next = rows.peek().map(|&(r, i, _)| {
+            let next = rows.peek().map(|(r, i, dx)| {
                 // After the row of the job's last group comes that of its first, a step of all groups further on.
                 let after_next = if (i + 1) * hidden == partials.len() { r + groups - i } else { r + 1 };
-                (operands(r, squares_acc), [r, after_next])
+                (of.row(*r, dx, squares_acc), [*r, after_next], &**dx)
             });
+            let [x_row, dy_row] = [x, dy].map(|read| read.map(|rows| rows.row(r, hidden)));
+            let dz_row = dz.map(|read| read.map(|rows| rows.row(r, hidden)));
             acc.clear();
             for tile in tiles::<T>(hidden) {
                 let (rows_on, column) = ahead::<T>(&tile, hidden);
-                if let Some((next, rows_ahead)) = &next {
-                    x.prefetch(rows_ahead[rows_on], column);
-                    dy.prefetch(rows_ahead[rows_on], column);
+                if let Some((next, rows_ahead, _)) = &next {
+                    [x, dy].iter().flatten().for_each(|read| read.prefetch(rows_ahead[rows_on], column));
                     let (next, weight, chains) = (next.tile(&tile), &weight[tile.clone()], acc.chains(&tile));
                     specialised(next.scale, true, |scale, _| add_products(Row { scale, ..next }, weight, chains));
                 }
-                match rows.peek() {
+                match &next {
                     Some((.., next_dx)) if rows_on == 1 => prefetch(next_dx, column),
                     _ => prefetch(dx, column),
                 }
                 let partial = partials.get_mut(i * hidden..(i + 1) * hidden).map(|p| &mut p[tile.clone()]);
-                let (row, weight, dx) = (row.tile(&tile), &weight[tile.clone()], &mut dx[tile.clone()]);
-                let dz = dz.map(|dz| &dz.row(r, hidden)[tile]);
-                specialised(row.scale, c.is_finite(), |scale, number| {
+                let (weight, dx) = (&weight[tile.clone()], &mut dx[tile.clone()]);
+                // What lies in dx is all the same.
+                let is_there = [x_row, dy_row, dz_row.unwrap_or(x_row)].iter().all(Option::is_some);
+                let held = if is_there { &[][..] } else { held.copy(dx) };
+                let [x, dy] = [x_row, dy_row].map(|row| row.map_or(held, |row| &row[tile.clone()]));
+                let (row, dz) = (Row { x, dy, scale }, dz_row.map(|row| row.map_or(held, |row| &row[tile.clone()])));
+                specialised(scale, c.is_finite(), |scale, number| {
                     gradients(Row { scale, ..row }, c, (number, twice), weight, dz, dx, partial)
                 });
             }
-            if let Some((next, _)) = next {
-                (sum, row) = (tree(acc), next);
+            if let Some((next, ..)) = next {
+                (sum, scale) = (tree(acc), next.scale);
             }
         }
     }
 }
 
-/// §7 The tree over the row groups, in place, and the one rounding. No groups: +0.0.
-fn weight_gradient<T: Packed>(partials: &mut [f32], dw: &mut [T]) -> Result<(), Error> {
-    let hidden = dw.len();
-    if partials.is_empty() {
-        dw.fill(T::store(total(0.0)));
-        return Ok(());
-    }
-    let mut node = hidden; // Elements of the partials below one node: its first row holds its value.
-    while node < partials.len() {
-        if hidden < JOB {
-            let pairs = 2 * node * (JOB / node).max(1);
-            let fold_pairs =
-                |chunk: &mut [f32]| chunk.chunks_mut(2 * node).map(|p| halves(p, node, hidden)).for_each(fold_all);
-            share(partials.chunks_mut(pairs).collect(), || (), |_, _, chunk| fold_pairs(chunk))?;
-        } else {
-            let pairs = partials.chunks_mut(2 * node).map(|pair| halves(pair, node, hidden));
-            let columns = pairs.flat_map(|(left, right)| left.chunks_mut(JOB).zip(right.chunks(JOB)));
-            share(columns.collect(), || (), |_, _, columns| fold_all(columns))?;
-        }
-        node *= 2;
-    }
-    let jobs = dw.chunks_mut(JOB).zip(partials.chunks(JOB)).collect();
-    share(
-        jobs,
-        || (),
-        |_, _, (dw, root): (&mut [T], &[f32])| {
-            for (dw, &root) in dw.iter_mut().zip(root) {
-                *dw = T::pack(total(root), false);
-            }
-        },
-    )
-}
-
-/// The values of two neighbouring nodes; none where the right one is a pad: adding +0.0 changes no bit.
-fn halves(pair: &mut [f32], node: usize, hidden: usize) -> (&mut [f32], &[f32]) {
-    let (left, right) = pair.split_at_mut(node.min(pair.len()));
-    let columns = hidden.min(right.len());
-    (&mut left[..columns], &right[..columns])
-}
-
-fn fold_all((left, right): (&mut [f32], &[f32])) {
-    for (left, &right) in left.iter_mut().zip(right) {
-        *left = fold(*left, right);
+impl<'a, T: Packed> Operands<'a, T> {
+    /// What is read of row `r` for its dot product; `dx` is what the row of dx holds before it is written.
+    #[inline(always)]
+    fn row<'b>(&self, r: usize, dx: &'b [T], squares_acc: &mut Accumulators) -> Row<'b, T>
+    where
+        'a: 'b,
+    {
+        let row = |input| memory(input).map_or(&dx[..self.hidden], |rows| rows.row(r, self.hidden));
+        let x = row(self.x);
+        let root = || scaled_root(squares(x, SCALE_UP, squares_acc), self.hidden as f32);
+        Row { x, dy: row(self.dy), scale: row_scale(self.rstd[r], root) }
     }
 }

@@ -40,6 +40,11 @@ pub trait Operand {
     fn elements(&self) -> usize;
     /// Address of the first element, in bytes.
     fn address(&self) -> u64;
+    /// The name of the output whose memory it is, if it was said to be one's.
+    #[doc(hidden)]
+    fn lies_in(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Compiles an expression for every element type.

@@ -78,13 +78,22 @@ pub enum Error {
     },
     /// An output that shares memory with another operand.
     #[error(
-        "{output} overlaps {other}, expected memory of its own for every output: computing in place is not supported"
+        "{output} overlaps {other}, expected memory of its own{}",
+        if *.in_place { format!(", or exactly the rows of {other}: the same address, row stride and element type") } else { String::new() }
     )]
     Overlap {
         /// Name of the output.
         output: &'static str,
         /// Name of the other operand.
         other: &'static str,
+        /// Whether the output may have exactly the rows of the other operand, which is then computed in place.
+        in_place: bool,
+    },
+    /// An input was said to lie in an output that the call does not have.
+    #[error("an input was said to lie in {output}, which the call does not have")]
+    NoOutput {
+        /// Name of the output.
+        output: &'static str,
     },
     /// The thread computes otherwise than the specification demands, on whose behalf somebody set its control register: a
     /// library built with `-ffast-math`, for one, or `torch.set_flush_denormal`. See [`environment`](crate::arith::environment).

@@ -80,6 +80,8 @@ mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
+#[doc(hidden)]
+pub mod input;
 pub mod order;
 #[doc(hidden)]
 pub mod plan;
@@ -94,6 +96,8 @@ pub use cudarc;
 pub use dtype::{Dtype, Operand, Slice, SliceMut};
 pub use error::{Error, FloatingPoint};
 pub use half::{bf16, f16};
+#[doc(inline)]
+pub use input::{Input, Output};
 pub use order::{BITS_VERSION, HIDDEN_MAX};
 #[doc(inline)]
 pub use view::{Rows, Vector};
@@ -107,4 +111,21 @@ pub trait Executor: Sync {
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error>;
     /// Writes `dx` and, if asked, `dw`.
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error>;
+
+    /// The same of a forward call whose inputs may lie in its outputs. An executor that does not say otherwise refuses those that do.
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.forward(call.try_map(own_memory, Ok)?)
+    }
+
+    /// The same of a backward call.
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.backward(call.try_map(own_memory, Ok)?)
+    }
+}
+
+fn own_memory<D>(input: Input<D>) -> Result<D, Error> {
+    match input {
+        Input::Memory(data) => Ok(data),
+        Input::Output(output) => Err(Error::Overlap { output: output.name(), other: "an input", in_place: false }),
+    }
 }

@@ -40,10 +40,13 @@ pub struct Calls {
     /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
     /// with rows of a multiple of 16 bytes.
     pub aligned: bool,
+    /// Whether an output has the rows of an input. What is prepared is prepared for both: few rows then have the kernels of more.
+    pub in_place: bool,
 }
 
 impl Calls {
-    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no gradient of it, no residual, no `dz`. The rest by struct update.
+    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no gradient of it, no residual, no `dz`; not in place. The rest
+    /// by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
             rows,
@@ -56,6 +59,7 @@ impl Calls {
             residual: false,
             dz: false,
             aligned: true,
+            in_place: false,
         }
     }
 }
@@ -332,12 +336,13 @@ fn fold(nodes: u32, hidden: usize, sm_count: u32) -> Fold {
     Fold { nodes, level: (all / warps).ilog2(), warps, blocks: hidden.div_ceil(FOLD_COLUMNS as usize) as u32 }
 }
 
-/// The class and the span, where few rows are one launch: aligned held rows with dw, if nothing else is asked for.
+/// The class and the span, where few rows are one launch: aligned held rows with dw, if nothing else is asked for. Not in place: blocks with a
+/// tile of columns read rows of which others write dx.
 fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Class, u32)> {
     let Calls { rows, hidden, dtype, .. } = *calls;
     let Tuning { backward, stages, rate_percent, blocks, few_rows, .. } = *tuning;
     let is_other = backward.is_some() || stages.is_some() || rate_percent.is_some() || blocks.is_some();
-    if !few_rows || is_other || calls.dw.is_none() || hidden <= NARROW {
+    if !few_rows || is_other || calls.in_place || calls.dw.is_none() || hidden <= NARROW {
         return None;
     }
     let (_, bytes_max) = FEW_BYTES.iter().find(|(hidden_max, _)| hidden <= *hidden_max)?;

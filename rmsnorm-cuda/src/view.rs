@@ -53,7 +53,7 @@ impl<D> Vector<D> {
 pub enum Role {
     /// Reads it. Its row stride may be 0: one row seen many times.
     Read,
-    /// Writes it. It shares memory with no other operand.
+    /// Writes it. It shares memory with no other operand, unless the table says so.
     Written,
     /// The same, and what it holds before and after is irrelevant.
     Scratch,
@@ -96,6 +96,10 @@ pub struct TableLine {
     pub elements: usize,
     /// Address of the buffer.
     pub address: u64,
+    /// Of an output: the inputs whose rows may be its own.
+    pub may_be: &'static [&'static str],
+    /// Of an input: the output whose rows it said to be its own.
+    pub lies_in: Option<&'static str>,
 }
 
 /// The operands of a call that are there, inputs first.
@@ -112,8 +116,29 @@ impl TableLine {
         let (dtype, elements, address) = (view.data.dtype(), view.data.elements(), view.data.address());
         // The stride of a single row is irrelevant.
         let row_stride = if rows < 2 { hidden } else { view.row_stride };
-        let (len, offset, in_packs) = (hidden, view.offset, true);
-        TableLine { name, role, types, in_packs, rows, len, row_stride, offset, dtype, elements, address }
+        let (len, offset, in_packs, lies_in) = (hidden, view.offset, true, view.data.lies_in());
+        let may_be = &[];
+        TableLine {
+            name,
+            role,
+            types,
+            in_packs,
+            rows,
+            len,
+            row_stride,
+            offset,
+            dtype,
+            elements,
+            address,
+            may_be,
+            lies_in,
+        }
+    }
+
+    /// The same of an output that may have exactly the rows of these inputs. Every kernel, and the CPU, reads an element of them for the last time
+    /// before it is written, in the thread that writes it (docs/determinism.md).
+    pub(crate) fn in_place_of(self, may_be: &'static [&'static str]) -> Self {
+        TableLine { may_be, ..self }
     }
 
     pub(crate) fn vector<D: Operand>(
@@ -126,7 +151,22 @@ impl TableLine {
     ) -> Self {
         let (dtype, elements, address) = (view.data.dtype(), view.data.elements(), view.data.address());
         let (rows, row_stride, offset) = (usize::from(len > 0), len, view.offset);
-        TableLine { name, role, types, in_packs, rows, len, row_stride, offset, dtype, elements, address }
+        let (may_be, lies_in) = (&[], view.data.lies_in());
+        TableLine {
+            name,
+            role,
+            types,
+            in_packs,
+            rows,
+            len,
+            row_stride,
+            offset,
+            dtype,
+            elements,
+            address,
+            may_be,
+            lies_in,
+        }
     }
 
     /// Whether every row begins on 16 bytes.
@@ -134,6 +174,20 @@ impl TableLine {
         let bytes = self.dtype.bytes();
         let first = self.address.wrapping_add(self.offset.wrapping_mul(bytes) as u64);
         first.is_multiple_of(16) && (self.rows < 2 || (self.row_stride % 16 * bytes).is_multiple_of(16))
+    }
+
+    /// Whether it has exactly the rows of another operand: element by element the same memory, of the same type.
+    fn is(&self, other: &TableLine) -> bool {
+        let rows = |line: &TableLine| {
+            let first = line.offset.wrapping_mul(line.dtype.bytes()) as u64;
+            (line.dtype, line.address.wrapping_add(first), line.rows, line.len, line.row_stride)
+        };
+        rows(self) == rows(other)
+    }
+
+    /// Whether it is an output, and the other an input whose rows it may have and has.
+    fn is_in_place_of(&self, other: &TableLine) -> bool {
+        self.may_be.contains(&other.name) && self.is(other)
     }
 
     /// What of it the call touches, if it may have the operand.
@@ -189,12 +243,21 @@ pub(crate) fn check(table: &Table) -> Result<(), Error> {
         for (j, other) in table.iter().enumerate() {
             // Of two outputs the earlier one is named first, and none is compared with itself.
             let seen = other.role != Role::Read && j <= i;
-            if !seen && extents[i].overlaps(&extents[j]) {
-                return Err(Error::Overlap { output: output.name, other: other.name });
+            // One that was said to lie there does so with all its rows, or the call was not meant so.
+            let meets = extents[i].overlaps(&extents[j]) || other.lies_in == Some(output.name);
+            if !seen && meets && !output.is_in_place_of(other) {
+                let in_place = output.may_be.contains(&other.name);
+                return Err(Error::Overlap { output: output.name, other: other.name, in_place });
             }
         }
     }
     Ok(())
+}
+
+/// Whether an output of a checked call has the rows of an input.
+#[cfg(feature = "cuda")]
+pub(crate) fn is_in_place(table: &Table) -> bool {
+    table.iter().any(|output| table.iter().any(|input| output.is_in_place_of(input)))
 }
 
 /// The bytes an operand touches: `count` runs of `run` bytes, `stride` apart, from `start`.

@@ -78,9 +78,10 @@ fn texts_name_the_mistake() {
         format!("y spans more bytes than an address can count: 2 rows of stride {far} from offset 0")
     );
     assert_eq!(
-        refused(|c| c.y.data = c.x.data),
-        "y overlaps x, expected memory of its own for every output: computing in place is not supported"
+        refused(|c| (c.y.data, c.y.offset) = (c.x.data, 1)),
+        "y overlaps x, expected memory of its own, or exactly the rows of x: the same address, row stride and element type"
     );
+    assert_eq!(refused(|c| c.rstd = Some(c.y.data.into())), "y overlaps rstd, expected memory of its own");
     assert_eq!(
         refused(|c| c.x.data.2 += 2),
         "x begins at address 0x1000002, which is no multiple of its element size of 4 bytes"

@@ -276,6 +276,35 @@ impl Unseen {
     }
 }
 
+/// Each kind of kernel in place, by the typed layer: y where x was, dx where dy was.
+#[test]
+fn in_place() {
+    alone("in_place", 1, || {
+        let stream = cuda::context(0).expect("a GPU").new_stream().expect("a stream");
+        let kernels = Arc::new(Kernels::new(stream.context()).expect("kernels"));
+        let shapes = [(1, 4096), (37, 128), (8, 8192), (300, 4096), (2000, 1024), (70, 4097), (9, 20_000), (5, 20_001)];
+        for (rows, hidden) in shapes.into_iter().chain([(40, 65_536), (3, 140_000)]) {
+            let problem = Problem::new(rows, hidden, WeightOffset::One, rows as u64);
+            let mut layer = Layer::new(&kernels, &stream, (rows, hidden), EPS, WeightOffset::One).expect("a layer");
+            layer.prepare(rows, Dtype::Bf16, Some(Dtype::F32), Some(Dtype::F32)).expect("prepared");
+            let loaded = kernels.loaded().len();
+            let upload = |host: &[bf16]| stream.clone_htod(host).expect("memory");
+            let (x, mut y, mut dx) = (upload(&problem.x), upload(&problem.x), upload(&problem.dy));
+            let weight = stream.clone_htod(&problem.weight).expect("memory");
+            let zeros = |n| stream.alloc_zeros::<f32>(n).expect("memory");
+            let (mut rstd, mut dw) = (zeros(rows), zeros(hidden));
+            let w = Some((&weight).into());
+            layer.forward_in_place(&mut y, w, Some((&mut rstd).into())).expect("forward");
+            layer.backward_in_place(&x, w, &rstd, &mut dx, Some((&mut dw).into())).expect("backward");
+            let bf16s = |m| stream.clone_dtoh(m).expect("a download");
+            let f32s = |v| stream.clone_dtoh(v).expect("a download");
+            let got = Solved { y: bf16s(&y), rstd: f32s(&rstd), dx: bf16s(&dx), dw: f32s(&dw) };
+            assert_same(&got, &problem.solved(), &format!("{rows}×{hidden} in place"));
+            assert_eq!(kernels.loaded().len(), loaded, "{rows}×{hidden}: what is prepared is prepared for both");
+        }
+    });
+}
+
 /// Kernels are dropped, and others made and first used, beside a capture, on its thread and on another, and the captured stream
 /// meets a call that is not loaded. The graph replays all of it, after its own kernels were dropped too.
 #[test]

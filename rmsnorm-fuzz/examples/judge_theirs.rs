@@ -55,7 +55,8 @@ impl Executor for Theirs {
 fn main() {
     let subject = Subject::of(Theirs);
     let small = |hard: &&rmsnorm_fuzz::HardCase| hard.case.rows * hard.case.hidden <= 1 << 13;
-    for property in PROPERTIES.iter().filter(|p| p.name != "identity" && !p.has_own_inputs()) {
+    // Nor does `Theirs` compute in place.
+    for property in PROPERTIES.iter().filter(|p| !["identity", "in place"].contains(&p.name) && !p.has_own_inputs()) {
         let (mut passed, mut failed) = (0, Vec::new());
         for hard in hard_cases().iter().filter(small) {
             match property.check(&subject, &hard.case) {

@@ -144,6 +144,15 @@ impl Buffer {
         self.elements.copy_from(self.start + self.offset, &other.elements, other.start + other.offset, span);
     }
 
+    /// Takes over the rows of another operand, which may lie otherwise.
+    pub(crate) fn take_rows(&mut self, other: &Buffer) {
+        for row in 0..self.stored_rows {
+            let from = if other.stored_rows < other.rows { 0 } else { row };
+            let [to, from] = [(&*self, row), (other, from)].map(|(b, row)| b.start + b.offset + row * b.stride);
+            self.elements.copy_from(to, &other.elements, from, self.hidden);
+        }
+    }
+
     /// A copy without gaps.
     pub(crate) fn copy(&self) -> Elements {
         debug_assert_eq!(self.stored_rows, self.rows, "no output is broadcast");

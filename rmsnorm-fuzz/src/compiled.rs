@@ -307,7 +307,9 @@ pub fn complaints(ptx: &str) -> Vec<String> {
             || is("sat")
             || matches!(parts[0], "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh");
         let atomic = matches!(parts[0], "atom" | "red") && is_float;
-        if unrounded || narrowed || other_width || approximate || atomic {
+        // Through the cache that holds what nobody writes: a call in place writes what it reads.
+        let read_only = parts[0] == "ld" && is("nc");
+        if unrounded || narrowed || other_width || approximate || atomic || read_only {
             found.push(line.to_string());
         }
     }

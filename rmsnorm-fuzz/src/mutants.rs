@@ -171,43 +171,77 @@ macro_rules! subject {
                 self.0.name()
             }
             fn forward(&self, call: ours::Forward<ours::Slice<'_>, ours::SliceMut<'_>>) -> Result<(), ours::Error> {
-                let ours::Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
-                let call = $theirs::Forward {
-                    rows,
-                    hidden,
-                    eps,
-                    weight_offset: offset(weight_offset),
-                    rounding: how_often(rounding),
-                    x: rows_of(x, slice),
-                    residual: residual.map(|sum| $theirs::Residual {
-                        residual: rows_of(sum.residual, slice),
-                        z: rows_of(sum.z, slice_mut),
-                    }),
-                    weight: weight.map(|w| vector(w, slice)),
-                    y: rows_of(y, slice_mut),
-                    rstd: rstd.map(|r| vector(r, slice_mut)),
-                };
-                self.0.forward(call).map_err(error)
+                self.0.forward(forward(call, slice)).map_err(error)
             }
             fn backward(&self, call: ours::Backward<ours::Slice<'_>, ours::SliceMut<'_>>) -> Result<(), ours::Error> {
-                let ours::Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
-                let call = $theirs::Backward {
-                    rows,
-                    hidden,
-                    weight_offset: offset(weight_offset),
-                    rounding: how_often(rounding),
-                    x: rows_of(x, slice),
-                    weight: weight.map(|w| vector(w, slice)),
-                    rstd: vector(rstd, slice),
-                    dy: rows_of(dy, slice),
-                    dz: dz.map(|dz| rows_of(dz, slice)),
-                    dx: rows_of(dx, slice_mut),
-                    dw: dw.map(|g| $theirs::WeightGradient {
-                        dw: vector(g.dw, slice_mut),
-                        scratch: vector(g.scratch, slice_mut),
-                    }),
-                };
-                self.0.backward(call).map_err(error)
+                self.0.backward(backward(call, slice)).map_err(error)
+            }
+            fn forward_in_place(
+                &self,
+                call: ours::Forward<ours::Input<ours::Slice<'_>>, ours::SliceMut<'_>>,
+            ) -> Result<(), ours::Error> {
+                self.0.forward_in_place(forward(call, input)).map_err(error)
+            }
+            fn backward_in_place(
+                &self,
+                call: ours::Backward<ours::Input<ours::Slice<'_>>, ours::SliceMut<'_>>,
+            ) -> Result<(), ours::Error> {
+                self.0.backward_in_place(backward(call, input)).map_err(error)
+            }
+        }
+
+        fn forward<A, B>(
+            call: ours::Forward<A, ours::SliceMut<'_>>,
+            read: impl Fn(A) -> B,
+        ) -> $theirs::Forward<B, $theirs::SliceMut<'_>> {
+            let ours::Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
+            $theirs::Forward {
+                rows,
+                hidden,
+                eps,
+                weight_offset: offset(weight_offset),
+                rounding: how_often(rounding),
+                x: rows_of(x, &read),
+                residual: residual.map(|sum| $theirs::Residual {
+                    residual: rows_of(sum.residual, &read),
+                    z: rows_of(sum.z, slice_mut),
+                }),
+                weight: weight.map(|w| vector(w, &read)),
+                y: rows_of(y, slice_mut),
+                rstd: rstd.map(|r| vector(r, slice_mut)),
+            }
+        }
+
+        fn backward<A, B>(
+            call: ours::Backward<A, ours::SliceMut<'_>>,
+            read: impl Fn(A) -> B,
+        ) -> $theirs::Backward<B, $theirs::SliceMut<'_>> {
+            let ours::Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
+            $theirs::Backward {
+                rows,
+                hidden,
+                weight_offset: offset(weight_offset),
+                rounding: how_often(rounding),
+                x: rows_of(x, &read),
+                weight: weight.map(|w| vector(w, &read)),
+                rstd: vector(rstd, &read),
+                dy: rows_of(dy, &read),
+                dz: dz.map(|dz| rows_of(dz, &read)),
+                dx: rows_of(dx, slice_mut),
+                dw: dw.map(|g| $theirs::WeightGradient {
+                    dw: vector(g.dw, slice_mut),
+                    scratch: vector(g.scratch, slice_mut),
+                }),
+            }
+        }
+
+        fn input(input: ours::Input<ours::Slice<'_>>) -> $theirs::Input<$theirs::Slice<'_>> {
+            use $theirs::{Input, Output};
+            match input {
+                ours::Input::Memory(data) => Input::Memory(slice(data)),
+                ours::Input::Output(ours::Output::Y) => Input::Output(Output::Y),
+                ours::Input::Output(ours::Output::Z) => Input::Output(Output::Z),
+                ours::Input::Output(ours::Output::Dx) => Input::Output(Output::Dx),
             }
         }
 
@@ -271,7 +305,10 @@ macro_rules! subject {
                 $theirs::Error::Misaligned { operand, address, bytes } => {
                     ours::Error::Misaligned { operand, address, bytes }
                 }
-                $theirs::Error::Overlap { output, other } => ours::Error::Overlap { output, other },
+                $theirs::Error::Overlap { output, other, in_place } => {
+                    ours::Error::Overlap { output, other, in_place }
+                }
+                $theirs::Error::NoOutput { output } => ours::Error::NoOutput { output },
                 $theirs::Error::Driver { call, code } => ours::Error::Driver { call, code },
                 other => ours::Error::Driver { call: "another build of rmsnorm-cuda", code: other.to_string() },
             }

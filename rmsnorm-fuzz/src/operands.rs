@@ -183,6 +183,13 @@ impl Operands {
         self.buffers[name as usize].as_mut().expect("an operand that the case has")
     }
 
+    /// Lays the rows of an input where those of an output are.
+    pub(crate) fn lay(&mut self, input: Name, output: Name) {
+        let buffers = self.buffers.get_disjoint_mut([input as usize, output as usize]).expect("two operands");
+        let [Some(from), Some(to)] = buffers else { panic!("operands that the case has") };
+        to.take_rows(from);
+    }
+
     /// Moves what lies in the outputs and in scratch of `other`, an earlier call of the same shape, into this one's.
     pub(crate) fn adopt_leftovers(&mut self, other: &Operands) {
         for name in Name::ALL.into_iter().filter(|name| !name.is_input()) {

@@ -5,7 +5,8 @@ use crate::finding::{Finding, Outcome};
 use crate::identity::Trial;
 use crate::subject::{Subject, Tried};
 use crate::{
-    accuracy, batch, exact, far_rows, fused, identity, issue_781, launches, memory, refusal, runs, scaling, twice,
+    accuracy, batch, exact, far_rows, fused, identity, in_place, issue_781, launches, memory, refusal, runs, scaling,
+    twice,
 };
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,12 @@ pub const PROPERTIES: &[Property] = &[
         name: "twice",
         sentence: "Rounding twice gives the product of the stored x_hat, dw of backward on it, and all else as rounding once.",
         check: Check::Case(twice::twice),
+    },
+    Property {
+        number: 16,
+        name: "in place",
+        sentence: "An output that has the rows of an input gets the bits that it gets in memory of its own.",
+        check: Check::Case(in_place::in_place),
     },
 ];
 

@@ -7,8 +7,8 @@ use crate::operands::Operands;
 use crate::subject::Subject;
 use rmsnorm_cuda::view::{TableLine, Types};
 use rmsnorm_cuda::{
-    Backward, Dtype, Error, Executor, Forward, HIDDEN_MAX, Operand, Rows, Slice, SliceMut, WeightGradient,
-    WeightOffset, bf16, f16, scratch_len,
+    Backward, Dtype, Error, Executor, Forward, HIDDEN_MAX, Input, Operand, Output, Residual, Rows, Slice, SliceMut,
+    WeightGradient, WeightOffset, bf16, f16, scratch_len,
 };
 use std::cell::Cell;
 
@@ -43,6 +43,7 @@ pub(crate) fn refusal(subject: &Subject, case: &Case) -> Finding {
         }
     }
     each_operand(&mut operands, executor, &mut judge)?;
+    inputs_beside_outputs(&mut operands, executor, &mut judge)?;
     if let Some(i) = (0..before.len()).find(|i| fingerprints(&operands)[*i] != before[*i]) {
         return Err(Stop::Failed(format!("a refused call has written {}", Name::ALL[i])));
     }
@@ -177,6 +178,33 @@ fn each_operand(operands: &mut Operands, executor: &dyn Executor, judge: &mut Ju
     Ok(())
 }
 
+/// Inputs that are said to lie in outputs, and do not with all their rows, may not, or lie in none that there is.
+fn inputs_beside_outputs(operands: &mut Operands, executor: &dyn Executor, judge: &mut Judge<'_>) -> Result<(), Stop> {
+    let overlap: fn(&Error) -> bool = |e| matches!(e, Error::Overlap { .. });
+    // (An executor that computes nothing in place does not ask which outputs there are.)
+    let absent: fn(&Error) -> bool = |e| matches!(e, Error::NoOutput { .. } | Error::Overlap { .. });
+    for (what, offset, stride) in [("one element further on", 1, 0), ("one element further apart", 0, 1)] {
+        let mut call = operands.forward_call(true).with_inputs();
+        call.x = call.y.as_input(Output::Y);
+        (call.x.offset, call.x.row_stride) = (call.y.offset + offset, call.y.row_stride + stride);
+        judge(&format!("forward, x in y, {what}"), executor.forward_in_place(call), &overlap)?;
+        let mut call = operands.backward_call().with_inputs();
+        call.dy = call.dx.as_input(Output::Dx);
+        (call.dy.offset, call.dy.row_stride) = (call.dx.offset + offset, call.dx.row_stride + stride);
+        judge(&format!("backward, dy in dx, {what}"), executor.backward_in_place(call), &overlap)?;
+    }
+    let mut call = operands.forward_call(true).with_inputs();
+    call.weight = Some(Input::Output(Output::Y).into());
+    judge("forward, the weight in y", executor.forward_in_place(call), &overlap)?;
+    let has_z = operands.case().has(Name::Z);
+    for output in [Output::Z, Output::Dx].into_iter().filter(|output| *output == Output::Dx || !has_z) {
+        let mut call = operands.forward_call(true).with_inputs();
+        call.x = call.y.as_input(output);
+        judge(&format!("forward, x in {output:?}"), executor.forward_in_place(call), &absent)?;
+    }
+    Ok(())
+}
+
 /// What is done to the memory of one operand.
 struct Spoiling {
     what: &'static str,
@@ -299,8 +327,14 @@ fn places_in_memory(judge: &mut Judge<'_>) -> Result<(), Stop> {
             for address in [after, before] {
                 place(address).map_err(|e| Stop::Failed(format!("{pair}, touching: {e}")))?;
             }
-            for address in [after - 4, before + 4, fixed.address] {
-                judge(&pair, place(address), &|e| matches!(e, Error::Overlap { .. }))?;
+            // y has exactly the rows of x here, or dx those of x or dy.
+            let may_be = [("forward", 3, 0), ("backward", 4, 0), ("backward", 4, 3)].contains(&(call, output, other));
+            if may_be {
+                place(fixed.address).map_err(|e| Stop::Failed(format!("{pair}, in place: {e}")))?;
+            }
+            let same = (!may_be).then_some(fixed.address);
+            for address in [after - 4, before + 4, fixed.address + 4].into_iter().chain(same) {
+                judge(&pair, place(address), &|e| matches!(*e, Error::Overlap { in_place, .. } if in_place == may_be))?;
             }
         }
         for i in operands {
@@ -314,7 +348,51 @@ fn places_in_memory(judge: &mut Judge<'_>) -> Result<(), Stop> {
             judge(&what, spoiled(|c| c.address = u64::MAX - 7), &|e| matches!(e, Error::AddressRange { .. }))?;
         }
     }
-    interleaved(judge)
+    interleaved(judge)?;
+    in_place(judge)
+}
+
+/// Every matrix that is written where each that is read is: exactly there, which some may; one element further on; with rows one element further
+/// apart.
+fn in_place(judge: &mut Judge<'_>) -> Result<(), Stop> {
+    let (rows, hidden) = (CLAIM_ROWS, CLAIM_HIDDEN);
+    let data = Claim { dtype: Dtype::F32, elements: 1 << 10, address: 1 << 20 };
+    let view = |i: u64| {
+        let data = Claim { address: data.address + (i << 16), ..data };
+        Rows { data, offset: 3, row_stride: hidden + 2 }
+    };
+    let [of_x, of_y, of_z, of_residual, of_dx, of_dy, of_dz] = [0, 1, 2, 3, 4, 5, 6].map(view);
+    let forward = |y, z| {
+        let residual = Some(Residual { residual: of_residual, z });
+        Forward { residual, ..Forward::with_rows((rows, hidden), 0.0, of_x, y) }.check()
+    };
+    let backward = |dx| {
+        let rstd = Claim { address: 1 << 30, ..data }.into();
+        Backward { dz: Some(of_dz), ..Backward::with_rows((rows, hidden), of_x, rstd, of_dy, dx) }.check()
+    };
+    type Check<'a> = &'a dyn Fn(Rows<Claim>) -> Result<(), Error>;
+    let (y, z): (Check<'_>, Check<'_>) = (&|rows| forward(rows, of_z), &|rows| forward(of_y, rows));
+    for (pair, check, input, may_be) in [
+        ("y where x is", y, of_x, true),
+        ("y where the residual is", y, of_residual, false),
+        ("z where x is", z, of_x, true),
+        ("z where the residual is", z, of_residual, true),
+        ("dx where x is", &backward, of_x, true),
+        ("dx where dy is", &backward, of_dy, true),
+        ("dx where dz is", &backward, of_dz, true),
+    ] {
+        let overlap: &dyn Fn(&Error) -> bool = &|e| matches!(*e, Error::Overlap { in_place, .. } if in_place == may_be);
+        match may_be {
+            true => check(input).map_err(|e| Stop::Failed(format!("{pair}: {e}")))?,
+            false => judge(pair, check(input), overlap)?,
+        }
+        let further_on = Rows { offset: input.offset + 1, ..input };
+        let further_apart = Rows { row_stride: input.row_stride + 1, ..input };
+        judge(&format!("{pair}, one element further on"), check(further_on), overlap)?;
+        judge(&format!("{pair}, one element further apart"), check(further_apart), overlap)?;
+    }
+    let both = forward(of_x, of_residual).and(backward(of_dx));
+    both.map_err(|e| Stop::Failed(format!("y where x is and z where the residual is, or dx elsewhere: {e}")))
 }
 
 /// Rows of x and y that alternate in one matrix share no element; one element more, and they do.

@@ -1,6 +1,6 @@
 //! What is judged: an executor, and whatever else must give the same bits as it.
 
-use rmsnorm_cuda::{Backward, Cpu, Error, Executor, Forward, Slice, SliceMut};
+use rmsnorm_cuda::{Backward, Cpu, Error, Executor, Forward, Input, Slice, SliceMut};
 
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -122,5 +122,11 @@ impl Executor for OnAllThreads {
     }
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         self.0.install(|| Cpu.backward(call))
+    }
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.0.install(|| Cpu.forward_in_place(call))
+    }
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.0.install(|| Cpu.backward_in_place(call))
     }
 }

@@ -1,8 +1,8 @@
 //! The checks can fail: executors with one defect each, and the property that must refute them.
 
 use rmsnorm_cuda::{
-    Backward, Cpu, Error, Executor, Forward, Rounding, Rows, Slice, SliceMut, Vector, WeightGradient, WeightOffset,
-    bf16,
+    Backward, Cpu, Error, Executor, Forward, Input, Rounding, Rows, Slice, SliceMut, Vector, WeightGradient,
+    WeightOffset, bf16,
 };
 use rmsnorm_fuzz::elements::{get, put};
 use rmsnorm_fuzz::{Case, Literal, Outcome, Subject, hard_case, property};
@@ -49,6 +49,7 @@ const DEFECTS: &[(Defect, &str, &str)] = &[
     (Defect::ChecksTooLate, "refusal", "rows_17"),
     (Defect::RefusesForAnotherReason, "refusal", "rows_17"),
     (Defect::Panics, "identity", "rows_17"),
+    (Defect::ReadsWhatItWrote, "in place", "rows_17"),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +86,7 @@ enum Defect {
     ChecksTooLate,
     RefusesForAnotherReason,
     Panics,
+    ReadsWhatItWrote,
 }
 
 #[test]
@@ -216,6 +218,19 @@ impl Executor for Broken {
             put(&mut call.dx.data, call.dx.offset, first + 1.0);
         }
         Ok(())
+    }
+
+    fn forward_in_place(&self, mut call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        if self.0 == Defect::ReadsWhatItWrote {
+            let Forward { rows, hidden, eps, x, weight, .. } = call;
+            let y = Rows { data: relend(&mut call.y.data), ..call.y };
+            Cpu.forward_in_place(Forward { weight, ..Forward::with_rows((rows, hidden), eps, x, y) })?;
+        }
+        Cpu.forward_in_place(call)
+    }
+
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        Cpu.backward_in_place(call)
     }
 }
 

@@ -14,6 +14,8 @@ use std::process::Command;
 
 #[path = "emulator/few_rows.rs"]
 mod few_rows;
+#[path = "emulator/in_place.rs"]
+mod in_place;
 #[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
 mod machine;
 #[path = "emulator/twice.rs"]

@@ -131,6 +131,7 @@ fn the_checker_rejects_bad_kernels() {
             "conversion toward zero",
             "unsigned short h; asm(\"cvt.rz.bf16.f32 %0, %1;\" : \"=h\"(h) : \"f\"(p[1])); u[0] = h;",
         ),
+        ("a load of what nobody writes", "p[0] = __ldg(p + 1);"),
         ("arithmetic of halves", "asm(\"add.rn.f16x2 %0, %1, %2;\" : \"=r\"(u[0]) : \"r\"(u[1]), \"r\"(u[2]));"),
     ];
     for (what, body) in bad {

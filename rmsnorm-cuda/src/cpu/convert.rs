@@ -1,5 +1,6 @@
 //! Conversions that vectorise.
 
+use crate::Slice;
 use crate::arith::Element;
 use half::{bf16, f16};
 
@@ -11,9 +12,14 @@ pub(super) trait Packed: Element {
     }
     /// `number` promises that the value is not NaN.
     fn pack(value: f32, number: bool) -> Self;
+    /// What a slice holds that is known to be of this type.
+    fn of(data: Slice<'_>) -> &[Self];
 }
 
 impl Packed for f32 {
+    fn of(data: Slice<'_>) -> &[Self] {
+        if let Slice::F32(data) = data { data } else { unreachable!("checked: f32") }
+    }
     #[inline(always)]
     fn pack(value: f32, number: bool) -> Self {
         if number { value } else { Self::store(value) }
@@ -21,6 +27,9 @@ impl Packed for f32 {
 }
 
 impl Packed for bf16 {
+    fn of(data: Slice<'_>) -> &[Self] {
+        if let Slice::Bf16(data) = data { data } else { unreachable!("checked: bf16") }
+    }
     #[inline(always)]
     fn pack(value: f32, number: bool) -> Self {
         let bits = value.to_bits();
@@ -31,6 +40,9 @@ impl Packed for bf16 {
 
 /// `half` asks for every element what the processor can do. These are the same conversions as arithmetic on bits.
 impl Packed for f16 {
+    fn of(data: Slice<'_>) -> &[Self] {
+        if let Slice::F16(data) = data { data } else { unreachable!("checked: f16") }
+    }
     #[inline(always)]
     fn unpack(self) -> f32 {
         let bits = u32::from(self.to_bits());

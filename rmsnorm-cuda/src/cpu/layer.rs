@@ -1,5 +1,5 @@
 use crate::{
-    Backward, Cpu, Error, Executor, Forward, Operand, Rounding, Slice, SliceMut, WeightGradient, WeightOffset,
+    Backward, Cpu, Error, Executor, Forward, Input, Operand, Rounding, Slice, SliceMut, WeightGradient, WeightOffset,
     scratch_len,
 };
 
@@ -48,12 +48,41 @@ impl Layer {
         rstd: Option<SliceMut<'a>>,
     ) -> Result<(), Error> {
         let x = x.into();
-        Cpu.forward(Forward {
+        let call = Forward::new(self.shape(&x), self.eps, Input::Memory(x), y.into());
+        self.forward_as(call, weight, rstd)
+    }
+
+    /// The same in place: y takes the place of x.
+    ///
+    /// ```
+    /// # use rmsnorm_cuda::{Layer, WeightOffset};
+    /// let mut x = [3.0_f32, -3.0];
+    /// Layer::new(2, 0.0, WeightOffset::Zero)?.forward_in_place(&mut x[..], None, None)?;
+    /// assert_eq!(x, [1.0, -1.0]);
+    /// # Ok::<(), rmsnorm_cuda::Error>(())
+    /// ```
+    pub fn forward_in_place<'a>(
+        &self,
+        x: impl Into<SliceMut<'a>>,
+        weight: Option<Slice<'a>>,
+        rstd: Option<SliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let x = x.into();
+        self.forward_as(Forward::in_place(self.shape(&x), self.eps, x), weight, rstd)
+    }
+
+    fn forward_as<'a>(
+        &self,
+        call: Forward<Input<Slice<'a>>, SliceMut<'a>>,
+        weight: Option<Slice<'a>>,
+        rstd: Option<SliceMut<'a>>,
+    ) -> Result<(), Error> {
+        Cpu.forward_in_place(Forward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
-            weight: weight.map(Into::into),
+            weight: weight.map(|weight| Input::Memory(weight).into()),
             rstd: rstd.map(Into::into),
-            ..Forward::new(self.shape(&x), self.eps, x, y.into())
+            ..call
         })
     }
 
@@ -68,22 +97,46 @@ impl Layer {
         dw: Option<SliceMut<'a>>,
     ) -> Result<(), Error> {
         let x = x.into();
-        let (rows, hidden) = self.shape(&x);
-        let needed = if dw.is_some() { scratch_len(rows, hidden)? } else { 0 };
+        let shape = self.shape(&x);
+        let [x, rstd, dy] = [x, rstd.into(), dy.into()].map(Input::Memory);
+        let call = Backward::new(shape, x, rstd, dy, dx.into());
+        self.backward_as(call, weight, dw)
+    }
+
+    /// The same in place: dx takes the place of dy.
+    pub fn backward_in_place<'a>(
+        &'a mut self,
+        x: impl Into<Slice<'a>>,
+        weight: Option<Slice<'a>>,
+        rstd: impl Into<Slice<'a>>,
+        dy: impl Into<SliceMut<'a>>,
+        dw: Option<SliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let x = x.into();
+        self.backward_as(Backward::in_place(self.shape(&x), x, rstd.into(), dy.into()), weight, dw)
+    }
+
+    fn backward_as<'a>(
+        &'a mut self,
+        call: Backward<Input<Slice<'a>>, SliceMut<'a>>,
+        weight: Option<Slice<'a>>,
+        dw: Option<SliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let needed = if dw.is_some() { scratch_len(call.rows, call.hidden)? } else { 0 };
         if self.scratch.len() < needed {
             self.scratch.resize(needed, 0.0);
         }
         let scratch = SliceMut::F32(&mut self.scratch);
-        Cpu.backward(Backward {
+        Cpu.backward_in_place(Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
-            weight: weight.map(Into::into),
+            weight: weight.map(|weight| Input::Memory(weight).into()),
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
-            ..Backward::new((rows, hidden), x, rstd.into(), dy.into(), dx.into())
+            ..call
         })
     }
 
-    fn shape(&self, x: &Slice<'_>) -> (usize, usize) {
-        (x.elements().div_ceil(self.hidden), self.hidden)
+    fn shape(&self, data: &impl Operand) -> (usize, usize) {
+        (data.elements().div_ceil(self.hidden), self.hidden)
     }
 }

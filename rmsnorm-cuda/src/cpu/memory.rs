@@ -3,6 +3,7 @@
 use super::convert::Packed;
 use super::row::prefetch;
 use crate::arith::effective_weight;
+use crate::input::{Found, Input};
 use crate::{Rows, Slice, SliceMut, Vector, WeightOffset, with_dtype};
 use std::ops::{Deref, DerefMut, Range};
 
@@ -76,11 +77,17 @@ pub(super) struct Read<'a, T> {
     row_stride: usize,
 }
 
-impl<'a, T> Read<'a, T> {
-    pub(super) fn new(data: &'a [T], view: &Rows<Slice<'_>>) -> Self {
-        Read { data: &data[view.offset..], row_stride: view.row_stride }
+impl<'a, T: Packed> Read<'a, T> {
+    /// Those of a checked call, wherever they lie.
+    pub(super) fn new(view: Rows<Found<Slice<'a>>>) -> Input<Self> {
+        match view.data {
+            Found::Memory(data) => Input::Memory(Read::of_rows(&T::of(data)[view.offset..], view.row_stride)),
+            Found::Output(output, _) => Input::Output(output),
+        }
     }
+}
 
+impl<'a, T> Read<'a, T> {
     /// Rows from the start of `data`.
     pub(super) fn of_rows(data: &'a [T], row_stride: usize) -> Self {
         Read { data, row_stride }
@@ -94,6 +101,14 @@ impl<'a, T> Read<'a, T> {
     #[inline(always)]
     pub(super) fn prefetch(&self, row: usize, column: usize) {
         prefetch(self.data, row.saturating_mul(self.row_stride).saturating_add(column));
+    }
+}
+
+/// What a call reads as vectors lies in no output.
+pub(super) fn own(vector: Vector<Found<Slice<'_>>>) -> Vector<Slice<'_>> {
+    match vector.data {
+        Found::Memory(data) => Vector { data, offset: vector.offset },
+        Found::Output(..) => unreachable!("checked: memory of its own"),
     }
 }
 

@@ -55,6 +55,31 @@ const fn tile_len<T>() -> usize {
     64 * size_of::<T>() // Measured; twice as many cost 16-bit types 7 %, half as many cost f32 as much.
 }
 
+/// What a tile of an output holds that is about to be written, for inputs that lie there.
+pub(super) struct Held<T>([T; 256]);
+
+impl<T: Packed> Held<T> {
+    pub(super) fn new() -> Self {
+        Held([T::pack(0.0, true); 256])
+    }
+
+    /// The tile of an input: of its `row`, or if it has none a copy of the output's.
+    #[inline(always)]
+    pub(super) fn tile<'a>(&'a mut self, row: Option<&'a [T]>, tile: &Range<usize>, output: &[T]) -> &'a [T] {
+        match row {
+            Some(row) => &row[tile.clone()],
+            None => self.copy(&output[tile.clone()]),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn copy(&mut self, output: &[T]) -> &[T] {
+        let held = &mut self.0[..output.len()];
+        held.copy_from_slice(output);
+        held
+    }
+}
+
 /// §2 `reduce(scaled(z, s)²)`.
 #[inline(always)]
 pub(super) fn squares<T: Packed>(row: &[T], s: f32, acc: &mut Accumulators) -> f32 {

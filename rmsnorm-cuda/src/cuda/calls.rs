@@ -9,9 +9,13 @@ impl Calls {
     #[doc(hidden)]
     pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
         let memory = &mut self.memory();
-        let (x, y) = (self.matrix(memory)?, self.matrix(memory)?);
+        let x = self.matrix(memory)?;
+        let y = self.output(x, memory)?;
         let residual = match self.residual {
-            true => Some(Residual { residual: self.matrix(memory)?, z: self.matrix(memory)? }),
+            true => {
+                let residual = self.matrix(memory)?;
+                Some(Residual { residual, z: self.output(residual, memory)? })
+            }
             false => None,
         };
         Ok(Forward {
@@ -27,7 +31,8 @@ impl Calls {
     #[doc(hidden)]
     pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
         let memory = &mut self.memory();
-        let (x, dy, dx) = (self.matrix(memory)?, self.matrix(memory)?, self.matrix(memory)?);
+        let (x, dy) = (self.matrix(memory)?, self.matrix(memory)?);
+        let dx = self.output(dy, memory)?;
         let rstd = memory(Dtype::F32, self.rows)?;
         let needed = scratch_len(self.rows, self.hidden)?;
         let mut gradient = |dw| {
@@ -64,6 +69,11 @@ impl Calls {
         let elements = self.rows.checked_mul(self.hidden).and_then(|elements| elements.checked_add(offset));
         let data = memory(self.dtype, elements.unwrap_or(usize::MAX))?;
         Ok(Rows { data, offset, row_stride: self.hidden })
+    }
+
+    /// An output that may have the rows of `input`.
+    fn output(&self, input: Rows<DeviceMemory>, memory: &mut Memory) -> Result<Rows<DeviceMemory>, Error> {
+        if self.in_place { Ok(input) } else { self.matrix(memory) }
     }
 
     fn vector(&self, dtype: Dtype, memory: &mut Memory) -> Result<Vector<DeviceMemory>, Error> {

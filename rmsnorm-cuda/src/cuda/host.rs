@@ -1,18 +1,16 @@
 //! The CUDA executor on host memory: what checks use.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUstream};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 
+use super::extents::{Extent, Extents};
 use super::{DeviceMemory, Kernels, Tuning, context, driver_error};
 use crate::plan::Arch;
-use crate::view::{Role, Table, TableLine};
-use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
+use crate::{Backward, Error, Executor, Forward, Input, Operand, Slice, SliceMut};
 
 /// Runs calls on host memory on a GPU: copies the buffers there, launches, and copies the outputs back.
 ///
@@ -78,14 +76,15 @@ impl Cuda {
     /// A forward call whose operands are on the device; `how` uploads and launches them.
     pub(super) fn forward_as(
         &self,
-        call: Forward<Slice<'_>, SliceMut<'_>>,
+        call: Forward<Input<Slice<'_>>, SliceMut<'_>>,
         how: impl FnOnce(&Placed<'_, '_>, &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let call = call.found()?;
         call.check()?;
         self.with_memory(Extents::of(&call.operands()), |placed| {
-            let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
+            let call = call.try_map(|found| placed.input(found.input()), |data| placed.written(data))?.placed()?;
             // SAFETY: each operand is live memory of this stream's device, as long as the host buffer that `check` measured, and
-            // no two overlap.
+            // no two overlap but an input and the output that it lies in.
             how(placed, &|stream| unsafe { self.kernels.forward_tuned(&call, &self.tuning, stream) })
         })
     }
@@ -93,12 +92,13 @@ impl Cuda {
     /// The same of a backward call.
     pub(super) fn backward_as(
         &self,
-        call: Backward<Slice<'_>, SliceMut<'_>>,
+        call: Backward<Input<Slice<'_>>, SliceMut<'_>>,
         how: impl FnOnce(&Placed<'_, '_>, &dyn Fn(CUstream) -> Result<(), Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let call = call.found()?;
         call.check()?;
         self.with_memory(Extents::of(&call.operands()), |placed| {
-            let call = call.try_map(|data| placed.read(data), |data| placed.written(data))?;
+            let call = call.try_map(|found| placed.input(found.input()), |data| placed.written(data))?.placed()?;
             // SAFETY: as in `forward_as`.
             how(placed, &|stream| unsafe { self.kernels.backward_tuned(&call, &self.tuning, stream) })
         })
@@ -115,8 +115,9 @@ impl Cuda {
             none => none.insert(Shared::new(&self.stream)?),
         };
         let extents = RefCell::new(extents);
+        let (used, in_place) = (Cell::new(0), Cell::new(false));
         let placed =
-            Placed { shared, extents, used: Cell::new(0), inputs: RefCell::default(), outputs: RefCell::default() };
+            Placed { shared, extents, used, in_place, inputs: RefCell::default(), outputs: RefCell::default() };
         run(&placed)?;
         placed.download()
     }
@@ -129,10 +130,18 @@ impl Executor for Cuda {
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.forward_as(call, |placed, launch| placed.run(launch))
+        self.forward_in_place(call.with_inputs())
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.backward_in_place(call.with_inputs())
+    }
+
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.forward_as(call, |placed, launch| placed.run(launch))
+    }
+
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         self.backward_as(call, |placed, launch| placed.run(launch))
     }
 }
@@ -179,6 +188,8 @@ pub(super) struct Placed<'s, 'a> {
     extents: RefCell<Extents>,
     /// Bytes taken of the shared buffers.
     used: Cell<usize>,
+    /// Whether an input lies in an output.
+    in_place: Cell<bool>,
     inputs: RefCell<Vec<(Place, Slice<'a>)>>,
     outputs: RefCell<Vec<(Place, SliceMut<'a>)>>,
 }
@@ -201,6 +212,17 @@ impl Place {
 }
 
 impl<'a> Placed<'_, 'a> {
+    fn input(&self, input: Input<Slice<'a>>) -> Result<Input<DeviceMemory>, Error> {
+        match input {
+            Input::Memory(data) => self.read(data).map(Input::Memory),
+            Input::Output(output) => {
+                self.extents.borrow_mut().read.pop_front();
+                self.in_place.set(true);
+                Ok(Input::Output(output))
+            }
+        }
+    }
+
     fn read(&self, data: Slice<'a>) -> Result<DeviceMemory, Error> {
         let extent = self.extents.borrow_mut().read.pop_front();
         let place = self.place(data, extent)?;
@@ -281,6 +303,13 @@ impl<'a> Placed<'_, 'a> {
         let inputs = self.inputs.borrow();
         for (place, data) in inputs.iter().filter(|(place, _)| place.offset.is_none()) {
             self.upload_own(place, *data)?;
+        }
+        if self.in_place.get() {
+            // Some lie in outputs: all these once more.
+            for (place, data) in self.outputs.borrow().iter().filter(|(place, _)| place.offset.is_none()) {
+                self.upload_own(place, data.as_slice())?;
+            }
+            return self.upload();
         }
         // `try_map` visits inputs first.
         let end = |(place, _): &(Place, Slice<'_>)| Some(place.offset? + place.bytes());
@@ -369,50 +398,6 @@ impl Drop for Placed<'_, '_> {
     /// However the call ended: the GPU is done with the buffers of the host and the device.
     fn drop(&mut self) {
         self.wait().ok();
-    }
-}
-
-/// Which elements of a buffer are the operand: `count` pieces of `len`, `stride` apart, the first after `offset`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
-    offset: usize,
-    stride: usize,
-    count: usize,
-    len: usize,
-}
-
-impl Extent {
-    fn of(line: &TableLine) -> Extent {
-        let TableLine { rows: count, len, row_stride: stride, offset, .. } = *line;
-        match (count, stride) {
-            // Nobody promises that scratch is written.
-            _ if line.role == Role::Scratch => Extent { offset, stride, count: 0, len },
-            (2.., 0) => Extent { offset, stride, count: 1, len },
-            _ if stride == len => Extent { offset, stride, count: count.min(1), len: count * len },
-            _ => Extent { offset, stride, count, len },
-        }
-    }
-
-    /// The pieces, in bytes.
-    pub(super) fn pieces(self, element_bytes: usize) -> impl Iterator<Item = Range<usize>> {
-        let Extent { offset, stride, count, len } = self;
-        let first = move |i| (offset + i * stride) * element_bytes;
-        (0..count).map(move |i| first(i)..first(i) + len * element_bytes)
-    }
-}
-
-/// Those of a call's operands, in the order in which `try_map` visits them.
-#[derive(Default)]
-pub(super) struct Extents {
-    pub(super) read: VecDeque<Extent>,
-    pub(super) written: VecDeque<Extent>,
-}
-
-impl Extents {
-    pub(super) fn of(table: &Table) -> Extents {
-        let (read, written): (Vec<_>, Vec<_>) = table.iter().partition(|line| line.role == Role::Read);
-        let extents = |lines: Vec<&TableLine>| lines.into_iter().map(Extent::of).collect();
-        Extents { read: extents(read), written: extents(written) }
     }
 }
 

@@ -16,6 +16,7 @@ mod calls;
 #[doc(hidden)]
 pub mod checks;
 mod code;
+mod extents;
 mod folder;
 mod host;
 mod loaded;

@@ -3,9 +3,11 @@
 use arrayvec::ArrayVec;
 
 use super::module::{BackwardArguments, BackwardFewArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type};
+use crate::input::{Found, Place};
 use crate::order::row_order;
 use crate::plan::{self, BackwardPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
-use crate::{Backward, Dtype, Error, Forward, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset};
+use crate::view::is_in_place;
+use crate::{Backward, Dtype, Error, Forward, Input, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset};
 
 /// A range of device memory as an operand.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,34 @@ impl Operand for DeviceMemory {
     }
     fn address(&self) -> u64 {
         self.address
+    }
+}
+
+impl From<Place> for DeviceMemory {
+    fn from(Place { dtype, address, elements }: Place) -> Self {
+        DeviceMemory { dtype, address, elements }
+    }
+}
+
+/// Where an input is.
+fn memory(found: Found<DeviceMemory>) -> Result<DeviceMemory, Error> {
+    match found {
+        Found::Memory(data) => Ok(data),
+        Found::Output(_, place) => Ok(place.into()),
+    }
+}
+
+impl Forward<Input<DeviceMemory>, DeviceMemory> {
+    /// The same call by addresses alone.
+    pub(super) fn placed(self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
+        self.found()?.try_map(memory, Ok)
+    }
+}
+
+impl Backward<Input<DeviceMemory>, DeviceMemory> {
+    /// The same call by addresses alone.
+    pub(super) fn placed(self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
+        self.found()?.try_map(memory, Ok)
     }
 }
 
@@ -84,6 +114,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     if call.rows == 0 {
         return Ok(steps);
     }
+    let table = call.operands();
     let calls = Calls {
         rows: call.rows,
         hidden: call.hidden,
@@ -94,7 +125,8 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         dw: None,
         residual: call.residual.is_some(),
         dz: false,
-        aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
+        aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
+        in_place: is_in_place(&table),
     };
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan::forward(&calls, tuning);
     let arguments = ForwardArguments {
@@ -143,6 +175,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         }
         return Ok(steps);
     }
+    let table = call.operands();
     let calls = Calls {
         rows: call.rows,
         hidden: call.hidden,
@@ -153,7 +186,8 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
         residual: false,
         dz: call.dz.is_some(),
-        aligned: call.operands().iter().all(|line| !line.in_packs || line.is_aligned()),
+        aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
+        in_place: is_in_place(&table),
     };
     let plan = plan::backward(&calls, tuning);
     if let (Some(span), Some(gradient)) = (plan.span, &call.dw) {
@@ -161,11 +195,12 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         return Ok(steps);
     }
     let over_rows = over_rows(call, &calls, &plan);
-    steps.push(Step::Kernel(over_rows));
-    let Some(gradient) = &call.dw else { return Ok(steps) };
-    if let Some(blocks) = plan.columns {
+    // First what reads all rows: they may be those of dx.
+    if let (Some(blocks), Some(_)) = (plan.columns, &call.dw) {
         steps.push(Step::Kernel(Kernel { name: "columns", blocks, ..over_rows }));
     }
+    steps.push(Step::Kernel(over_rows));
+    let Some(gradient) = &call.dw else { return Ok(steps) };
     // Each of the partial rows below `nodes` has a first group below G, so the launches above write it in full.
     let Fold { nodes, level, warps, blocks } = plan.fold;
     let arguments = FoldArguments {

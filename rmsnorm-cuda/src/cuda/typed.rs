@@ -25,6 +25,9 @@
 //! layer.backward(&x, Some((&weight).into()), &rstd, &dy, &mut dx, Some((&mut dw).into()))?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! In place, one tensor is lent as what is written, and read as it was before: `layer.forward_in_place(&mut x, …)`; of any rows,
+//! [`Kernels::forward_in_place_on`] with [`Input::Output`] in the place of what is read.
 
 use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
@@ -35,7 +38,7 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, De
 use super::loaded::Current;
 use super::{Calls, DeviceMemory, Kernels, driver_error};
 use crate::{
-    Backward, Dtype, Error, Forward, Rounding, Rows, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len,
+    Backward, Dtype, Error, Forward, Input, Rounding, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len,
 };
 
 impl Kernels {
@@ -49,10 +52,20 @@ impl Kernels {
         stream: &'a Arc<CudaStream>,
         call: Forward<GpuSlice<'a>, GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
+        self.forward_in_place_on(stream, call.with_inputs())
+    }
+
+    /// The same of a call whose inputs may lie in its outputs. Fails with [`Error::NoOutput`], too.
+    pub fn forward_in_place_on<'a>(
+        &'a self,
+        stream: &'a Arc<CudaStream>,
+        call: Forward<Input<GpuSlice<'a>>, GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
         let loan = Loan::on(self, stream)?;
-        let call = call.try_map(|data| loan.read(data), |data| loan.write(data));
+        let call = call.try_map(|input| loan.input(input), |data| loan.write(data)).and_then(Forward::placed);
         // SAFETY: every operand is a live allocation of this context, lent until `end` is done: cudarc has the stream wait for
-        // the uses before, and later uses, the release of the memory among them, wait for the stream.
+        // the uses before, and later uses, the release of the memory among them, wait for the stream. An input that lies in an output
+        // is the memory that the output lends.
         loan.end(|| unsafe { self.forward(&call?, stream.cu_stream()) })
     }
 
@@ -62,9 +75,18 @@ impl Kernels {
         stream: &'a Arc<CudaStream>,
         call: Backward<GpuSlice<'a>, GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
+        self.backward_in_place_on(stream, call.with_inputs())
+    }
+
+    /// The same of a call whose inputs may lie in its outputs. As [`Kernels::forward_in_place_on`].
+    pub fn backward_in_place_on<'a>(
+        &'a self,
+        stream: &'a Arc<CudaStream>,
+        call: Backward<Input<GpuSlice<'a>>, GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
         let loan = Loan::on(self, stream)?;
-        let call = call.try_map(|data| loan.read(data), |data| loan.write(data));
-        // SAFETY: as in `forward_on`.
+        let call = call.try_map(|input| loan.input(input), |data| loan.write(data)).and_then(Backward::placed);
+        // SAFETY: as in `forward_in_place_on`.
         loan.end(|| unsafe { self.backward(&call?, stream.cu_stream()) })
     }
 }
@@ -109,7 +131,7 @@ impl Layer {
     }
 
     /// Compiles and loads what calls on whole buffers of cudarc's need: `rows` rows; x, y, dy and dx of type `dtype`; a weight
-    /// and its gradient, if any, of these types. See [`Kernels::prepare`].
+    /// and its gradient, if any, of these types; in place or not. See [`Kernels::prepare`].
     pub fn prepare(&self, rows: usize, dtype: Dtype, weight: Option<Dtype>, dw: Option<Dtype>) -> Result<(), Error> {
         let (weight_offset, rounding) = (self.weight_offset, self.rounding);
         self.kernels.prepare(&Calls { weight, weight_offset, rounding, dw, ..Calls::new((rows, self.hidden), dtype) })
@@ -123,17 +145,36 @@ impl Layer {
         y: impl Into<GpuSliceMut<'a>>,
         rstd: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let (x, hidden) = (x.into(), self.hidden);
-        self.kernels.forward_on(
-            &self.stream,
-            Forward {
-                weight_offset: self.weight_offset,
-                rounding: self.rounding,
-                weight: weight.map(Vector::from),
-                rstd: rstd.map(Vector::from),
-                ..Forward::new((x.len().div_ceil(hidden), hidden), self.eps, x, y.into())
-            },
-        )
+        let x = x.into();
+        let call = Forward::new(self.shape(x.len()), self.eps, Input::Memory(x), y.into());
+        self.forward_as(call, weight, rstd)
+    }
+
+    /// The same in place: y takes the place of x.
+    pub fn forward_in_place<'a>(
+        &'a self,
+        x: impl Into<GpuSliceMut<'a>>,
+        weight: Option<GpuSlice<'a>>,
+        rstd: Option<GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let x = x.into();
+        self.forward_as(Forward::in_place(self.shape(x.len()), self.eps, x), weight, rstd)
+    }
+
+    fn forward_as<'a>(
+        &'a self,
+        call: Forward<Input<GpuSlice<'a>>, GpuSliceMut<'a>>,
+        weight: Option<GpuSlice<'a>>,
+        rstd: Option<GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let call = Forward {
+            weight_offset: self.weight_offset,
+            rounding: self.rounding,
+            weight: weight.map(|weight| Input::Memory(weight).into()),
+            rstd: rstd.map(Vector::from),
+            ..call
+        };
+        self.kernels.forward_in_place_on(&self.stream, call)
     }
 
     /// Writes dx and, if asked, dw, from as many rows as x has and the rstd of their forward call.
@@ -146,24 +187,44 @@ impl Layer {
         dx: impl Into<GpuSliceMut<'a>>,
         dw: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let (x, hidden) = (x.into(), self.hidden);
+        let x = x.into();
+        let [x_input, rstd, dy] = [x, rstd.into(), dy.into()].map(Input::Memory);
+        self.backward_as(Backward::new(self.shape(x.len()), x_input, rstd, dy, dx.into()), weight, dw)
+    }
+
+    /// The same in place: dx takes the place of dy.
+    pub fn backward_in_place<'a>(
+        &'a mut self,
+        x: impl Into<GpuSlice<'a>>,
+        weight: Option<GpuSlice<'a>>,
+        rstd: impl Into<GpuSlice<'a>>,
+        dy: impl Into<GpuSliceMut<'a>>,
+        dw: Option<GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
+        let x = x.into();
+        self.backward_as(Backward::in_place(self.shape(x.len()), x, rstd.into(), dy.into()), weight, dw)
+    }
+
+    fn backward_as<'a>(
+        &'a mut self,
+        call: Backward<Input<GpuSlice<'a>>, GpuSliceMut<'a>>,
+        weight: Option<GpuSlice<'a>>,
+        dw: Option<GpuSliceMut<'a>>,
+    ) -> Result<(), Error> {
         let scratch = GpuSliceMut::from(&mut self.scratch);
-        self.kernels.backward_on(
-            &self.stream,
-            Backward {
-                weight_offset: self.weight_offset,
-                rounding: self.rounding,
-                weight: weight.map(Vector::from),
-                dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
-                ..Backward::with_rows(
-                    (x.len().div_ceil(hidden), hidden),
-                    Rows::contiguous(x, hidden),
-                    Vector::from(rstd.into()),
-                    Rows::contiguous(dy.into(), hidden),
-                    Rows::contiguous(dx.into(), hidden),
-                )
-            },
-        )
+        let call = Backward {
+            weight_offset: self.weight_offset,
+            rounding: self.rounding,
+            weight: weight.map(|weight| Input::Memory(weight).into()),
+            dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
+            ..call
+        };
+        self.kernels.backward_in_place_on(&self.stream, call)
+    }
+
+    /// Of the rows that so many elements are.
+    fn shape(&self, elements: usize) -> (usize, usize) {
+        (elements.div_ceil(self.hidden), self.hidden)
     }
 }
 
@@ -217,6 +278,16 @@ impl GpuSlice<'_> {
     }
 }
 
+impl GpuSliceMut<'_> {
+    fn len(&self) -> usize {
+        match &self.0 {
+            Write::F32(data) => data.len(),
+            Write::F16(data) => data.len(),
+            Write::Bf16(data) => data.len(),
+        }
+    }
+}
+
 /// Operands of one call on a stream, as cudarc lends them: the stream waits for their earlier uses, and when the loan ends, its
 /// use of them is recorded.
 struct Loan<'a> {
@@ -235,6 +306,13 @@ impl<'a> Loan<'a> {
         kernels.expect_context(stream.context())?;
         let earlier = stream.context().check_err();
         Ok(Loan { kernels, stream, tracked: OnceCell::new(), held: RefCell::default(), earlier })
+    }
+
+    fn input(&self, input: Input<GpuSlice<'a>>) -> Result<Input<DeviceMemory>, Error> {
+        match input {
+            Input::Memory(data) => self.read(data).map(Input::Memory),
+            Input::Output(output) => Ok(Input::Output(output)),
+        }
     }
 
     fn read(&self, data: GpuSlice<'a>) -> Result<DeviceMemory, Error> {

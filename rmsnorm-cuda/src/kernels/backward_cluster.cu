@@ -10,6 +10,8 @@
 // the last of them begins the copy of the slice that comes `stages` later. Its count is ordered after those of all others and so after their
 // reads. As the first pass runs PACKS + LEAD slices ahead of the second at most, that many places suffice (plan.rs), and fewer would wait for ever.
 // All warps of a block meet where a row's rstd is infinite: they are then at the same row, and nothing that a warp waits for comes later.
+// In place: no block writes dx of a row before it has all messages about it, which others send when they have read what they read of it, and be it the
+// whole row for its root.
 // A turn of two ordinary rows is compiled for them alone; the other is right for all.
 
 constexpr u32 NO_ROW = ~0u;

@@ -1,6 +1,6 @@
 // dw and dx of few rows in one launch: no scratch, and no block waits for another. The first blocks have a tile of columns each, of which they
 // read every row; the others have TEAMS rows each. Both read x and dy, the second time from the cache: of few rows that costs less than a second
-// launch. All groups of a column are one block's, so it folds the whole tree.
+// launch. All groups of a column are one block's, so it folds the whole tree. Never in place: rows are read for dw while their dx is written.
 
 // Of a tile, a lane has PACK neighbouring columns, and LANES lanes share a row; slot s of 32 folds the groups [s·SPAN, (s+1)·SPAN). Groups past
 // the last hold +0.0, as pads do.

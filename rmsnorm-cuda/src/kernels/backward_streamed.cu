@@ -19,7 +19,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
     }
 }
 
-// The partial rows: dw does not need the dot product, so a block takes one tile of columns of one group.
+// The partial rows: dw does not need the dot product, so a block takes one tile of columns of one group. It is launched first, for in place the rows
+// that it reads are dx afterwards.
 extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];

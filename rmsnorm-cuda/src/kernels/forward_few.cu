@@ -2,7 +2,7 @@
 // after one barrier every lane folds the nodes of all warps itself, which is sooner than a second round of shuffles.
 //
 // SHARES blocks share a row. Each reads the whole of it and computes its rstd, which is sooner than to tell each other (the second reads
-// from the cache). The first stores rstd. y and z are shared out: to each block one pack of TEAM_WARPS / BLOCKS_A_PACK warps.
+// from the cache). The first stores rstd. y and z are shared out: to each block one pack of TEAM_WARPS / BLOCKS_A_PACK warps. So in place SHARES is 1.
 static_assert(TEAMS == 1 && SETS == 1 && (SHARES == 1 || SHARES % PACKS == 0));
 constexpr u32 BLOCKS_A_PACK = SHARES == 1 ? 1 : SHARES / PACKS;
 static_assert(TEAM_WARPS % BLOCKS_A_PACK == 0);

@@ -4,6 +4,7 @@
 // Each team has two buffers. `in` is filled with a row of x; `out` with y, at the place that y's row has among words of 16 bytes. What follows what:
 //   in is filled by one thread, and read when its barrier says that the bytes are there; its ends are written before that thread arrives there.
 //   out is read by the copy, and by those who store its ends, when all have written it and met; each makes what it wrote visible to copies first.
+//   y may have the rows of x: a row has arrived before its y is copied out; what comes of other rows in the words at its ends, nobody uses.
 //   out is written again, and the block ends, when the copy has read it; in is filled again when all have met since they read it.
 
 // Whether x stays in registers between the statistic and y. A team of several warps reads it again: those registers would cost rows on their way.

@@ -28,6 +28,11 @@
 // 6: word 3, of lane 3 (elements 6 and 7), in the first of that lane's four words, which are SPREAD = 64 elements apart (6, 70, 134, 198). Chains
 // keep their elements and the tree its order; only who folds what differs: a lane the two chains of a word, the warp those of words at one distance
 // (lanes 0 … 31 have the chains 0 … 63 in their first words), and then what its words came to, 0 … 63 with 64 … 127 (fold_spread).
+//
+// In place y has the rows of x, z those of x or of the residual, dx those of x, dy or dz. A kernel that may be launched so reads every element of a row for
+// the last time before it is written: in the thread that writes it, or ahead of a barrier, a shuffle or a message that the writer awaits. Where words have halves
+// of two lanes, all loads of a pack come before the shuffles that hand halves over, and these before its stores. No pointer is __restrict__.
+// docs/determinism.md goes through the kernels.
 
 constexpr u32 THREADS = TEAM * TEAMS;
 constexpr u32 TEAM_LANES = TEAM < 32 ? TEAM : 32;     // lanes of a team within one warp

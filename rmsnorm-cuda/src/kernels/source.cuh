@@ -119,6 +119,9 @@ struct Scales {
 // Rows that arrive in shared memory by bulk copies, ahead of their turn: a ring of `stages` buffers for each team, each for a row of x,
 // one of dy, and one of dz if there is one, filled by one warp of the team and waited for by all. A stage is filled again once the team has met after its
 // last reader.
+//
+// In place nothing of a row is read from memory any more when its dx is written, for it has arrived; what a copy brings of the rows around its own may be
+// either of both, and nobody uses it.
 struct Ringed {
     const Operands& of;
     u64 (*barriers)[STAGES_MAX];  // one a stage: completes when the stage's bytes have arrived

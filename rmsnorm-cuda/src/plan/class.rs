@@ -187,7 +187,8 @@ pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
     classes
 }
 
-/// The class and the blocks that share a row, where rows are few: aligned held ones, if nothing else is asked for.
+/// The class and the blocks that share a row, where rows are few: aligned held ones, if nothing else is asked for. In place each row has one block:
+/// of several, each reads the whole row, whatever of it others have written.
 pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
     let Calls { rows, hidden, .. } = *calls;
     let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
@@ -198,6 +199,7 @@ pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class,
     let forced = shares.filter(|blocks| class.can_be_shared_by(*blocks) && rows <= GRID_MAX / *blocks as usize);
     let are_few = rows <= FEW_ROWS_MAX as usize && rows * hidden <= FEW_ELEMENTS && are_registers_known(tuning);
     let shares = forced.or_else(|| are_few.then(|| class.shares_in_table(rows)))?;
+    let shares = if calls.in_place { 1 } else { shares };
     is_aligned(class, calls).then_some((class, shares))
 }
 

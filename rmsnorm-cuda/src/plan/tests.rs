@@ -261,6 +261,35 @@ fn unaligned_rows_have_a_ring() {
     assert_eq!(backward(&odd, &Tuning::of(Arch::A100)).rows.class, class(Direction::Backward, 4097, Dtype::Bf16));
 }
 
+/// In place no block reads what another writes, and nothing is launched that was not prepared for rows elsewhere.
+#[test]
+fn in_place_few_rows_are_planned_as_more() {
+    for (_, arch) in Arch::ALL {
+        for (dtype, hidden) in Dtype::ALL.into_iter().flat_map(|t| widths().into_iter().map(move |n| (t, n))) {
+            let of = |rows, in_place, tuning: &Tuning| {
+                let calls = Calls { rows, in_place, ..calls(hidden, dtype) };
+                (forward(&calls, tuning), backward(&calls, tuning))
+            };
+            let tuning = Tuning::of(arch);
+            let prepared = ROW_COUNTS.map(|rows| of(rows, false, &tuning));
+            for rows in [1, 4, 16, 17, 300, 1024, 5000] {
+                let forced = of(rows, true, &Tuning { shares: Some(4), ..tuning }).0;
+                assert!(forced.shares.is_none_or(|shares| shares == 1), "{rows}×{hidden} {forced}");
+                let (f, b) = of(rows, true, &tuning);
+                assert!(f.shares.is_none_or(|shares| shares == 1) && b.span.is_none(), "{rows}×{hidden} {f} {b}");
+                let staged = |f: &ForwardPlan| f.shared_bytes > 0;
+                let kernel = |f: &ForwardPlan| {
+                    (f.rows.class, f.rows.exact, f.blocks_per_sm, f.rows_at_once, f.shares, staged(f))
+                };
+                assert!(prepared.iter().any(|(there, _)| kernel(there) == kernel(&f)), "{rows}×{hidden} {f}");
+                let source = |b: &BackwardPlan| std::mem::discriminant(&b.source);
+                let kernel = |b: &BackwardPlan| (b.rows.class, b.rows.exact, b.blocks_per_sm, b.span, source(b));
+                assert!(prepared.iter().any(|(_, there)| kernel(there) == kernel(&b)), "{rows}×{hidden} {b}");
+            }
+        }
+    }
+}
+
 /// What a plan says is all that distinguishes it.
 #[test]
 fn a_plan_says_all() {

@@ -137,8 +137,8 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 6] = [
         &["cuCtxGetCurrent", "cuLaunchKernel forward grid 100x1x1 block 1024x1x1 shared 0 stream 77"],
         &[
             "cuCtxGetCurrent",
-            "cuLaunchKernel backward grid 100x1x1 block 1024x1x1 shared 0 stream 77",
             "cuLaunchKernel columns grid 255x1x1 block 1024x1x1 shared 0 stream 77",
+            "cuLaunchKernel backward grid 100x1x1 block 1024x1x1 shared 0 stream 77",
             "cuLaunchKernel fold_partials grid 4100x1x1 block 32x1x1 shared 0 stream 77",
         ],
     ),
@@ -215,7 +215,7 @@ fn every_ring_is_allowed() {
     });
 }
 
-/// Whatever is prepared needs nothing more, on any stream: a call is its launches.
+/// Whatever is prepared needs nothing more, on any stream, in place or not: a call is its launches.
 #[test]
 fn a_prepared_call_only_launches() {
     alone("raw::a_prepared_call_only_launches", Library::Complete, &[], || {
@@ -243,20 +243,25 @@ fn a_prepared_call_only_launches() {
                         if let (Some(gradient), Some(dtype)) = (&mut backward.dw, dw) {
                             gradient.dw.data.dtype = dtype;
                         }
-                        let calls = calls_of(|| {
-                            // SAFETY: the stand-in runs no kernel, so no operand is read or written.
-                            unsafe { kernels.forward(&forward, stream) }.expect("a forward call");
-                            // SAFETY: as above; with rows there is nothing to clear.
-                            unsafe { kernels.backward(&backward, stream) }.expect("a backward call");
-                        });
-                        let launches =
-                            calls.iter().filter(|c| c.starts_with("cuLaunchKernel") && c.ends_with("stream 77"));
-                        let launches = launches.count();
-                        let others = calls.iter().filter(|call| *call == "cuCtxGetCurrent").count();
-                        let few = aligned && (257..=16_384).contains(&hidden);
-                        assert!(launches >= if few { 2 } else { 3 } && others == 2, "{calls:#?}");
-                        assert_eq!(calls.len(), launches + others, "{calls:#?}");
-                        prepared += 1;
+                        for in_place in [false, true] {
+                            if in_place {
+                                (forward.y, backward.dx) = (forward.x, backward.dy);
+                            }
+                            let calls = calls_of(|| {
+                                // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                                unsafe { kernels.forward(&forward, stream) }.expect("a forward call");
+                                // SAFETY: as above; with rows there is nothing to clear.
+                                unsafe { kernels.backward(&backward, stream) }.expect("a backward call");
+                            });
+                            let launches =
+                                calls.iter().filter(|c| c.starts_with("cuLaunchKernel") && c.ends_with("stream 77"));
+                            let launches = launches.count();
+                            let others = calls.iter().filter(|call| *call == "cuCtxGetCurrent").count();
+                            let few = aligned && !in_place && (257..=16_384).contains(&hidden);
+                            assert!(launches >= if few { 2 } else { 3 } && others == 2, "{calls:#?}");
+                            assert_eq!(calls.len(), launches + others, "{calls:#?}");
+                            prepared += 1;
+                        }
                     }
                 }
             }

@@ -759,6 +759,57 @@ pub const MUTANTS: &[Mutant] = &[
         case: twice,
         column: true,
     },
+    Mutant {
+        name: "half_a_tile_kept",
+        defect: "of a tile that is about to be overwritten half is kept",
+        on: On::Cpu,
+        patches: &[patch(
+            "cpu/row.rs",
+            "        held.copy_from_slice(output);",
+            "        let half = output.len().div_ceil(2);\n        held[..half].copy_from_slice(&output[..half]);",
+        )],
+        property: "in place",
+        case: ordinary,
+        column: false,
+    },
+    Mutant {
+        name: "row_in_place_shared",
+        defect: "blocks share a row that is overwritten",
+        on: On::Kernels,
+        patches: &[patch("plan/class.rs", "let shares = if calls.in_place { 1 } else { shares };", "")],
+        property: "in place",
+        case: || Case { dw: DwKind::Absent, ..Case::new(1, 4096, Dtype::Bf16) },
+        column: false,
+    },
+    Mutant {
+        name: "tiles_beside_dx",
+        defect: "tiles of columns are read while their rows are overwritten",
+        on: On::Kernels,
+        patches: &[patch("plan.rs", "is_other || calls.in_place || calls.dw", "is_other || calls.dw")],
+        property: "in place",
+        case: || Case::new(3, 1024, Dtype::Bf16),
+        column: true,
+    },
+    Mutant {
+        name: "columns_after_dx",
+        defect: "streamed rows are summed when dx has taken their place",
+        on: On::Kernels,
+        patches: &[
+            patch(
+                "cuda/steps.rs",
+                "    // First what reads all rows: they may be those of dx.\n",
+                "    steps.push(Step::Kernel(over_rows));\n",
+            ),
+            patch(
+                "cuda/steps.rs",
+                "    steps.push(Step::Kernel(over_rows));\n    let Some(gradient)",
+                "    let Some(gradient)",
+            ),
+        ],
+        property: "in place",
+        case: || Case::new(2, 17_001, Dtype::Bf16),
+        column: true,
+    },
 ];
 
 #[cfg(test)]

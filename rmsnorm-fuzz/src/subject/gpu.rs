@@ -5,7 +5,7 @@ use rmsnorm_cuda::cuda::checks::replay::{Beside, Replayed};
 use rmsnorm_cuda::cuda::prebuilt::Bundle;
 use rmsnorm_cuda::cuda::{Cuda, Tuning};
 use rmsnorm_cuda::plan::{Arch, variants};
-use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Operand, Slice, SliceMut};
+use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Input, Operand, Slice, SliceMut};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,6 +90,12 @@ impl Executor for Varied {
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         self.streams(call.rows, call.hidden, call.x.data.dtype()).backward(call)
     }
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.streams(call.rows, call.hidden, call.y.data.dtype()).forward_in_place(call)
+    }
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.streams(call.rows, call.hidden, call.dx.data.dtype()).backward_in_place(call)
+    }
 }
 
 /// The CUDA executor on several streams, each call on the one that has been idle for longest: what runs beside a call changes
@@ -141,6 +147,12 @@ impl Executor for Streams {
     }
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         self.run(|executor| executor.backward(call))
+    }
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.run(|executor| executor.forward_in_place(call))
+    }
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        self.run(|executor| executor.backward_in_place(call))
     }
 }
 

@@ -1,6 +1,6 @@
 // Runs the kernels of a module on a CPU: this text, then the module's own, is one C++ file.
 //
-// Clusters (or blocks, where there are none) run one after another. The threads of all blocks of a cluster are fibers that give way where they
+// Clusters (or blocks, where there are none) run one after another, from any of them on, upwards or downwards. The threads of all blocks of a cluster are fibers that give way where they
 // wait: at barriers, shuffles and arrivals. Who goes on next is drawn from a seed, and for a while some warps do not go on at all,
 // so a missing barrier shows as other bits for some seed.
 // Bulk copies happen at once or as late as they are waited for: a buffer filled too early, or read too early, shows too. Messages to other blocks
@@ -318,9 +318,10 @@ static int emulate(void (*kernel)(void**), u32 blocks, u32 cluster, u32 threads,
     body = [] { running_kernel(running_cells); };
     emulator::threads = threads, emulator::cluster = cluster, late = seed % 2, code = FINISHED, gridDim.x = blocks, blockDim.x = threads;
     chance = {seed};
-    for (u32 first = 0; first < blocks && code == FINISHED; first += cluster) {
+    const u32 clusters = blocks / cluster, begin = chance.below(clusters), step = chance.below(2) ? 1 : clusters - 1;
+    for (u64 i = 0; i < clusters && code == FINISHED; i++) {
         std::memset((void*)shared_memory, 0xff, cluster * SHARED_BYTES);
-        run_cluster(first, stacks);
+        run_cluster((u32)((begin + i * step) % clusters) * cluster, stacks);
     }
     munmap(stacks, bytes);
     return code;

@@ -18,7 +18,7 @@ use crate::cuda::kernels::arg;
 use crate::cuda::module::{Module, SOURCES};
 use crate::cuda::steps::{self, DeviceMemory, Kernel, Step};
 use crate::plan::Tuning;
-use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut, with_dtype};
+use crate::{Backward, Error, Executor, Forward, Input, Operand, Slice, SliceMut, with_dtype};
 
 /// An executor that launches the kernels as [`Cuda`](crate::cuda::Cuda) does, on a CPU.
 pub struct Emulator {
@@ -151,22 +151,34 @@ impl Executor for Emulator {
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        call.check()?;
-        environment()?;
-        let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
-        self.run(&steps::forward(&call, &self.tuning)?)
+        self.forward_in_place(call.with_inputs())
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        call.check()?;
+        self.backward_in_place(call.with_inputs())
+    }
+
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         environment()?;
-        let call = call.try_map(|s| Ok(memory(&s)), |s| Ok(memory_mut(s)))?;
+        let call = call.try_map(memory, |s| Ok(memory_mut(s)))?.placed()?;
+        self.run(&steps::forward(&call, &self.tuning)?)
+    }
+
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        environment()?;
+        let call = call.try_map(memory, |s| Ok(memory_mut(s)))?.placed()?;
         self.run(&steps::backward(&call, &self.tuning)?)
     }
 }
 
-fn memory(data: &Slice<'_>) -> DeviceMemory {
-    DeviceMemory { dtype: data.dtype(), address: data.address(), elements: data.elements() }
+fn memory(input: Input<Slice<'_>>) -> Result<Input<DeviceMemory>, Error> {
+    Ok(match input {
+        Input::Memory(data) => {
+            let (dtype, address, elements) = (data.dtype(), data.address(), data.elements());
+            Input::Memory(DeviceMemory { dtype, address, elements })
+        }
+        Input::Output(output) => Input::Output(output),
+    })
 }
 
 fn memory_mut(data: SliceMut<'_>) -> DeviceMemory {

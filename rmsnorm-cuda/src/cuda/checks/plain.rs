@@ -11,7 +11,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 use cudarc::nvrtc::Ptx;
 
 use crate::cuda::compile::compile_source;
-use crate::cuda::host::{Extent, Extents};
+use crate::cuda::extents::{Extent, Extents};
 use crate::cuda::kernels::{arg, launch};
 use crate::cuda::{DeviceMemory, Kernels, Tuning, context, driver_error, steps};
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 
 use crate::cuda::host::Placed;
 use crate::cuda::{Cuda, DeviceMemory, driver_error, library};
-use crate::{Backward, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, scratch_len};
+use crate::{Backward, Dtype, Error, Executor, Forward, Input, Rows, Slice, SliceMut, WeightGradient, scratch_len};
 
 impl Cuda {
     /// Lets the device's memory pool keep what is freed. Otherwise every wait gives memory back to the system, and the next call asks
@@ -83,10 +83,18 @@ impl Executor for Replayed {
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.forward_in_place(call.with_inputs())
+    }
+
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         self.0.forward_as(call, |placed, launch| self.replay(placed, launch))
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.backward_in_place(call.with_inputs())
+    }
+
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         self.0.backward_as(call, |placed, launch| self.replay(placed, launch))
     }
 }
@@ -153,10 +161,18 @@ impl Executor for Beside {
     }
 
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.forward_in_place(call.with_inputs())
+    }
+
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         self.cuda.forward_as(call, |placed, launch| self.run(placed, launch))
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        self.backward_in_place(call.with_inputs())
+    }
+
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         self.cuda.backward_as(call, |placed, launch| self.run(placed, launch))
     }
 }
