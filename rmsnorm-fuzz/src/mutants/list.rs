@@ -53,6 +53,9 @@ fn million() -> Case {
     Case { x: Values::Constant(0.5), ..hard("million_rows") }
 }
 
+/// Defects that another property than the named one must catch too, so that each property has two.
+pub const ALSO: &[(&str, &str)] = &[("idle_slots_without_nan", "idle_groups_781"), ("tail_stored_whole", "layout")];
+
 /// Every defect: first those of the arithmetic, then those of the CPU executor, then those of the kernels.
 pub const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -785,8 +788,10 @@ mod tests {
         assert!(MUTANTS.len() >= 28, "{}", MUTANTS.len());
         assert!(MUTANTS.iter().filter(|m| m.column).count() >= 8);
         for judge in judges() {
-            assert!(MUTANTS.iter().any(|m| m.property == judge.name), "no mutant is for {}", judge.name);
+            let of_it = MUTANTS.iter().filter(|m| m.demanded().any(|property| property == judge.name)).count();
+            assert!(of_it >= 2, "{of_it} mutants are for {}", judge.name);
         }
+        assert!(ALSO.iter().all(|(name, property)| mutant(name).is_some_and(|m| m.property != *property)));
         assert!(MUTANTS.iter().all(|m| judges().any(|judge| m.property == judge.name)));
         for nothing_else in ["all_nan", "all_zero", "unwritten"] {
             assert_eq!(mutant(nothing_else).unwrap().property, "accuracy");
