@@ -23,6 +23,8 @@ use rmsnorm_cuda::{
 
 #[path = "driver/ahead.rs"]
 mod ahead;
+#[path = "driver/loading.rs"]
+mod loading;
 mod machine;
 #[path = "driver/raw.rs"]
 mod raw;

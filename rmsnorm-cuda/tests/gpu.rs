@@ -6,25 +6,23 @@
 //! `cargo test --release -p rmsnorm-cuda --test gpu --no-run`, copy, `--nocapture --test-threads=1`.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 
-use std::collections::HashSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rmsnorm_cuda::cuda::library::driver;
-use rmsnorm_cuda::cuda::module::Module;
-use rmsnorm_cuda::cuda::steps::{self, Step};
-use rmsnorm_cuda::cuda::{self, DeviceMemory, Kernels, Layer, Tuning};
-use rmsnorm_cuda::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUresult, CUstream, CUstreamCaptureMode};
-use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
-use rmsnorm_cuda::{
-    Backward, Cpu, Dtype, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16,
-    scratch_len,
-};
+use rmsnorm_cuda::cuda::{self, Kernels, Layer};
+use rmsnorm_cuda::cudarc::driver::CudaContext;
+use rmsnorm_cuda::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
+use rmsnorm_cuda::{Dtype, Error, WeightOffset, bf16};
+
+use work::{EPS, Problem, Solved, Unseen, Work, assert_same, small, untracked};
 
 #[path = "../examples/foreign.rs"]
 mod foreign;
+#[path = "gpu/work.rs"]
+mod work;
 
 /// The value of this variable is the name of the test that runs in this process alone.
 const CHILD: &str = "RMSNORM_GPU_TEST";
@@ -72,208 +70,6 @@ fn alone(test: &str, gpus: usize, body: impl FnOnce()) {
     };
     say(&format!("{test}: {status}, {:.1} s", begun.elapsed().as_secs_f64()));
     assert!(status.success(), "{test}: {status}");
-}
-
-/// A problem on the host: x and dy in bf16, the weight and its gradient in f32.
-#[derive(Clone)]
-struct Problem {
-    rows: usize,
-    hidden: usize,
-    weight_offset: WeightOffset,
-    x: Vec<bf16>,
-    dy: Vec<bf16>,
-    weight: Vec<f32>,
-}
-
-/// What follows from a problem.
-#[derive(PartialEq)]
-struct Solved {
-    y: Vec<bf16>,
-    rstd: Vec<f32>,
-    dx: Vec<bf16>,
-    dw: Vec<f32>,
-}
-
-const EPS: f32 = 1e-6;
-
-impl Problem {
-    fn new(rows: usize, hidden: usize, weight_offset: WeightOffset, seed: u64) -> Self {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1 << 22) as f32 - 2.0
-        };
-        let mut matrix = || (0..rows * hidden).map(|_| bf16::from_f32(next())).collect();
-        let (x, dy) = (matrix(), matrix());
-        let weight = (0..hidden).map(|_| next()).collect();
-        Problem { rows, hidden, weight_offset, x, dy, weight }
-    }
-
-    /// By the CPU.
-    fn solved(&self) -> Solved {
-        let Problem { rows, hidden, weight_offset, .. } = *self;
-        let (mut y, mut dx) = (self.x.clone(), self.x.clone());
-        let (mut rstd, mut dw) = (vec![0.0; rows], vec![0.0; hidden]);
-        let mut scratch = vec![0.0; scratch_len(rows, hidden).expect("a width")];
-        let x = Rows::contiguous(Slice::Bf16(&self.x), hidden);
-        let weight = Some(Slice::F32(&self.weight).into());
-        Cpu.forward(Forward {
-            weight_offset,
-            weight,
-            rstd: Some(SliceMut::F32(&mut rstd).into()),
-            ..Forward::with_rows((rows, hidden), EPS, x, Rows::contiguous(SliceMut::Bf16(&mut y), hidden))
-        })
-        .expect("a call");
-        Cpu.backward(Backward {
-            weight_offset,
-            weight,
-            dw: Some(WeightGradient { dw: SliceMut::F32(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
-            ..Backward::with_rows(
-                (rows, hidden),
-                x,
-                Slice::F32(&rstd).into(),
-                Rows::contiguous(Slice::Bf16(&self.dy), hidden),
-                Rows::contiguous(SliceMut::Bf16(&mut dx), hidden),
-            )
-        })
-        .expect("a call");
-        Solved { y, rstd, dx, dw }
-    }
-}
-
-/// A problem on a GPU, for the raw layer.
-struct Work {
-    problem: Problem,
-    stream: Arc<CudaStream>,
-    /// x, dy, y, dx.
-    matrices: [CudaSlice<bf16>; 4],
-    /// Weight, rstd, dw, scratch.
-    vectors: [CudaSlice<f32>; 4],
-}
-
-impl Work {
-    /// There, and its outputs all ones, a NaN.
-    fn new(stream: &Arc<CudaStream>, problem: Problem) -> Self {
-        let Problem { rows, hidden, .. } = problem;
-        let ones = |n: usize| stream.clone_htod(&vec![f32::from_bits(u32::MAX); n]).expect("memory");
-        let nans = || stream.clone_htod(&vec![bf16::from_bits(u16::MAX); rows * hidden]).expect("memory");
-        let matrices = [
-            stream.clone_htod(&problem.x).expect("memory"),
-            stream.clone_htod(&problem.dy).expect("memory"),
-            nans(),
-            nans(),
-        ];
-        let scratch = scratch_len(rows, hidden).expect("a width");
-        let weight = stream.clone_htod(&problem.weight).expect("memory");
-        let vectors = [weight, ones(rows), ones(hidden), ones(scratch)];
-        stream.synchronize().expect("uploaded");
-        Work { problem, stream: stream.clone(), matrices, vectors }
-    }
-
-    fn forward(&self) -> Forward<DeviceMemory, DeviceMemory> {
-        let Problem { rows, hidden, weight_offset, .. } = self.problem;
-        let ([x, _, y, _], [weight, rstd, ..]) = (self.matrices(), self.vectors());
-        let (x, y) = (Rows::contiguous(x, hidden), Rows::contiguous(y, hidden));
-        Forward {
-            weight_offset,
-            weight: Some(weight.into()),
-            rstd: Some(rstd.into()),
-            ..Forward::with_rows((rows, hidden), EPS, x, y)
-        }
-    }
-
-    fn backward(&self) -> Backward<DeviceMemory, DeviceMemory> {
-        let Problem { rows, hidden, weight_offset, .. } = self.problem;
-        let ([x, dy, _, dx], [weight, rstd, dw, scratch]) = (self.matrices(), self.vectors());
-        let matrix = |memory| Rows::contiguous(memory, hidden);
-        Backward {
-            weight_offset,
-            weight: Some(weight.into()),
-            dw: Some(WeightGradient { dw: dw.into(), scratch: scratch.into() }),
-            ..Backward::with_rows((rows, hidden), matrix(x), rstd.into(), matrix(dy), matrix(dx))
-        }
-    }
-
-    fn matrices(&self) -> [DeviceMemory; 4] {
-        let address = |m: &CudaSlice<bf16>| m.device_ptr(&self.stream).0;
-        self.matrices.each_ref().map(|m| DeviceMemory { dtype: Dtype::Bf16, address: address(m), elements: m.len() })
-    }
-
-    fn vectors(&self) -> [DeviceMemory; 4] {
-        let address = |v: &CudaSlice<f32>| v.device_ptr(&self.stream).0;
-        self.vectors.each_ref().map(|v| DeviceMemory { dtype: Dtype::F32, address: address(v), elements: v.len() })
-    }
-
-    /// Forward, then backward.
-    fn launch(&self, kernels: &Kernels, stream: CUstream) -> Result<(), Error> {
-        // SAFETY: the memory is this value's, untracked, of the lengths said, and every test waits before it reads or drops it.
-        unsafe {
-            kernels.forward(&self.forward(), stream)?;
-            kernels.backward(&self.backward(), stream)
-        }
-    }
-
-    /// Compares what is there, once the GPU is idle, with the CPU's.
-    fn check(&self, what: &str) {
-        self.stream.context().synchronize().unwrap_or_else(|e| panic!("{what}: {e:?}"));
-        let ([_, _, y, dx], [_, rstd, dw, _]) = (&self.matrices, &self.vectors);
-        let bf16s = |m| self.stream.clone_dtoh(m).expect("a download");
-        let f32s = |v| self.stream.clone_dtoh(v).expect("a download");
-        let got = Solved { y: bf16s(y), rstd: f32s(rstd), dx: bf16s(dx), dw: f32s(dw) };
-        assert_same(&got, &self.problem.solved(), what);
-    }
-}
-
-/// (Nothing here is a NaN or a zero.)
-fn assert_same(got: &Solved, expected: &Solved, what: &str) {
-    let wrong = |same: bool, name| if same { "" } else { name };
-    let names = [
-        wrong(got.y == expected.y, "y "),
-        wrong(got.rstd == expected.rstd, "rstd "),
-        wrong(got.dx == expected.dx, "dx "),
-        wrong(got.dw == expected.dw, "dw "),
-    ];
-    assert!(got == expected, "{what}: not the CPU's bits: {}", names.concat());
-}
-
-/// A context whose memory the test keeps in order itself, and a stream.
-fn untracked() -> (Arc<CudaContext>, Arc<CudaStream>) {
-    let context = cuda::context(0).expect("a GPU");
-    // SAFETY: every test that uses this waits between uses on different streams.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().expect("a stream");
-    (context, stream)
-}
-
-fn small(stream: &Arc<CudaStream>) -> Work {
-    Work::new(stream, Problem::new(37, 128, WeightOffset::Zero, 1))
-}
-
-/// Work that needs a module which nothing needed before.
-struct Unseen {
-    seen: HashSet<Module>,
-    next: usize,
-}
-
-impl Unseen {
-    fn new() -> Self {
-        Unseen { seen: HashSet::new(), next: 0 }
-    }
-
-    fn work(&mut self, stream: &Arc<CudaStream>, tuning: &Tuning) -> Work {
-        loop {
-            let (hidden, rows) = (8 << (self.next / 2 % 12), 16 + self.next);
-            let weight_offset = if self.next.is_multiple_of(2) { WeightOffset::Zero } else { WeightOffset::One };
-            self.next += 1;
-            assert!(self.next <= 24, "there are no more modules");
-            let work = Work::new(stream, Problem::new(rows, hidden, weight_offset, self.next as u64));
-            if let Step::Kernel(kernel) = steps::forward(&work.forward(), tuning).expect("a call")[0]
-                && self.seen.insert(kernel.module)
-            {
-                return work;
-            }
-        }
-    }
 }
 
 /// Each kind of kernel in place, by the typed layer: y where x was, dx where dy was.

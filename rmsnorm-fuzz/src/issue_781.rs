@@ -8,6 +8,7 @@
 
 use crate::elements::{Elements, put};
 use crate::finding::{Evidence, Finding, Stop};
+use crate::mutants::{Device, On};
 use crate::subject::Subject;
 use ndarray::{Array1, Array2};
 use rmsnorm_cuda::plan::column_order;
@@ -154,9 +155,12 @@ pub fn measure(subject: &Subject) -> Result<Vec<Measured>, String> {
     REMEDIES.iter().map(measured).collect()
 }
 
-/// The program that `verify --case-study` builds around copies of the kernels: prints what it [measures](measure), as JSON.
-pub fn print_measured(subject: &Subject) -> Result<(), String> {
-    println!("{}", serde_json::to_string(&measure(subject)?).map_err(|error| error.to_string())?);
+/// The program that `verify --case-study` builds around copies of the kernels: `study DEVICE KERNELS` prints what those [measure], as JSON.
+pub fn study_main(build: impl FnOnce(&str, On, Device) -> Result<Subject, String>) -> Result<(), String> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [device, kernels] = &arguments[..] else { return Err("usage: study DEVICE KERNELS".into()) };
+    let subject = build(kernels, On::Kernels, if device == "cuda" { Device::Cuda } else { Device::Cpu })?;
+    println!("{}", serde_json::to_string(&measure(&subject)?).map_err(|error| error.to_string())?);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub use rmsnorm_cuda;
 
 mod list;
 
-pub use list::MUTANTS;
+pub use list::{ALSO, MUTANTS};
 
 /// A defect.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +74,43 @@ impl Patch {
 impl Mutant {
     /// The sources with every patch applied: (path below `rmsnorm-cuda/src`, text) of each file that changes.
     pub fn patched(&self, sources: &Path) -> Result<Vec<(&'static str, String)>, String> {
+        self.patched_texts(|file| {
+            let path = sources.join(file);
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))
+        })
+    }
+
+    /// The same of the kernel sources that a program has in it: (name, text) of each.
+    pub fn patched_kernels(&self, sources: &[(&str, &str)]) -> Result<Vec<(&'static str, String)>, String> {
+        let name = |file: &'static str| file.rsplit('/').next().unwrap_or(file);
+        let patched = self.patched_texts(|file| {
+            let found = sources.iter().find(|(source, _)| *source == name(file));
+            found.map(|(_, text)| text.to_string()).ok_or_else(|| format!("{file} is no kernel source"))
+        })?;
+        Ok(patched.into_iter().map(|(file, text)| (name(file), text)).collect())
+    }
+
+    /// Whether nothing but kernel sources is patched: then no code in Rust differs.
+    pub fn is_of_kernel_sources(&self) -> bool {
+        self.patches.iter().all(|patch| patch.file.ends_with(".cu") || patch.file.ends_with(".cuh"))
+    }
+
+    /// The properties that must catch it, with its named one first.
+    pub fn demanded(&self) -> impl Iterator<Item = &'static str> {
+        let also = ALSO.iter().filter(|(name, _)| *name == self.name).map(|(_, property)| *property);
+        std::iter::once(self.property).chain(also)
+    }
+
+    fn patched_texts(
+        &self,
+        read: impl Fn(&'static str) -> Result<String, String>,
+    ) -> Result<Vec<(&'static str, String)>, String> {
         let mut files: Vec<(&'static str, String)> = Vec::new();
         for patch in self.patches {
             let at = match files.iter().position(|(file, _)| *file == patch.file) {
                 Some(at) => at,
                 None => {
-                    let path = sources.join(patch.file);
-                    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-                    files.push((patch.file, text));
+                    files.push((patch.file, read(patch.file)?));
                     files.len() - 1
                 }
             };
@@ -340,29 +369,28 @@ pub enum Verdict {
     Silent,
 }
 
-/// The program that `verify --mutants` builds around the patched copies: `judge SUBJECT ON DEVICE CASES PROPERTIES`, the lists
-/// separated by commas, a case called by the mutant that it is for. Prints a [`Judged`] for each pair, as JSON.
+/// The program that `verify --mutants` builds around the patched copies: `judge SUBJECT ON DEVICE CASE=PROPERTY,…`, a case called by the
+/// mutant that it is for. Prints a [`Judged`] for each, as JSON, in their order.
 pub fn judge_main(build: impl FnOnce(&str, On, Device) -> Result<Subject, String>) -> Result<(), String> {
+    const USAGE: &str = "usage: judge SUBJECT ON DEVICE CASE=PROPERTY,...";
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [name, on, device, cases, properties] = &arguments[..] else {
-        return Err("usage: judge SUBJECT ON DEVICE CASES PROPERTIES".into());
-    };
+    let [name, on, device, pairs] = &arguments[..] else { return Err(USAGE.into()) };
     let on = if on == "cpu" { On::Cpu } else { On::Kernels };
     let mut subject = build(name, on, if device == "cpu" { Device::Cpu } else { Device::Cuda })?;
     // The emulator draws another order of threads in each.
     subject.again = (1..RUNS).map(|_| Again::itself("another run")).collect();
-    for case_of in cases.split(',') {
+    for (case_of, name) in
+        pairs.split(',').map(|pair| pair.split_once('=').ok_or(USAGE)).collect::<Result<Vec<_>, _>>()?
+    {
         let case = (mutant(case_of).ok_or_else(|| format!("no mutant is called {case_of}"))?.case)();
-        for name in properties.split(',') {
-            let property = property(name).ok_or_else(|| format!("no property is called {name}"))?;
-            let (result, why) = match judge(property, &subject, &case) {
-                Outcome::Passed(found) => (Verdict::Passed, format!("{} comparisons", found.comparisons)),
-                Outcome::NotApplicable { reason } => (Verdict::Silent, reason),
-                Outcome::Failed { message, .. } => (Verdict::Caught, message),
-            };
-            let judged = Judged { case: case_of.into(), property: name.into(), result, why };
-            println!("{}", serde_json::to_string(&judged).map_err(|error| error.to_string())?);
-        }
+        let property = property(name).ok_or_else(|| format!("no property is called {name}"))?;
+        let (result, why) = match judge(property, &subject, &case) {
+            Outcome::Passed(found) => (Verdict::Passed, format!("{} comparisons", found.comparisons)),
+            Outcome::NotApplicable { reason } => (Verdict::Silent, reason),
+            Outcome::Failed { message, .. } => (Verdict::Caught, message),
+        };
+        let judged = Judged { case: case_of.into(), property: name.into(), result, why };
+        println!("{}", serde_json::to_string(&judged).map_err(|error| error.to_string())?);
     }
     Ok(())
 }

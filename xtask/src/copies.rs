@@ -13,14 +13,21 @@ use std::process::Command;
 pub(crate) struct Copies {
     folder: PathBuf,
     members: Vec<String>,
-    /// Copies that need no optimisation: their kernels are compiled elsewhere.
-    slow: Vec<String>,
+    /// How far each copy is optimised.
+    levels: Vec<(String, u8)>,
+    /// Programs, stripped: small enough to be carried to another machine.
+    programs: Vec<String>,
 }
 
 impl Copies {
     /// The workspace `target/mutants/NAME`, nothing in it yet.
     pub(crate) fn new(name: &str) -> Copies {
-        Copies { folder: root().join("target/mutants").join(name), members: Vec::new(), slow: Vec::new() }
+        Copies {
+            folder: root().join("target/mutants").join(name),
+            members: Vec::new(),
+            levels: Vec::new(),
+            programs: Vec::new(),
+        }
     }
 
     /// Where it is.
@@ -28,8 +35,9 @@ impl Copies {
         &self.folder
     }
 
-    /// Adds a copy of `rmsnorm-cuda` with the patches of `mutant`, or one without patches, as the crate `name`.
-    pub(crate) fn add(&mut self, name: &str, mutant: Option<&Mutant>, optimised: bool) -> Result<()> {
+    /// Adds a copy of `rmsnorm-cuda` with the patches of `mutant`, or one without patches, as the crate `name`,
+    /// optimised to this level: what judges a few cases takes longer to optimise than to run.
+    pub(crate) fn add(&mut self, name: &str, mutant: Option<&Mutant>, level: u8) -> Result<()> {
         let sources = root().join("rmsnorm-cuda/src");
         let patched = match mutant {
             Some(mutant) => mutant
@@ -66,9 +74,7 @@ impl Copies {
             manifest.replace("name = \"rmsnorm-cuda\"", &format!("name = \"{name}\"")).as_bytes(),
         )?;
         self.members.push(name.into());
-        if !optimised {
-            self.slow.push(name.into());
-        }
+        self.levels.push((name.into(), level));
         Ok(())
     }
 
@@ -80,10 +86,12 @@ impl Copies {
             write(&package.join("src").join(file), text.as_bytes())?;
         }
         self.members.push(name.into());
+        self.programs.push(name.into());
         Ok(())
     }
 
-    /// Writes what makes it a workspace. The versions of dependencies are those of this one.
+    /// Writes what makes it a workspace. The versions of dependencies are those of this one, and so are their profiles: what the workspace
+    /// has built of them is not built again.
     pub(crate) fn finish(&self) -> Result<()> {
         let root = root();
         let manifest = fs::read_to_string(root.join("Cargo.toml"))?;
@@ -92,20 +100,31 @@ impl Copies {
             if line.starts_with("members = ") {
                 text += &format!("members = {:?}\n", self.members);
             } else {
-                // Small enough to be carried to another machine.
-                let line = line.replace("debug = \"line-tables-only\"", "strip = true");
                 text += &line.replace("path = \"", &format!("path = \"{}/", root.display()));
                 text += "\n";
             }
         }
-        for slow in &self.slow {
-            text += &format!("\n[profile.release.package.{slow}]\nopt-level = 0\ndebug = false\n");
+        for (copy, level) in &self.levels {
+            text += &format!("\n[profile.release.package.{copy}]\nopt-level = {level}\ndebug = false\n");
+        }
+        for program in &self.programs {
+            text += &format!("\n[profile.release.package.{program}]\nstrip = true\n");
         }
         write(&self.folder.join("Cargo.toml"), text.as_bytes())?;
         let lock = fs::read(root.join("Cargo.lock"))?;
         if write(&self.folder.join("Cargo.lock.original"), &lock)? {
             fs::write(self.folder.join("Cargo.lock"), lock)?;
         }
+        Ok(())
+    }
+
+    /// Builds this package of the workspace, a program, and keeps it as `kept`.
+    pub(crate) fn build(&self, what: &str, package: &str, kept: &Path) -> Result<()> {
+        let target = root().join("target");
+        let mut command = cargo();
+        command.args(["build", "--release", "--package", package, "--target-dir"]).arg(&target);
+        build(what, command.current_dir(&self.folder))?;
+        fs::copy(target.join("release").join(package), kept).with_context(|| kept.display().to_string())?;
         Ok(())
     }
 }

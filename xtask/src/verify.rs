@@ -44,7 +44,7 @@ pub(crate) struct Options {
     /// At most a minute on two cores.
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// 20 000 random cases and more: for 16 cores.
+    /// 20 000 random cases and more: for 16 cores. With --mutants every property is tried on every defect.
     #[arg(long)]
     full: bool,
     /// Try this case only, with every property.
@@ -55,7 +55,7 @@ pub(crate) struct Options {
     list: bool,
     /// Judge the checks: build every known defect into a copy of the code, and demand that it is caught; the kernels run on the GPU if
     /// there is one, else in the emulator. With --device cuda only those in the kernels, with --device cpu no GPU.
-    #[arg(long, conflicts_with_all = ["quick", "full", "case", "seed"])]
+    #[arg(long, conflicts_with_all = ["quick", "case", "seed"])]
     mutants: bool,
     /// Run the case study of this issue, 781: in the emulator, and on the GPU if there is one.
     #[arg(long, value_name = "ISSUE", allow_negative_numbers = true,
@@ -97,7 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     can_write(&options.report)?;
     if options.mutants {
         let kernels_only = options.device == Device::Cuda;
-        return mutants::run(kernels_only, options.has_gpu()?, options.report.as_deref(), &mut out);
+        return mutants::run(kernels_only, options.has_gpu()?, options.full, options.report.as_deref(), &mut out);
     }
     if let Some(issue) = options.case_study {
         return study::run(issue, || options.has_gpu(), &mut out);

@@ -185,16 +185,9 @@ pub(super) fn gradients<T: Packed>(
             }
             return;
         }
-        Some(partial) if twice => {
-            for ((partial, &x), dy) in partial.iter_mut().zip(row.x).zip(row.dy) {
-                *partial = chain(dy.unpack(), factor::<T>(x_hat(x, row.scale), number, true), *partial);
-            }
-        }
-        Some(partial) => {
-            for ((partial, &x), dy) in partial.iter_mut().zip(row.x).zip(row.dy) {
-                *partial = chain(dy.unpack(), factor::<T>(x_hat(x, row.scale), number, false), *partial);
-            }
-        }
+        // A loop each: what is asked of every element would cost the ordinary one.
+        Some(partial) if twice => add_to_partial(row, (number, true), partial),
+        Some(partial) => add_to_partial(row, (number, false), partial),
         None => {}
     }
     match dz {
@@ -210,6 +203,14 @@ pub(super) fn gradients<T: Packed>(
                 *dx = T::pack(gradient(centred(x_hat(x, row.scale), c, weighted(dy.unpack(), w)), row.scale), number);
             }
         }
+    }
+}
+
+/// §7 One tile of the group's partial.
+#[inline(always)]
+fn add_to_partial<T: Packed>(row: Row<T>, (number, twice): (bool, bool), partial: &mut [f32]) {
+    for ((partial, &x), dy) in partial.iter_mut().zip(row.x).zip(row.dy) {
+        *partial = chain(dy.unpack(), factor::<T>(x_hat(x, row.scale), number, twice), *partial);
     }
 }
 

@@ -123,7 +123,7 @@ impl Tool {
 fn patched_package(target: &Target, mutant: &Mutant) -> Result<PathBuf> {
     let crate_name = mutant.crate_name();
     let mut copies = Copies::new(&format!("fuzz_{}", mutant.name));
-    copies.add(&crate_name, Some(mutant), true)?;
+    copies.add(&crate_name, Some(mutant), 3)?;
     let root = root();
     let name = target.name;
     let manifest = format!(

@@ -1,18 +1,19 @@
 //! `cargo xtask verify --mutants`: every defect of `rmsnorm_fuzz::mutants` is built into a copy of `rmsnorm-cuda`, and must be caught
-//! by the property that is named for it, alone. Then every property is tried on every defect.
+//! by the property that is named for it, alone; accuracy is tried on it too, and with `--full` every property.
 //!
-//! One program holds all copies; each defect is judged in a process of its own. The program can be carried to a machine with a
+//! One program holds all copies; each defect is judged in a process of its own. Defects in nothing but kernel sources share a copy, whose
+//! process is told which texts to take. The program can be carried to a machine with a
 //! GPU and without cargo: it stays in `target/mutants/judge` with the digest of the sources that it was built from.
 
 mod matrix;
 
 use super::display::Progress;
 use crate::children::output;
-use crate::copies::{self, Copies, cargo, root};
+use crate::copies::{Copies, root};
 use crate::record::{write, write_json};
 use anyhow::{Context, Result, bail};
-use matrix::{CLEAN, Found, Matrix, Report};
-use rmsnorm_fuzz::mutants::{Judged, MUTANTS, Mutant, On, judges};
+use matrix::{ACCURACY, CLEAN, Found, Matrix, Report};
+use rmsnorm_fuzz::mutants::{Judged, MUTANTS, Mutant, On, Patch, judges, mutant};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +26,13 @@ use std::time::{Duration, Instant};
 
 /// Runs the command. Defects of the CPU executor are judged on the CPU, unless `kernels_only`; those of the kernels on the GPU or in
 /// the emulator.
-pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: &mut dyn Write) -> Result<ExitCode> {
+pub(super) fn run(
+    kernels_only: bool,
+    on_gpu: bool,
+    full: bool,
+    report: Option<&Path>,
+    out: &mut dyn Write,
+) -> Result<ExitCode> {
     let began = Instant::now();
     let device = if on_gpu { "cuda" } else { "cpu" };
     let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|m| !kernels_only || m.on == On::Kernels).collect();
@@ -42,7 +49,7 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
     out.flush()?;
 
     let properties: Vec<&str> = judges().map(|property| property.name).collect();
-    let matrix = judged(&tasks(&chosen, &properties), &program, device);
+    let matrix = judged(&tasks(&chosen, &properties, full), &program, device);
     // Of a race it is luck whether a GPU loses it; the emulator sees to it that some thread does.
     let demanded: Vec<&Mutant> = chosen.iter().copied().filter(|m| !on_gpu || !RACES.contains(&m.name)).collect();
     let complaints = matrix.complaints(&demanded, &properties);
@@ -70,25 +77,28 @@ pub(super) fn run(kernels_only: bool, on_gpu: bool, report: Option<&Path>, out: 
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What is as it should be: the same cases, the same properties. Then each mutant with its named property alone, then with all
-/// others.
-fn tasks(chosen: &[&'static Mutant], properties: &[&str]) -> Vec<Task> {
+/// Each mutant, with its named property first; and what is as it should be, with the same cases and properties.
+fn tasks(chosen: &[&'static Mutant], properties: &[&'static str], full: bool) -> Vec<Task> {
+    let (mut judged, mut clean) = (Vec::new(), BTreeMap::new());
+    for mutant in chosen {
+        let mut of_it: Vec<&str> = mutant.demanded().collect();
+        let others = properties.iter().copied().filter(|property| full || *property == ACCURACY);
+        of_it.extend(others.filter(|property| !mutant.demanded().any(|demanded| demanded == *property)));
+        let case = (mutant.case)().to_string();
+        clean.extend(of_it.iter().map(|p| ((mutant.on == On::Cpu, case.clone(), *p), (mutant.name, *p))));
+        let pairs = of_it.into_iter().map(|property| (mutant.name, property)).collect();
+        judged.push(Task { name: mutant.name, on: mutant.on, pairs });
+    }
     let mut tasks = Vec::new();
     for on in [On::Cpu, On::Kernels] {
-        let cases: BTreeMap<String, &str> =
-            chosen.iter().filter(|m| m.on == on).map(|m| ((m.case)().to_string(), m.name)).collect();
-        let cases: Vec<&str> = cases.into_values().collect();
-        // Several processes: one would take as long as all others together.
-        for some in cases.chunks(cases.len().div_ceil(4).max(1)) {
-            tasks.push(Task { name: CLEAN, on, cases: some.join(","), properties: properties.join(",") });
-        }
+        let pairs = clean.iter().filter(|((is_cpu, ..), _)| *is_cpu == (on == On::Cpu));
+        let pairs: Vec<_> = pairs.map(|(_, pair)| *pair).collect();
+        // Several processes: one would take as long as many others together.
+        let some = pairs.chunks(pairs.len().div_ceil(4).max(1));
+        tasks.extend(some.map(|some| Task { name: CLEAN, on, pairs: some.to_vec() }));
     }
-    for mutant in chosen {
-        let others: Vec<&str> = properties.iter().copied().filter(|p| *p != mutant.property).collect();
-        for properties in [mutant.property.to_string(), others.join(",")] {
-            tasks.push(Task { name: mutant.name, on: mutant.on, cases: mutant.name.into(), properties });
-        }
-    }
+    // The long ones are first.
+    tasks.extend(judged);
     tasks
 }
 
@@ -124,45 +134,108 @@ fn build() -> Result<PathBuf> {
             "without cargo it takes target/mutants/judge and judge.sha256, built from these sources by this command elsewhere"
         );
     }
-    let mut copies = Copies::new("all");
-    let mut dependencies = String::new();
-    let mut arms = String::new();
-    let subjects = std::iter::once((CLEAN, None)).chain(MUTANTS.iter().map(|m| (m.name, Some(m))));
-    for (name, mutant) in subjects {
-        let crate_name = mutant.map_or("mutant_clean".into(), Mutant::crate_name);
-        let kernels = mutant.is_none_or(|m| m.on == On::Kernels);
-        copies.add(&crate_name, mutant, !kernels || mutant.is_none())?;
-        let features = if kernels { ", features = [\"checks\"]" } else { "" };
-        dependencies +=
-            &format!("{crate_name} = {{ path = \"../{crate_name}\", default-features = false{features} }}\n");
-        arms += &match kernels {
-            true => format!("        \"{name}\" => rmsnorm_fuzz::subject!({crate_name}, on, device),\n"),
-            false => format!("        \"{name}\" => Ok(Subject::of(rmsnorm_fuzz::subject!(cpu {crate_name}))),\n"),
-        };
-    }
-    let manifest = format!(
-        "[package]\nname = \"judge\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
-         rmsnorm-fuzz = {{ path = {:?}, default-features = false }}\n{dependencies}",
-        root().join("rmsnorm-fuzz")
-    );
-    let main = format!(
-        "use rmsnorm_fuzz::Subject;\nuse rmsnorm_fuzz::mutants::{{Device, On, judge_main}};\n\n\
-         fn build(name: &str, on: On, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
-         _ => Err(format!(\"{{name}} is not built in\")),\n    }}\n}}\n\n\
-         fn main() -> Result<(), String> {{\n    judge_main(build)\n}}\n"
-    );
-    copies.add_package("judge", &manifest, &[("main.rs", main)])?;
-    copies.finish()?;
-    let target = root().join("target/mutants/build");
-    let mut command = cargo();
-    command.args(["build", "--release", "--package", "judge", "--target-dir"]).arg(&target);
-    // Warnings about patched code are of no use.
-    let command = command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder());
-    copies::build("a program with every defect", command)?;
-    fs::copy(target.join("release/judge"), &program).context("target/mutants/judge")?;
+    let copies = workspace()?;
+    copies.build("a program with every defect", "judge", &program)?;
     write(&stamp, sources)?;
     Ok(program)
 }
+
+/// The copies, and the programs around them: `judge`, and `study`, which [`study`](super::study) builds.
+pub(super) fn workspace() -> Result<Copies> {
+    let mut copies = Copies::new("all");
+    let issue = mutant("idle_slots_781").context("the mutant of the issue")?;
+    // Half of the defect alone is harmless: blocks without rows write their zeros.
+    let repaired = Mutant { name: "repaired_781", patches: &issue.patches[..1], ..*issue };
+    let told = Mutant { name: CLEAN, patches: &TOLD, ..*issue };
+    let of_rust = || MUTANTS.iter().filter(|m| !m.is_of_kernel_sources());
+    for mutant in of_rust().chain([&told, &repaired]) {
+        let also: &[Patch] = if mutant.on == On::Cpu { &SCALAR } else { &[] };
+        let patched = Mutant { patches: [mutant.patches, also].concat().leak(), ..*mutant };
+        copies.add(&mutant.crate_name(), Some(&patched), 0)?;
+    }
+    let judged: Vec<&Mutant> = of_rust().collect();
+    copies.add_package("judge", &manifest("judge", &judged), &[("main.rs", program(&judged, "judge_main(build)"))])?;
+    let studied = [issue, &repaired];
+    copies.add_package(
+        "study",
+        &manifest("study", &studied),
+        &[("main.rs", program(&studied, "rmsnorm_fuzz::issue_781::study_main(build)"))],
+    )?;
+    copies.finish()?;
+    Ok(copies)
+}
+
+/// Of a program around some copies and [`TOLD`].
+fn manifest(name: &str, mutants: &[&Mutant]) -> String {
+    let mut manifest = format!(
+        "[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
+         rmsnorm-fuzz = {{ path = {:?}, default-features = false }}\n\
+         mutant_{CLEAN} = {{ path = \"../mutant_{CLEAN}\", default-features = false, features = [\"checks\"] }}\n",
+        root().join("rmsnorm-fuzz")
+    );
+    for mutant in mutants {
+        let (name, features) =
+            (mutant.crate_name(), if mutant.on == On::Cpu { "" } else { ", features = [\"checks\"]" });
+        manifest += &format!("{name} = {{ path = \"../{name}\", default-features = false{features} }}\n");
+    }
+    manifest
+}
+
+/// Its source, which ends with `main`.
+fn program(mutants: &[&Mutant], main: &str) -> String {
+    let arms: String = mutants
+        .iter()
+        .map(|mutant| {
+            let (name, of) = (mutant.name, mutant.crate_name());
+            match mutant.on {
+                On::Kernels => format!("        \"{name}\" => rmsnorm_fuzz::subject!({of}, on, device),\n"),
+                On::Cpu => format!("        \"{name}\" => Ok(Subject::of(rmsnorm_fuzz::subject!(cpu {of}))),\n"),
+            }
+        })
+        .collect();
+    format!(
+        "use mutant_{CLEAN}::cuda::module::{{SOURCES, TEXTS}};\nuse rmsnorm_fuzz::Subject;\n\
+         use rmsnorm_fuzz::mutants::{{Device, On, judge_main, mutant}};\n\n\
+         fn build(name: &str, on: On, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
+         \"{CLEAN}\" if on == On::Cpu => Ok(Subject::of(rmsnorm_fuzz::mutants::rmsnorm_cuda::Cpu)),\n        \
+         _ => {{\n            if name != \"{CLEAN}\" {{\n                \
+         let mutant = mutant(name).filter(|mutant| mutant.is_of_kernel_sources());\n                \
+         let texts = mutant.ok_or(format!(\"{{name}} is not built in\"))?.patched_kernels(&SOURCES)?;\n                \
+         TEXTS.set(texts).map_err(|_| \"one defect a process\")?;\n            }}\n            \
+         rmsnorm_fuzz::subject!(mutant_{CLEAN}, on, device)\n        }}\n    }}\n}}\n\n\
+         fn main() -> Result<(), String> {{\n    {main}\n}}\n"
+    )
+}
+
+/// A copy of the CPU executor for one instruction set, which every machine has: a defect is in all of them, and each takes as long to compile.
+const SCALAR: [Patch; 3] = [
+    Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(Sums {", to: "pulp::Scalar.vectorize(Sums {" },
+    Patch {
+        file: "cpu.rs",
+        from: "pulp::Arch::new().dispatch(ForwardJob {",
+        to: "pulp::Scalar.vectorize(ForwardJob {",
+    },
+    Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(job);", to: "pulp::Scalar.vectorize(job);" },
+];
+
+/// A copy that takes other texts of its kernel sources where it is told to.
+const TOLD: [Patch; 2] = [
+    Patch {
+        file: "cuda/module.rs",
+        from: "        format!(\"{instructions}\\n{ARITH}\\n{constants}{kernels}\")\n",
+        to: "        let source = format!(\"{instructions}\\n{ARITH}\\n{constants}{kernels}\");\n        \
+             TEXTS.get().into_iter().flatten().fold(source, |source, (name, text)| {\n            \
+             let (_, original) = SOURCES.iter().find(|(source, _)| source == name).expect(\"a kernel source\");\n            \
+             source.replace(original, text)\n        })\n",
+    },
+    Patch {
+        file: "cuda/module.rs",
+        from: "/// The kernel sources of this crate,",
+        to: "/// Instead of those of these names.\n\
+             pub static TEXTS: std::sync::OnceLock<Vec<(&'static str, String)>> = std::sync::OnceLock::new();\n\n\
+             /// The kernel sources of this crate,",
+    },
+];
 
 /// SHA-256 of everything that decides a mutant.
 fn digest_of_sources() -> Result<String> {
@@ -182,22 +255,23 @@ fn digest_of_sources() -> Result<String> {
 struct Task {
     name: &'static str,
     on: On,
-    cases: String,
-    properties: String,
+    /// The mutant that the case is for, and the property.
+    pairs: Vec<(&'static str, &'static str)>,
 }
 
 impl Task {
     /// (case, property) and what came of it.
     fn run(&self, program: &Path, device: &str) -> BTreeMap<(String, String), Found> {
-        let wanted = || {
-            self.cases.split(',').flat_map(|c| self.properties.split(',').map(move |p| (c.to_string(), p.to_string())))
-        };
+        let pairs: Vec<String> = self.pairs.iter().map(|(case, property)| format!("{case}={property}")).collect();
         let on = if self.on == On::Cpu { "cpu" } else { "kernels" };
         let mut command = Command::new(program);
-        command.args([self.name, on, device, &self.cases, &self.properties]).env("RAYON_NUM_THREADS", "1");
+        command.args([self.name, on, device, &pairs.join(",")]).env("RAYON_NUM_THREADS", "1");
         // A mutant's compiled kernels are its own.
         command.env("RMSNORM_CACHE", "off");
-        let broken = |why: String| wanted().map(|key| (key, Found::Broken(why.clone()))).collect();
+        let broken = |why: String| {
+            let keys = self.pairs.iter().map(|(case, property)| (case.to_string(), property.to_string()));
+            keys.map(|key| (key, Found::Broken(why.clone()))).collect()
+        };
         let said = match output(&mut command, TIME_LIMIT) {
             Ok(said) => said,
             Err(error) => return broken(error.to_string()),

@@ -1,12 +1,12 @@
 //! `cargo xtask verify --case-study 781`: the kernels with the defect of the issue, the same with half of it repaired, and the real
 //! ones, side by side.
 
+use super::mutants::workspace;
 use crate::children::{NO_LIMIT, output};
-use crate::copies::{self, Copies, cargo, root};
+use crate::copies::root;
 use crate::record::tell;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rmsnorm_fuzz::issue_781::{Measured, study_781};
-use rmsnorm_fuzz::mutants::{Mutant, mutant};
 use std::io::Write;
 use std::process::{Command, ExitCode};
 
@@ -29,7 +29,7 @@ pub(super) fn run(issue: u32, has_gpu: impl FnOnce() -> Result<bool>, out: &mut 
             }
             Ok(serde_json::from_str(&said.stdout)?)
         };
-        let [broken, repaired, real] = [measured("broken")?, measured("repaired")?, measured("real")?];
+        let [broken, repaired, real] = [measured("idle_slots_781")?, measured("repaired_781")?, measured("clean")?];
         writeln!(
             out,
             "\ndw[0] of one row of zeros, hidden 4, eps 1e-5, loss 0 − sum(y), {emulated}; it must be 0, or,\nof a perturbed input, one and the same number\n"
@@ -61,40 +61,6 @@ fn build() -> Result<std::path::PathBuf> {
         }
         bail!("without cargo it takes target/mutants/study, built by this command elsewhere");
     }
-    let broken = mutant("idle_slots_781").context("the mutant of the issue")?;
-    // Half of the defect alone is harmless: blocks without rows write their zeros.
-    let repaired = Mutant { patches: &broken.patches[..1], ..*broken };
-    let mut copies = Copies::new("case_study");
-    let (mut dependencies, mut arms) = (String::new(), String::new());
-    for (name, mutant) in [("broken", Some(broken)), ("repaired", Some(&repaired)), ("real", None)] {
-        copies.add(&format!("kernels_{name}"), mutant, false)?;
-        dependencies += &format!(
-            "kernels_{name} = {{ path = \"../kernels_{name}\", default-features = false, features = [\"checks\"] }}\n"
-        );
-        arms += &format!("        \"{name}\" => rmsnorm_fuzz::subject!(kernels_{name}, On::Kernels, device),\n");
-    }
-    let manifest = format!(
-        "[package]\nname = \"study\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n\
-         rmsnorm-fuzz = {{ path = {:?}, default-features = false }}\n{dependencies}",
-        root().join("rmsnorm-fuzz")
-    );
-    let main = format!(
-        "use rmsnorm_fuzz::Subject;\nuse rmsnorm_fuzz::mutants::{{Device, On}};\n\n\
-         fn build(name: &str, device: Device) -> Result<Subject, String> {{\n    match name {{\n{arms}        \
-         _ => Err(format!(\"{{name}} is not built in\")),\n    }}\n}}\n\n\
-         fn main() -> Result<(), String> {{\n    let mut arguments = std::env::args().skip(1);\n    \
-         let cuda = arguments.next().is_some_and(|device| device == \"cuda\");\n    \
-         let device = if cuda {{ Device::Cuda }} else {{ Device::Cpu }};\n    \
-         let subject = build(&arguments.next().unwrap_or_default(), device)?;\n    \
-         rmsnorm_fuzz::issue_781::print_measured(&subject)\n}}\n"
-    );
-    copies.add_package("study", &manifest, &[("main.rs", main)])?;
-    copies.finish()?;
-    let target = root().join("target/mutants/build");
-    let mut command = cargo();
-    command.args(["build", "--release", "--package", "study", "--target-dir"]).arg(&target);
-    let command = command.env("RUSTFLAGS", "--cap-lints=allow").current_dir(copies.folder());
-    copies::build("the three kinds of kernels", command)?;
-    std::fs::copy(target.join("release/study"), &program).context("target/mutants/study")?;
+    workspace()?.build("the three kinds of kernels", "study", &program)?;
     Ok(program)
 }

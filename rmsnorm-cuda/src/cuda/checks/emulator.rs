@@ -114,35 +114,62 @@ impl Emulator {
             source = format!("{emulation}{}", kernels.replace(from, to));
         }
         let source = source + "\n" + &module.kernels().iter().map(|name| entry(name)).collect::<String>();
-        // New, and nobody else's, or others could have code of theirs loaded. A library that is loaded needs its file no more.
-        let mut folder = tempfile::Builder::new();
-        folder.prefix("rmsnorm-emulator-").permissions(Permissions::from_mode(0o700));
-        let folder = folder.tempdir().map_err(|e| unusable(e.to_string()))?;
-        let [text, library] = ["module.cc", "module.so"].map(|name| folder.path().join(name));
-        std::fs::write(&text, source).map_err(|e| unusable(format!("{}: {e}", text.display())))?;
-        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        let output = Command::new(&compiler)
-            .args([
-                "-std=c++17",
-                "-O1",
-                "-march=native",
-                "-ffp-contract=off",
-                "-fno-gnu-unique",
-                "-fPIC",
-                "-shared",
-                "-w",
-                "-o",
-            ])
-            .args([&library, &text])
-            .output()
-            .map_err(|e| unusable(format!("{}: {e}", compiler.display())))?;
-        if !output.status.success() {
-            let log = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(Error::Compile { kernel: module.to_string(), log });
-        }
+        // Each emulator has shared memory of its own, and so a library of its own, made from the same bytes.
+        let code = compiled(module, source)?;
+        let folder = folder()?;
+        let library = folder.path().join("module.so");
+        std::fs::write(&library, &*code).map_err(|e| unusable(format!("{}: {e}", library.display())))?;
         // SAFETY: just built from the sources of this crate; its initialisers are those of the C++ library.
         unsafe { Library::new(&library) }.map_err(|e| unusable(e.to_string()))
     }
+}
+
+/// What the compiler makes of `source`. A process asks it once for each text: patches leave most modules alone.
+fn compiled(module: &Module, source: String) -> Result<Code, Error> {
+    type Slot = Arc<OnceLock<Result<Code, Error>>>;
+    static COMPILED: Mutex<Option<HashMap<String, Slot>>> = Mutex::new(None);
+    let slot = {
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.get_or_insert_default().entry(source.clone()).or_default().clone()
+    };
+    slot.get_or_init(|| compile(module, &source)).clone()
+}
+
+/// A library's bytes.
+type Code = Arc<[u8]>;
+
+fn compile(module: &Module, source: &str) -> Result<Code, Error> {
+    let folder = folder()?;
+    let [text, library] = ["module.cc", "module.so"].map(|name| folder.path().join(name));
+    std::fs::write(&text, source).map_err(|e| unusable(format!("{}: {e}", text.display())))?;
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let output = Command::new(&compiler)
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-march=native",
+            "-ffp-contract=off",
+            "-fno-gnu-unique",
+            "-fPIC",
+            "-shared",
+            "-w",
+            "-o",
+        ])
+        .args([&library, &text])
+        .output()
+        .map_err(|e| unusable(format!("{}: {e}", compiler.display())))?;
+    if !output.status.success() {
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(Error::Compile { kernel: module.to_string(), log });
+    }
+    Ok(std::fs::read(&library).map_err(|e| unusable(format!("{}: {e}", library.display())))?.into())
+}
+
+/// New, and nobody else's, or others could have code of theirs loaded. A library that is loaded needs its file no more.
+fn folder() -> Result<tempfile::TempDir, Error> {
+    let mut folder = tempfile::Builder::new();
+    folder.prefix("rmsnorm-emulator-").permissions(Permissions::from_mode(0o700));
+    folder.tempdir().map_err(|e| unusable(e.to_string()))
 }
 
 impl Executor for Emulator {
