@@ -97,6 +97,8 @@ template <typename T> __device__ __forceinline__ float factor(float x_hat, bool 
 
 __device__ __forceinline__ float weighted(float value, float weight) { return __fmul_rn(value, weight); }
 
+__device__ __forceinline__ float weighted_with(float value, float weight, float bias) { return __fmaf_rn(value, weight, bias); }
+
 // §6 Backward, along the row ----------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float centred(float x_hat, float c, float wdy) { return __fmaf_rn(-x_hat, c, wdy); }
@@ -112,4 +114,5 @@ __device__ __forceinline__ float gradient_with(float t, RowScale row, float dz) 
 __device__ __forceinline__ float gradient_with(float t, OrdinaryRow row, float dz) { return __fmaf_rn(t, row.rstd, dz); }
 
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
-// dw = reduce(G, dy·h) over the rows, h = factor(x_hat): chain(dy, h, acc), then fold over the row groups, then total.
+// dw = reduce(G, dy·h) over the rows, h = factor(x_hat): chain(dy, h, acc), then fold over the row groups, then total. db = reduce(G, dy·1), by the
+// same groups and tree: chain(dy, 1, acc).

@@ -216,6 +216,12 @@ pub fn weighted(value: f32, weight: f32) -> f32 {
     value * weight
 }
 
+/// §5 The same where a bias is added, in one rounding. Without a weight the weight is one, and this is a sum.
+#[inline(always)]
+pub fn weighted_with(value: f32, weight: f32, bias: f32) -> f32 {
+    value.mul_add(weight, bias)
+}
+
 // §6 Backward, along the row ----------------------------------------------------------------------------------------------
 
 /// §6 `t = wdy − x_hat·c` with `c = mean(reduce(wdy·x_hat))`.
@@ -237,4 +243,5 @@ pub fn gradient_with(t: f32, row: RowScale, dz: f32) -> f32 {
 }
 
 // §7 Backward, down the columns -------------------------------------------------------------------------------------------
-// dw = reduce(G, dy·h) over the rows, h = `factor(x_hat)`: `chain(dy, h, acc)`, then `fold` over the row groups, then `total`.
+// dw = reduce(G, dy·h) over the rows, h = `factor(x_hat)`: `chain(dy, h, acc)`, then `fold` over the row groups, then `total`. db = reduce(G, dy·1),
+// by the same groups and tree: `chain(dy, 1, acc)`.

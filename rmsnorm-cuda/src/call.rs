@@ -21,7 +21,7 @@ pub enum WeightOffset {
 /// Whether x_hat is rounded before the weight multiplies it.
 ///
 /// Between the two a quarter of the outputs in bf16 differ by one unit in the last place, so a model is run as it was trained. Without a weight
-/// y has the same bits either way, and where x is f32 so has everything.
+/// or a bias y has the same bits either way, and where x is f32 so has everything.
 ///
 /// ```
 /// use rmsnorm_cuda::{Layer, Rounding, WeightOffset, bf16};
@@ -49,8 +49,22 @@ pub enum Rounding {
     Twice,
 }
 
-/// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset)`; with a [`Residual`] of
+/// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset) + bias`; with a [`Residual`] of
 /// `z = x + residual` in place of `x`. [`Rounding`] says how often y is rounded.
+///
+/// ```
+/// use rmsnorm_cuda::{Cpu, Executor, Forward, Slice, SliceMut};
+///
+/// let (x, weight, bias) = ([2.0_f32, -2.0], [3.0_f32, 1.0], [0.25_f32, 0.5]);
+/// let mut y = [0.0_f32; 2];
+/// Cpu.forward(Forward {
+///     weight: Some(Slice::F32(&weight).into()),
+///     bias: Some(Slice::F32(&bias).into()),
+///     ..Forward::new((1, 2), 0.0, Slice::F32(&x), SliceMut::F32(&mut y))
+/// })?;
+/// assert_eq!(y, [3.25, -0.5]);
+/// # Ok::<(), rmsnorm_cuda::Error>(())
+/// ```
 ///
 /// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the
 /// host. An output may lie where an input does only if its field says so, and then with exactly its rows: in safe Rust by an [`Input`](crate::Input).
@@ -72,6 +86,8 @@ pub struct Forward<In, Out> {
     pub residual: Option<Residual<In, Out>>,
     /// N, of the type of `x` or f32. Absent: a weight of one.
     pub weight: Option<Vector<In>>,
+    /// N, of the type of `x` or f32, added to the product with the weight before y is rounded. Absent: nothing is.
+    pub bias: Option<Vector<In>>,
     /// M×N, of the type of `x`. It may have exactly the rows of `x`.
     pub y: Rows<Out>,
     /// M, f32: what [`Backward`] needs. Absent: not stored.
@@ -79,10 +95,11 @@ pub struct Forward<In, Out> {
 }
 
 /// The gradients of [`Forward`]: with `x_hat = x·rstd` and `wdy = dy·(weight + weight_offset)`,
-/// `dx = rstd·(wdy − x_hat·mean(wdy·x_hat)) + dz` and `dw = Σ_rows dy·x_hat`, this x_hat being [rounded](Rounding) if forward rounds it.
+/// `dx = rstd·(wdy − x_hat·mean(wdy·x_hat)) + dz`, `dw = Σ_rows dy·x_hat`, this x_hat being [rounded](Rounding) if forward rounds it, and
+/// `db = Σ_rows dy`.
 #[derive(Debug)]
 pub struct Backward<In, Out> {
-    /// Number of rows, M; with 0 rows `dw` is +0.0.
+    /// Number of rows, M; with 0 rows `dw` and `db` are +0.0.
     pub rows: usize,
     /// Length of a row, N: 1 to [`HIDDEN_MAX`].
     pub hidden: usize,
@@ -105,6 +122,8 @@ pub struct Backward<In, Out> {
     pub dx: Rows<Out>,
     /// The gradient of the weight. Absent: not computed (a frozen weight).
     pub dw: Option<WeightGradient<Out>>,
+    /// The gradient of the bias. Absent: not computed.
+    pub db: Option<BiasGradient<Out>>,
 }
 
 /// What is added to x before it is normalised, and where the sum goes.
@@ -144,7 +163,29 @@ pub struct WeightGradient<Out> {
     pub scratch: Vector<Out>,
 }
 
-/// Elements of f32 scratch that a backward call with `dw` needs: one partial row for each row group.
+/// Where the gradient of the bias goes, and the memory it is computed in. It asks for `dy` alone, so it is there whether or not `dw` is.
+///
+/// ```
+/// use rmsnorm_cuda::{Backward, BiasGradient, Cpu, Executor, Slice, SliceMut, scratch_len};
+///
+/// let (x, rstd, dy) = ([2.0_f32, -2.0, 2.0, 2.0], [0.5_f32, 0.5], [1.0_f32, 2.0, 0.5, 0.25]);
+/// let (mut dx, mut db, mut scratch) = ([0.0_f32; 4], [0.0_f32; 2], vec![0.0_f32; scratch_len(2, 2)?]);
+/// Cpu.backward(Backward {
+///     db: Some(BiasGradient { db: SliceMut::F32(&mut db).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+///     ..Backward::new((2, 2), Slice::F32(&x), Slice::F32(&rstd), Slice::F32(&dy), SliceMut::F32(&mut dx))
+/// })?;
+/// assert_eq!(db, [1.5, 2.25]);
+/// # Ok::<(), rmsnorm_cuda::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct BiasGradient<Out> {
+    /// N, f32 or of the type of `x`.
+    pub db: Vector<Out>,
+    /// As that of [`WeightGradient`], beside it: f32, at least [`scratch_len`] elements, `db_scratch` in errors.
+    pub scratch: Vector<Out>,
+}
+
+/// Elements of f32 scratch that a backward call needs for `dw`, and as many for `db`: one partial row for each row group.
 pub fn scratch_len(rows: usize, hidden: usize) -> Result<usize, Error> {
     check_hidden(hidden)?;
     // At most 15 groups of 2^24 columns, below 2^28: no overflow.
@@ -163,7 +204,8 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
             table.push(TableLine::rows("residual", Read, Types::One(dtype), residual, shape));
             table.push(TableLine::rows("z", Written, Types::One(dtype), z, shape).in_place_of(&["x", "residual"]));
         }
-        table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
+        table.extend(self.weight.iter().map(|w| weight_line("weight", w, self.hidden, dtype)));
+        table.extend(self.bias.iter().map(|b| weight_line("bias", b, self.hidden, dtype)));
         table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape).in_place_of(&["x"]));
         let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, self.rows, false);
         table.extend(self.rstd.iter().map(rstd));
@@ -183,7 +225,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 }
 
 impl<In, Out> Forward<In, Out> {
-    /// Rows without gaps, y rounded once, and nothing that may be absent: no residual, no weight, no `rstd`. The rest by struct update:
+    /// Rows without gaps, y rounded once, and nothing that may be absent: no residual, no weight, no bias, no `rstd`. The rest by struct update:
     /// `Forward { weight: Some(w), ..Forward::new(…) }`.
     pub fn new((rows, hidden): (usize, usize), eps: f32, x: In, y: Out) -> Self {
         Forward::with_rows((rows, hidden), eps, Rows::contiguous(x, hidden), Rows::contiguous(y, hidden))
@@ -200,6 +242,7 @@ impl<In, Out> Forward<In, Out> {
             x,
             residual: None,
             weight: None,
+            bias: None,
             y,
             rstd: None,
         }
@@ -225,6 +268,7 @@ impl<In, Out> Forward<In, Out> {
                 None => None,
             },
             weight: self.weight.map(|w| w.try_map(&mut read)).transpose()?,
+            bias: self.bias.map(|b| b.try_map(&mut read)).transpose()?,
             y: self.y.try_map(&mut write)?,
             rstd: self.rstd.map(|r| r.try_map(&mut write)).transpose()?,
         })
@@ -240,7 +284,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         let f32 = Types::One(Dtype::F32);
         let mut table = Table::new();
         table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
-        table.extend(self.weight.iter().map(|w| weight_line(w, self.hidden, dtype)));
+        table.extend(self.weight.iter().map(|w| weight_line("weight", w, self.hidden, dtype)));
         table.push(TableLine::vector("rstd", Read, f32, &self.rstd, self.rows, false));
         table.push(TableLine::rows("dy", Read, Types::One(dtype), &self.dy, shape));
         table.extend(self.dz.iter().map(|dz| TableLine::rows("dz", Read, Types::One(dtype), dz, shape)));
@@ -250,6 +294,11 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
             let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
             table.push(TableLine::vector("dw", Written, Types::OrF32(weight), dw, self.hidden, false));
             table.push(TableLine::vector("scratch", Scratch, f32, scratch, partials, true));
+        }
+        if let Some(BiasGradient { db, scratch }) = &self.db {
+            let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
+            table.push(TableLine::vector("db", Written, Types::OrF32(dtype), db, self.hidden, false));
+            table.push(TableLine::vector("db_scratch", Scratch, f32, scratch, partials, false));
         }
         table
     }
@@ -262,7 +311,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
 }
 
 impl<In, Out> Backward<In, Out> {
-    /// Rows without gaps, and nothing that may be absent: no weight, no `dz`, no `dw`. The rest by struct update, as of [`Forward::new`].
+    /// Rows without gaps, and nothing that may be absent: no weight, no `dz`, no `dw`, no `db`. The rest by struct update, as of [`Forward::new`].
     pub fn new((rows, hidden): (usize, usize), x: In, rstd: In, dy: In, dx: Out) -> Self {
         let [x, dy] = [x, dy].map(|data| Rows::contiguous(data, hidden));
         Backward::with_rows((rows, hidden), x, rstd.into(), dy, Rows::contiguous(dx, hidden))
@@ -288,6 +337,7 @@ impl<In, Out> Backward<In, Out> {
             dz: None,
             dx,
             dw: None,
+            db: None,
         }
     }
 
@@ -312,6 +362,12 @@ impl<In, Out> Backward<In, Out> {
             dz: self.dz.map(|dz| dz.try_map(&mut read)).transpose()?,
             dx: self.dx.try_map(&mut write)?,
             dw: self.dw.map(|g| gradient(g, &mut write)).transpose()?,
+            db: match self.db {
+                Some(BiasGradient { db, scratch }) => {
+                    Some(BiasGradient { db: db.try_map(&mut write)?, scratch: scratch.try_map(&mut write)? })
+                }
+                None => None,
+            },
         })
     }
 }
@@ -320,6 +376,7 @@ fn check_hidden(hidden: usize) -> Result<(), Error> {
     if hidden == 0 || hidden > HIDDEN_MAX { Err(Error::Hidden { got: hidden }) } else { Ok(()) }
 }
 
-fn weight_line<D: Operand>(weight: &Vector<D>, hidden: usize, dtype: Dtype) -> TableLine {
-    TableLine::vector("weight", Role::Read, Types::OrF32(dtype), weight, hidden, true)
+/// Of what is one for each column, and read.
+fn weight_line<D: Operand>(name: &'static str, vector: &Vector<D>, hidden: usize, dtype: Dtype) -> TableLine {
+    TableLine::vector(name, Role::Read, Types::OrF32(dtype), vector, hidden, true)
 }

@@ -14,7 +14,7 @@ mod memory;
 mod row;
 mod threads;
 
-use self::columns::weight_gradient;
+use self::columns::{bias_partials, column_sums};
 use self::convert::Packed;
 pub use self::layer::Layer;
 use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut, own};
@@ -24,10 +24,11 @@ use self::row::{
 };
 use self::threads::{JOB, rows_per_job, share, threads};
 use crate::arith::{Element, SCALE_UP, added, environment, mean, row_scale, scaled_root, statistic};
+use crate::input::Found;
 use crate::order::{column_order, row_order};
 use crate::{
-    Backward, Error, Executor, Forward, Input, Output, Residual, Rounding, Slice, SliceMut, Vector, WeightGradient,
-    with_dtype,
+    Backward, BiasGradient, Error, Executor, Forward, Input, Output, Residual, Rounding, Slice, SliceMut, Vector,
+    WeightGradient, WeightOffset, with_dtype,
 };
 use pulp::{Simd, WithSimd};
 
@@ -69,22 +70,24 @@ impl Executor for Cpu {
         let call = call.found()?;
         call.check()?;
         environment()?;
-        let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
+        let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
         if rows == 0 {
             return Ok(());
         }
         let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
+        let bias = bias.map(|bias| effective_weights(Some(own(bias)), WeightOffset::Zero, hidden));
+        let scale = (weight, bias.as_deref());
         let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
         let at = Layout::new(&y, rows, hidden);
         match residual {
             None => with_dtype!(SliceMut(ys) = y.data => {
-                forward(Read::new(x), None, weight, (eps, rounding), at.of(ys), rstd)
+                forward(Read::new(x), None, scale, (eps, rounding), at.of(ys), rstd)
             }),
             Some(Residual { residual, z }) => {
                 let z_at = Layout::new(&z, rows, hidden);
                 with_dtype!(SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
                     let sum = (Read::new(residual), z_at.of(zs));
-                    forward(Read::new(x), Some(sum), weight, (eps, rounding), at.of(ys), rstd)
+                    forward(Read::new(x), Some(sum), scale, (eps, rounding), at.of(ys), rstd)
                 })
             }
         }
@@ -94,8 +97,22 @@ impl Executor for Cpu {
         let call = call.found()?;
         call.check()?;
         environment()?;
-        let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
+        let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
         let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
+        // First, for dy may lie in dx.
+        if let Some(BiasGradient { db: Vector { data, offset }, scratch }) = db {
+            let scratch = floats_mut(scratch, column_order(rows, hidden).groups * hidden);
+            if rows > 0 {
+                let dys = match dy.data {
+                    Found::Memory(data) => data,
+                    Found::Output(..) => dx.data.as_slice(),
+                };
+                with_dtype!(Slice(dys) = dys => {
+                    bias_partials(Read::of_rows(&dys[dy.offset..], dy.row_stride), rows, hidden, scratch)
+                })?;
+            }
+            with_dtype!(SliceMut(db) = data => column_sums(scratch, &mut db[offset..][..hidden]))?;
+        }
         let (dw, scratch) = match dw {
             Some(WeightGradient { dw, scratch }) => {
                 (Some(dw), Some(floats_mut(scratch, column_order(rows, hidden).groups * hidden)))
@@ -111,22 +128,20 @@ impl Executor for Cpu {
                 backward(rows, weight, rounding, at.of(dxs), scratch)
             })?;
         }
-        match dw {
-            None => Ok(()),
-            Some(Vector { data, offset }) => {
-                with_dtype!(SliceMut(dw) = data => weight_gradient(scratch, &mut dw[offset..][..hidden]))
-            }
+        if let Some(Vector { data, offset }) = dw {
+            with_dtype!(SliceMut(dw) = data => column_sums(scratch, &mut dw[offset..][..hidden]))?;
         }
+        Ok(())
     }
 }
 
 // Forward -----------------------------------------------------------------------------------------------------------------
 
-/// `sum`: what is added to x, and where the sums go.
+/// `sum`: what is added to x, and where the sums go. Beside the weight, the bias.
 fn forward<T: Packed>(
     x: Input<Read<T>>,
     sum: Option<(Input<Read<T>>, Written<T>)>,
-    weight: &[f32],
+    (weight, bias): (&[f32], Option<&[f32]>),
     (eps, rounding): (f32, Rounding),
     y: Written<T>,
     rstd: &mut [f32],
@@ -153,7 +168,7 @@ fn forward<T: Packed>(
                 }
                 _ => (memory(x), first_row),
             };
-            pulp::Arch::new().dispatch(ForwardJob { x, weight, eps, twice, first_row, y, y_stride, rstd, acc });
+            pulp::Arch::new().dispatch(ForwardJob { x, weight, bias, eps, twice, first_row, y, y_stride, rstd, acc });
         },
     )
 }
@@ -206,6 +221,7 @@ impl<T: Packed> WithSimd for Sums<'_, T> {
 struct ForwardJob<'a, T> {
     x: Option<Read<'a, T>>,
     weight: &'a [f32],
+    bias: Option<&'a [f32]>,
     eps: f32,
     twice: bool,
     first_row: usize,
@@ -222,10 +238,10 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
     /// first, because a load waits for an unfinished store to the same place of another page.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let ForwardJob { x, weight, eps, twice, first_row, y, y_stride, rstd, acc } = self;
+        let ForwardJob { x, weight, bias, eps, twice, first_row, y, y_stride, rstd, acc } = self;
         let hidden = weight.len();
         let rows = y.len().div_ceil(y_stride);
-        let finite_weight = weight.iter().all(|w| w.is_finite());
+        let finite_scale = weight.iter().chain(bias.unwrap_or_default()).all(|w| w.is_finite());
         let mut held = Held::new();
         let mut sum = squares(x.map_or(&y[..hidden], |x| x.row(first_row, hidden)), 1.0, acc);
         for i in 0..rows {
@@ -236,8 +252,8 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
             if let Some(rstd) = rstd.get_mut(i) {
                 *rstd = f32::store(stored);
             }
-            // A finite sum proves that x and rstd are finite, and x_hat² is not above `hidden`: only a weight could make a NaN.
-            let numbers = finite_weight && sum.is_finite();
+            // A finite sum proves that x and rstd are finite, and x_hat² is not above `hidden`: only a weight or a bias could make a NaN.
+            let numbers = finite_scale && sum.is_finite();
             let next = (i + 1 < rows).then(|| x.map_or(&later[..hidden], |x| x.row(first_row + i + 1, hidden)));
             acc.clear();
             for tile in tiles::<T>(hidden) {
@@ -254,8 +270,9 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
                     prefetch(later, column)
                 }
                 let (x, weight) = (held.tile(row, &tile, y), &weight[tile.clone()]);
+                let bias = bias.map(|bias| &bias[tile.clone()]);
                 specialised(scale, numbers, |scale, numbers| {
-                    normalise(x, scale, (numbers, twice), weight, &mut y[tile.clone()])
+                    normalise(x, scale, (numbers, twice), weight, bias, &mut y[tile.clone()])
                 });
             }
             if next.is_some() {

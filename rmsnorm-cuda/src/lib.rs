@@ -63,7 +63,7 @@
 //! The oldest Rust is 1.89; a later one is asked for in a minor version only.
 //!
 //! The sources in this order: `call.rs` (what a call is), [`order`] and [`arith`] (the specification: all bits), `plan.rs` (which launch: all
-//! speed), `kernels/rows.cuh`, `forward.cu`, `forward_few.cu`, `source.cuh`, `backward.cu` and `backward_few.cu` (how rows move through it), `cpu.rs`, [`cuda`].
+//! speed), `kernels/rows.cuh`, `forward.cu`, `forward_few.cu`, `source.cuh`, `backward.cu`, `backward_few.cu` and `bias.cu` (how rows move through it), `cpu.rs`, [`cuda`].
 
 #![deny(unsafe_code)]
 
@@ -89,7 +89,7 @@ mod process;
 #[doc(hidden)]
 pub mod view;
 
-pub use call::{Backward, Forward, Residual, Rounding, WeightGradient, WeightOffset, scratch_len};
+pub use call::{Backward, BiasGradient, Forward, Residual, Rounding, WeightGradient, WeightOffset, scratch_len};
 pub use cpu::{Cpu, Layer};
 #[cfg(feature = "cuda")]
 pub use cudarc;
@@ -109,7 +109,7 @@ pub trait Executor: Sync {
     fn name(&self) -> String;
     /// Writes `y` and, if asked, `rstd`.
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error>;
-    /// Writes `dx` and, if asked, `dw`.
+    /// Writes `dx` and, if asked, `dw` and `db`.
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error>;
 
     /// The same of a forward call whose inputs may lie in its outputs. An executor that does not say otherwise refuses those that do.

@@ -33,6 +33,10 @@ pub struct Calls {
     pub rounding: Rounding,
     /// Element type of the weight's gradient, if it is computed.
     pub dw: Option<Dtype>,
+    /// Element type of forward's bias, if there is one.
+    pub bias: Option<Dtype>,
+    /// Element type of the bias's gradient, if it is computed.
+    pub db: Option<Dtype>,
     /// Whether forward is given a residual.
     pub residual: bool,
     /// Whether backward is given a `dz`.
@@ -45,7 +49,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no gradient of it, no residual, no `dz`; not in place. The rest
+    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no bias, no gradient of either, no residual, no `dz`; not in place. The rest
     /// by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
@@ -56,6 +60,8 @@ impl Calls {
             weight_offset: WeightOffset::Zero,
             rounding: Rounding::Once,
             dw: None,
+            bias: None,
+            db: None,
             residual: false,
             dz: false,
             aligned: true,
@@ -168,6 +174,19 @@ pub struct Fold {
     pub blocks: u32,
 }
 
+/// How the partial rows of db are computed, and folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BiasPlan {
+    /// Whether dy is read 16 bytes at once.
+    pub aligned: bool,
+    /// Threads of a block that share a row: a power of two, at most 32. The others have further row groups.
+    pub lanes: u32,
+    /// Blocks.
+    pub blocks: u32,
+    /// From partial rows to db.
+    pub fold: Fold,
+}
+
 /// What a forward call launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardPlan {
@@ -198,8 +217,10 @@ pub struct BackwardPlan {
     pub columns: Option<u32>,
     /// From partial rows to dw.
     pub fold: Fold,
-    /// Row groups that a thread folds, where few rows are one launch: `rows` then computes dw as well, and there is no other.
+    /// Row groups that a thread folds, where few rows are one launch: `rows` then computes dw as well, and there is no other for it.
     pub span: Option<u32>,
+    /// The launches for db, if it is asked for.
+    pub bias: Option<BiasPlan>,
 }
 
 /// The launch of a forward call.
@@ -229,13 +250,14 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 2 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
+    let adds = calls.residual || calls.bias.is_some();
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
     let is_little_weight = calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
     let little = rows.exact && class.packs <= 4 && is_little_weight;
     let staged_bytes = staged_bytes(class, calls, tuning);
     let unaligned = UNALIGNED_THREADS.iter().find(|(packs_max, _)| !rows.aligned && class.packs <= *packs_max);
     let blocks_per_sm = match () {
-        _ if class.is_streamed() || calls.residual || !are_registers_known(tuning) => 1,
+        _ if class.is_streamed() || adds || !are_registers_known(tuning) => 1,
         _ if calls.hidden <= NARROW => 1536 / class.threads(),
         _ if staged_bytes.is_some() => staged_threads(class, calls) / class.threads(),
         _ if little => 1024 / class.threads(),
@@ -245,10 +267,11 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
 }
 
 /// Shared memory of a block that stages rows in forward, where it does: held rows that are not aligned, from compute capability 9.0 on. (Not wider ones,
-/// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much: neither is measured.)
+/// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much, or a bias: none is measured.)
 fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
     let is_narrow_or_wide = calls.hidden <= NARROW || class.is_streamed() || class.is_clustered();
-    if is_narrow_or_wide || calls.residual || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
+    let adds = calls.residual || calls.bias.is_some();
+    if is_narrow_or_wide || adds || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
         return None;
     }
     let bytes = 2 * class.teams as usize * pitch(class, calls);
@@ -277,6 +300,23 @@ fn pitch(class: Class, calls: &Calls) -> usize {
 
 /// The launches of a backward call.
 pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
+    BackwardPlan { bias: calls.db.map(|_| bias(calls, tuning)), ..of_rows(calls, tuning) }
+}
+
+/// As many threads a row as it has packs, up to a warp, so that a warp reads neighbouring bytes. Not timed.
+fn bias(calls: &Calls, tuning: &Tuning) -> BiasPlan {
+    let Calls { rows, hidden, dtype, .. } = *calls;
+    let pack = 16 / dtype.bytes();
+    let aligned = calls.aligned && hidden.is_multiple_of(pack);
+    let packs = if aligned { hidden / pack } else { hidden };
+    let lanes = packs.next_power_of_two().min(32);
+    let nodes = column_order(rows, hidden).groups.div_ceil(BIAS_THREADS as usize / lanes);
+    let fold = fold(nodes as u32, hidden, tuning.arch.sm_count);
+    BiasPlan { aligned, lanes: lanes as u32, blocks: blocks(packs.div_ceil(lanes) * nodes, GRID_MAX), fold }
+}
+
+/// All but db.
+fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let Calls { rows, hidden, .. } = *calls;
     let Arch { sm_count, threads_per_sm, .. } = tuning.arch;
     let column = column_order(rows, hidden);
@@ -288,7 +328,16 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let blocks_per_sm = 512 / class.threads();
         let fold = Fold { nodes: 0, level: 0, warps: 0, blocks: 0 };
         let span = Some(span);
-        return BackwardPlan { column, rows: launch, source: Source::Kept, blocks_per_sm, columns: None, fold, span };
+        return BackwardPlan {
+            column,
+            rows: launch,
+            source: Source::Kept,
+            blocks_per_sm,
+            columns: None,
+            fold,
+            span,
+            bias: None,
+        };
     }
     let class = chosen(Direction::Backward, calls, tuning, tuning.backward);
     let teams = class.teams as usize;
@@ -299,7 +348,16 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
         let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
         let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
-        return BackwardPlan { column, rows, source: Source::Reread, blocks_per_sm: 1, columns, fold, span: None };
+        return BackwardPlan {
+            column,
+            rows,
+            source: Source::Reread,
+            blocks_per_sm: 1,
+            columns,
+            fold,
+            span: None,
+            bias: None,
+        };
     }
     if class.is_clustered() {
         let stages = cluster::stages(class, calls, tuning);
@@ -309,7 +367,7 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
         let shared_bytes = CLUSTER_BYTES + weight_bytes(class, calls) + stages * 2 * slice_bytes(class, calls.dtype);
         let source = Source::Cluster { stages, shared_bytes };
-        return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None };
+        return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None, bias: None };
     }
     let ring = ring(class, calls, tuning);
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
@@ -324,7 +382,16 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
     let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
     let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
-    BackwardPlan { column, rows: launch(class, calls, blocks), source, blocks_per_sm, columns: None, fold, span: None }
+    BackwardPlan {
+        column,
+        rows: launch(class, calls, blocks),
+        source,
+        blocks_per_sm,
+        columns: None,
+        fold,
+        span: None,
+        bias: None,
+    }
 }
 
 /// As many warps a column as give each multiprocessor 1024 threads, and each thread several loads on their way: one block after another of
@@ -466,6 +533,9 @@ const STAGED_BYTES_MAX: usize = 66 << 10;
 pub(crate) const fn stage_rows(dz: bool) -> u32 {
     2 + dz as u32
 }
+
+/// Threads of a block that sums dy.
+pub(crate) const BIAS_THREADS: u32 = 1024;
 
 /// Columns that a block of the fold folds: one a lane.
 pub(crate) const FOLD_COLUMNS: u32 = 32;

@@ -103,7 +103,9 @@ pub struct TableLine {
 }
 
 /// The operands of a call that are there, inputs first.
-pub type Table = ArrayVec<TableLine, 8>;
+pub type Table = ArrayVec<TableLine, OPERANDS_MAX>;
+
+const OPERANDS_MAX: usize = 10;
 
 impl TableLine {
     pub(crate) fn rows<D: Operand>(
@@ -235,7 +237,7 @@ impl TableLine {
 
 /// Whether a call may have these operands.
 pub(crate) fn check(table: &Table) -> Result<(), Error> {
-    let mut extents = ArrayVec::<Extent, 8>::new();
+    let mut extents = ArrayVec::<Extent, OPERANDS_MAX>::new();
     for line in table {
         extents.push(line.check()?);
     }

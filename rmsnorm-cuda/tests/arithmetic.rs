@@ -42,7 +42,7 @@ fn f(value: f32) -> u32 {
 }
 
 /// What a recomputed sum is depends on the scale that is asked for: a wrong scale shows.
-const FUNCTIONS: [Function; 30] = [
+const FUNCTIONS: [Function; 31] = [
     function!("widen float", "r[0] = f(widen(a));", |a| [f(a.widen()), 0, 0]),
     Function {
         name: "widen f16",
@@ -112,6 +112,7 @@ const FUNCTIONS: [Function; 30] = [
         [f(arith::factor(a, true, |x| bf16::store(x).widen())), f(arith::factor(a, false, |_| 0.0)), 0]
     }),
     function!("weighted", "r[0] = f(weighted(a, b));", |a, b| [f(arith::weighted(a, b)), 0, 0]),
+    function!("weighted_with", "r[0] = f(weighted_with(a, b, c));", |a, b, c| [f(arith::weighted_with(a, b, c)), 0, 0]),
     function!("centred", "r[0] = f(centred(a, b, c));", |a, b, c| [f(arith::centred(a, b, c)), 0, 0]),
     function!(
         "gradient",

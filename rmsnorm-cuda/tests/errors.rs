@@ -1,6 +1,6 @@
 //! What a caller reads: each text names the mistake, what was expected and what came.
 
-use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Operand, Vector, WeightGradient};
+use rmsnorm_cuda::{Backward, BiasGradient, Dtype, Error, Forward, Operand, Vector, WeightGradient};
 
 /// Memory that need not exist.
 #[derive(Clone, Copy)]
@@ -59,6 +59,20 @@ fn texts_name_the_mistake() {
     assert_eq!(text(forward(Bf16, F16).check()), "weight has elements of type f16, expected bf16 or f32");
     assert_eq!(text(backward(Bf16, F32, Bf16).check()), "dw has elements of type bf16, expected f32");
     assert_eq!(text(backward(Bf16, Bf16, F16).check()), "dw has elements of type f16, expected bf16 or f32");
+    let biased = |dtype| Forward { bias: Some(memory(dtype, 8).into()), ..forward(Bf16, F32) };
+    assert_eq!([biased(F32), biased(Bf16)].map(|call| call.check()), [Ok(()), Ok(())]);
+    assert_eq!(text(biased(F16).check()), "bias has elements of type f16, expected bf16 or f32");
+    let with_db = |db: Memory, scratch| Backward {
+        db: Some(BiasGradient { db: db.into(), scratch: Vector::from(scratch) }),
+        ..backward(Bf16, F32, F32)
+    };
+    assert_eq!(with_db(memory(Bf16, 8), memory(F32, 9)).check(), Ok(()));
+    let of_dw = text(with_db(memory(F32, 8), memory(F32, 7)).check());
+    assert!(of_dw.starts_with("scratch overlaps db_scratch, expected memory of its own"), "{of_dw}");
+    let wrong = with_db(memory(F16, 8), memory(F32, 9)).check();
+    assert_eq!(text(wrong), "db has elements of type f16, expected bf16 or f32");
+    let short = with_db(memory(F32, 8), Memory(F32, 15, 9 << 24)).check();
+    assert_eq!(text(short), "db_scratch needs 16 elements (offset included), got 15");
     assert_eq!(refused(|c| c.eps = -f32::from_bits(1)), "eps is -1e-45, expected a finite number that is not negative");
     assert_eq!(refused(|c| c.hidden = 0), "hidden is 0, expected 1 to 16777216");
     assert_eq!(refused(|c| c.x.row_stride = 7), "x has row stride 7, expected 0 or at least hidden = 8");

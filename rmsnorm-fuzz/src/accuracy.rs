@@ -25,11 +25,13 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
         demand_sums(case, input(Name::X), residual, z)?;
     }
     let (x, dy) = (sum.map_or(input(Name::X), |(_, z)| z), input(Name::Dy));
-    let weight: Option<Array1<f64>> =
-        operands.buffer(Name::Weight).map(|w| (0..hidden).map(|j| f64::from(w.get(0, j))).collect());
+    let row = |w: &Buffer| (0..hidden).map(|j| f64::from(w.get(0, j))).collect();
+    let [weight, bias]: [Option<Array1<f64>>; 2] =
+        [Name::Weight, Name::Bias].map(|name| operands.buffer(name).map(row));
     let setting = Setting {
         weight: weight.as_ref().map(|w| w.view()),
         weight_offset: if case.weight_offset == WeightOffset::One { 1.0 } else { 0.0 },
+        bias: bias.as_ref().map(|b| b.view()),
         // An f32 is what it is rounded to.
         rounded: (case.rounding == Rounding::Twice && dtype != Dtype::F32).then(|| format(dtype)),
         eps: f64::from(case.eps),
@@ -37,7 +39,7 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
     };
     let format = format(dtype);
     let rstd: Vec<f32> = (0..rows).map(|i| outputs.rstd.get(i)).collect();
-    let wants_dw = outputs.dw.is_some();
+    let wants_columns = outputs.dw.is_some() || outputs.db.is_some();
 
     // A few spans of rows, each with its own column sums, walked in blocks that fit a cache.
     let span = rows.div_ceil(2 * rayon::current_num_threads()).max((BLOCK_ELEMENTS / hidden).max(1));
@@ -60,7 +62,7 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
             let dz = operands.buffer(Name::Dz).map(given);
             let dz = dz.as_ref().map(|dz| dz.view());
             dx.merge(&check_backward_rows(&setting, format, first, x.view(), dy.view(), dz, got(&outputs.dx).view()));
-            if wants_dw {
+            if wants_columns {
                 columns.add_rows(&setting, x.view(), dy.view());
             }
         }
@@ -70,7 +72,7 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
     let (forward, dx, columns) = judged.reduce(nothing, |mut a, b| {
         a.0.merge(&b.0);
         a.1.merge(&b.1);
-        if wants_dw {
+        if wants_columns {
             a.2.merge(&b.2);
         }
         a
@@ -80,6 +82,10 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
     if let (Some(dw), Some(dtype)) = (&outputs.dw, case.dw_dtype()) {
         let dw: Vec<f64> = (0..hidden).map(|j| f64::from(dw.get(j))).collect();
         tallies.push(("dw", columns.check_dw(setting.depth, self::format(dtype), &dw)));
+    }
+    if let (Some(db), Some(dtype)) = (&outputs.db, case.db_dtype()) {
+        let db: Vec<f64> = (0..hidden).map(|j| f64::from(db.get(j))).collect();
+        tallies.push(("db", columns.check_db(setting.depth, self::format(dtype), &db)));
     }
     let mut evidence = Evidence { comparisons: 1, ..Evidence::default() };
     for (output, tally) in tallies {

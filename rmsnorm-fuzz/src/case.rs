@@ -35,6 +35,12 @@ pub struct Case {
     pub dy: Values,
     /// Elements of the weight.
     pub w: Values,
+    /// Whether there is a bias, and of which type.
+    pub bias: WeightKind,
+    /// Elements of the bias.
+    pub b: Values,
+    /// Whether the gradient of the bias is asked for, be there one or not, and in which type.
+    pub db: DwKind,
     /// Elements of the residual, if there is one. Backward then gets `z` for its `x`.
     pub residual: Option<Values>,
     /// Elements of `dz`, if it is given.
@@ -45,10 +51,10 @@ pub struct Case {
     pub seed: u64,
 }
 
-/// The weight of a case.
+/// The weight of a case, or its bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightKind {
-    /// No weight.
+    /// None.
     Absent,
     /// Of the type of `x`.
     Same,
@@ -56,12 +62,23 @@ pub enum WeightKind {
     F32,
 }
 
-/// The weight's gradient of a case.
+impl WeightKind {
+    /// The type, `x` being that of x.
+    fn of(self, x: Dtype) -> Option<Dtype> {
+        match self {
+            WeightKind::Absent => None,
+            WeightKind::Same => Some(x),
+            WeightKind::F32 => Some(Dtype::F32),
+        }
+    }
+}
+
+/// The weight's gradient of a case, or the bias's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DwKind {
     /// Not asked for.
     Absent,
-    /// Of the type of the weight; f32 without one.
+    /// Of the type of the weight, f32 without one; the bias's of the type of `x`.
     Same,
     /// f32.
     F32,
@@ -82,11 +99,14 @@ pub enum Name {
     Dz,
     Residual,
     Z,
+    Bias,
+    Db,
+    DbScratch,
 }
 
 impl Name {
     /// Every operand, in the order of [`Case::places`].
-    pub const ALL: [Name; 11] = [
+    pub const ALL: [Name; 14] = [
         Name::X,
         Name::Weight,
         Name::Y,
@@ -98,21 +118,24 @@ impl Name {
         Name::Dz,
         Name::Residual,
         Name::Z,
+        Name::Bias,
+        Name::Db,
+        Name::DbScratch,
     ];
 
     /// Whether this operand is a matrix and so has a row stride.
     pub fn is_matrix(self) -> bool {
-        !matches!(self, Name::Weight | Name::Rstd | Name::Dw | Name::Scratch)
+        !matches!(self, Name::Weight | Name::Bias | Name::Rstd | Name::Dw | Name::Scratch | Name::Db | Name::DbScratch)
     }
 
     /// Whether its elements are those of the case. (rstd is what forward made of them.)
     pub fn is_input(self) -> bool {
-        matches!(self, Name::X | Name::Weight | Name::Dy | Name::Dz | Name::Residual)
+        matches!(self, Name::X | Name::Weight | Name::Bias | Name::Dy | Name::Dz | Name::Residual)
     }
 
     /// Whether it came later: then it is drawn last, so that the bytes of an older case still give it.
     fn is_drawn_late(self) -> bool {
-        matches!(self, Name::Dz | Name::Residual | Name::Z)
+        matches!(self, Name::Dz | Name::Residual | Name::Z | Name::Bias | Name::Db | Name::DbScratch)
     }
 
     /// Whether this operand may have a row stride of 0.
@@ -166,6 +189,9 @@ impl Case {
             x: Values::Normal,
             dy: Values::Normal,
             w: Values::Normal,
+            bias: WeightKind::Absent,
+            b: Values::Normal,
+            db: DwKind::Absent,
             residual: None,
             dz: None,
             places: [Place { offset: 0, gap: Gap::None }; Name::ALL.len()],
@@ -180,11 +206,12 @@ impl Case {
 
     /// Type of the weight, if there is one.
     pub fn weight_dtype(&self) -> Option<Dtype> {
-        match self.weight {
-            WeightKind::Absent => None,
-            WeightKind::Same => Some(self.dtype),
-            WeightKind::F32 => Some(Dtype::F32),
-        }
+        self.weight.of(self.dtype)
+    }
+
+    /// Type of the bias, if there is one.
+    pub fn bias_dtype(&self) -> Option<Dtype> {
+        self.bias.of(self.dtype)
     }
 
     /// Type of the weight's gradient, if it is asked for.
@@ -196,11 +223,22 @@ impl Case {
         }
     }
 
+    /// Type of the bias's gradient, if it is asked for.
+    pub fn db_dtype(&self) -> Option<Dtype> {
+        match self.db {
+            DwKind::Absent => None,
+            DwKind::Same => Some(self.dtype),
+            DwKind::F32 => Some(Dtype::F32),
+        }
+    }
+
     /// Whether the calls of the case have `operand`.
     pub fn has(&self, operand: Name) -> bool {
         match operand {
             Name::Weight => self.weight != WeightKind::Absent,
+            Name::Bias => self.bias != WeightKind::Absent,
             Name::Dw | Name::Scratch => self.dw != DwKind::Absent,
+            Name::Db | Name::DbScratch => self.db != DwKind::Absent,
             Name::Dz => self.dz.is_some(),
             Name::Residual | Name::Z => self.residual.is_some(),
             _ => true,
@@ -235,12 +273,18 @@ impl std::fmt::Display for Case {
         if self.weight_offset == WeightOffset::One {
             write!(f, "+1")?;
         }
+        if let Some(dtype) = self.bias_dtype() {
+            write!(f, " bias={}:{dtype}", self.b)?;
+        }
         if self.rounding == Rounding::Twice {
             write!(f, " twice")?;
         }
         match self.dw_dtype() {
             None => write!(f, " dw=absent")?,
             Some(dtype) => write!(f, " dw={dtype}")?,
+        }
+        if let Some(dtype) = self.db_dtype() {
+            write!(f, " db={dtype}")?;
         }
         if let Some(residual) = self.residual {
             write!(f, " residual={residual}")?;

@@ -41,10 +41,19 @@ pub fn kinds() -> Vec<Calls> {
     let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
     // A residual is forward's alone, dz backward's: one kind shows both.
     let with_dz = |dtype| Calls { residual: true, dz: true, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
+    // Of either type, and alone.
+    let biased = |dtype| {
+        let bias = |weight, bias| Calls { bias: Some(bias), db: Some(bias), ..kind(dtype, weight, WeightOffset::Zero) };
+        let f32s = (dtype != Dtype::F32).then(|| bias(Some(dtype), Dtype::F32));
+        [bias(Some(dtype), dtype), bias(None, dtype)].into_iter().chain(f32s)
+    };
     // In f32 the kernels are those that round once.
     let twice = |dtype| Calls { rounding: Rounding::Twice, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
     let twice = |dtype| (dtype != Dtype::F32).then(|| twice(dtype));
-    Dtype::ALL.into_iter().flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)]).chain(twice(dtype))).collect()
+    Dtype::ALL
+        .into_iter()
+        .flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)]).chain(twice(dtype)).chain(biased(dtype)))
+        .collect()
 }
 
 /// Every module that calls of this kind launch on `arch`: every class in every layout, few rows, and the fold. What is launched is what
@@ -74,11 +83,15 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     Ok(found.into_iter().map(unit).collect())
 }
 
-/// What is compiled ahead: the portable modules of all calls but those that round twice, for which there is no room. Those that resemble
-/// each other stand together.
+/// Whether its modules are compiled ahead: for rounding twice, a bias and its gradient there is no room.
+pub fn is_portable(kind: &Calls) -> bool {
+    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none()
+}
+
+/// What is compiled ahead: the portable modules of all calls that [have them](is_portable). Those that resemble each other stand together.
 pub fn portable() -> Result<Vec<Module>, Error> {
     let mut all = BTreeSet::new();
-    let kinds: Vec<Calls> = kinds().into_iter().filter(|kind| kind.rounding == Rounding::Once).collect();
+    let kinds: Vec<Calls> = kinds().into_iter().filter(is_portable).collect();
     for (kind, both) in kinds.iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let units = units(&Arch::A100, &Calls { residual: both, dz: both, ..*kind })?;
         // Without a compiler few rows are planned as others are.
@@ -237,6 +250,18 @@ pub const EXCEPTIONS: &[Exception] = &[
         of: |unit| unit.module.class().is_some_and(|class| class.pack == 4),
         bytes_max: 16,
         reason: "128 registers a thread; where the width is no constant two values go to the first cache and back once a block; not timed",
+    },
+    Exception {
+        kernel: "forward",
+        of: |unit| matches!(unit.module, Module::Forward { rows, bias: Some(Dtype::F32), .. } if rows.class.threads() == 1024),
+        bytes_max: 100,
+        reason: "64 registers are all that 1024 threads have, of which x, weight and bias take 48 in f32; not timed",
+    },
+    Exception {
+        kernel: "forward_few",
+        of: |unit| matches!(unit.module, Module::ForwardFew { bias: Some(Dtype::F32), .. }),
+        bytes_max: 16,
+        reason: "64 registers a thread, of which four packs of x, weight and bias take 48 in f32: two values go to the first cache and back; not timed",
     },
     Exception {
         kernel: "columns",

@@ -9,7 +9,7 @@ use crate::subject::Subject;
 use crate::values::Values;
 use rmsnorm_cuda::WeightOffset;
 
-/// *Rows of ±1 with eps 0 and small integers give exact integers*: rstd is 1, y and dw are integers, and where N is a power of
+/// *Rows of ±1 with eps 0 and small integers give exact integers*: rstd is 1, y, dw and db are integers, and where N is a power of
 /// two dx is an integer over N. The shape, the types and the layout are those of the case; the oracle counts in i64; an output
 /// in a narrow type is the integer rounded once.
 pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
@@ -20,11 +20,11 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     if rows as i64 * i64::from(largest) > EXACT {
         return Err(Stop::NotApplicable("a column sum may exceed 2^24".into()));
     }
-    let (dy, w) = (Values::Integers(largest), Values::Integers(largest));
+    let [dy, w, b] = [Values::Integers(largest); 3];
     // In a narrow type a sum over many rows would be rounded, and hide a lost row again.
-    let dw = if case.dw != DwKind::Absent && rows > 32 { DwKind::F32 } else { case.dw };
+    let [dw, db] = [case.dw, case.db].map(|kind| if kind != DwKind::Absent && rows > 32 { DwKind::F32 } else { kind });
     let residual = case.residual.map(|_| Values::Constant(0.0));
-    let case = Case { x: Values::Signed(1.0), dy, w, dz: case.dz.map(|_| dy), residual, eps: 0.0, dw, ..*case };
+    let case = Case { x: Values::Signed(1.0), dy, w, b, dz: case.dz.map(|_| dy), residual, eps: 0.0, dw, db, ..*case };
     let mut operands = Operands::new(&case, Fill::Plausible);
     let outputs = operands.run(executor)?;
     let mut evidence = Evidence::default();
@@ -47,15 +47,18 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     let offset = i64::from(case.weight_offset == WeightOffset::One);
     let weight: Vec<i64> =
         (0..hidden).map(|j| operands.buffer(Name::Weight).map_or(1, |w| w.get(0, j) as i64 + offset)).collect();
+    let bias: Vec<i64> = (0..hidden).map(|j| operands.buffer(Name::Bias).map_or(0, |b| b.get(0, j) as i64)).collect();
     let dx_is_exact =
         hidden.is_power_of_two() && 3 * hidden as i64 * i64::from(largest) * i64::from(largest + 1) <= EXACT;
-    let mut dw = vec![0_i64; hidden];
+    let [mut dw, mut db] = [(); 2].map(|()| vec![0_i64; hidden]);
     for i in 0..rows {
         let integers = |b: &Buffer| -> Vec<i64> { b.row(i).into_iter().map(|v| v as i64).collect() };
         let (x, dy) = (integers(x), integers(dy));
         demand("rstd", i, &outputs.rstd, vec![1.0])?;
         dw.iter_mut().zip(x.iter().zip(&dy)).for_each(|(dw, (x, dy))| *dw += x * dy);
-        demand("y", i, &outputs.y, x.iter().zip(&weight).map(|(x, w)| (x * w) as f32).collect())?;
+        db.iter_mut().zip(&dy).for_each(|(db, dy)| *db += dy);
+        let y = x.iter().zip(&weight).zip(&bias).map(|((x, w), bias)| (x * w + bias) as f32);
+        demand("y", i, &outputs.y, y.collect())?;
         if dx_is_exact {
             let dot: i64 = x.iter().zip(&dy).zip(&weight).map(|((x, dy), w)| x * dy * w).sum();
             let dz = operands.buffer(Name::Dz).map(integers);
@@ -65,8 +68,10 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
             demand("dx", i, &outputs.dx, dx.collect())?;
         }
     }
-    if let Some(got) = &outputs.dw {
-        demand("dw", 0, got, dw.into_iter().map(|sum| sum as f32).collect())?;
+    for (name, got, want) in [("dw", &outputs.dw, dw), ("db", &outputs.db, db)] {
+        if let Some(got) = got {
+            demand(name, 0, got, want.into_iter().map(|sum| sum as f32).collect())?;
+        }
     }
     if !dx_is_exact {
         evidence.exclude("dx where N is no power of two or too wide for exact sums", case.elements() as u64);

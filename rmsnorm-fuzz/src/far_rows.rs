@@ -4,7 +4,8 @@ use crate::finding::{Evidence, Finding, Stop};
 use crate::subject::Subject;
 use half::slice::HalfBitsSliceExt;
 use rmsnorm_cuda::{
-    Backward, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16, scratch_len,
+    Backward, BiasGradient, Error, Executor, Forward, Rows, Slice, SliceMut, WeightGradient, WeightOffset, bf16,
+    scratch_len,
 };
 
 /// *Two rows so far apart that the second begins beyond 2^31 elements, and in `x` beyond 2^32, give the bits that they give side by
@@ -15,7 +16,7 @@ pub(crate) fn far_rows(subject: &Subject) -> Finding {
     let mut evidence = Evidence::default();
     let near = run(executor, HIDDEN, HIDDEN)?;
     let far = run(executor, (1 << 32) + 24, (1 << 31) + 24)?;
-    for (name, (near, far)) in ["y", "dx", "dw"].into_iter().zip(near.iter().zip(&far)) {
+    for (name, (near, far)) in ["y", "dx", "dw", "db"].into_iter().zip(near.iter().zip(&far)) {
         if let Some(at) = (0..near.len()).find(|&i| near[i].to_bits() != far[i].to_bits()) {
             return Err(Stop::Failed(format!("{name}[{at}] is {} side by side, and {} far apart", near[at], far[at])));
         }
@@ -24,8 +25,8 @@ pub(crate) fn far_rows(subject: &Subject) -> Finding {
     Ok(evidence)
 }
 
-/// y, dx and dw of two rows, `x_stride` apart in x and `stride` in the other tensors.
-fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<bf16>; 3], Stop> {
+/// y, dx, dw and db of two rows, `x_stride` apart in x and `stride` in the other tensors.
+fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<bf16>; 4], Stop> {
     let (rows, hidden, weight_offset) = (2, HIDDEN, WeightOffset::Zero);
     // Zero bits from the system are pages that do not exist until they are touched.
     let tensor = |stride: usize| vec![0u16; stride + hidden];
@@ -38,8 +39,9 @@ fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<b
         }
     }
     let weight: Vec<bf16> = (0..hidden).map(|i| value(i, 11)).collect();
-    let (mut rstd, mut dw) = ([0.0f32; 2], vec![bf16::ZERO; hidden]);
-    let mut scratch = vec![f32::NAN; scratch_len(rows, hidden)?];
+    let (mut rstd, [mut dw, mut db]) = ([0.0f32; 2], [(); 2].map(|()| vec![bf16::ZERO; hidden]));
+    let needed = scratch_len(rows, hidden)?;
+    let [mut scratch, mut db_scratch] = [(); 2].map(|()| vec![f32::NAN; needed]);
     let forward = executor.forward(Forward {
         weight_offset,
         weight: Some(Slice::Bf16(&weight).into()),
@@ -56,6 +58,7 @@ fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<b
         weight_offset,
         weight: Some(Slice::Bf16(&weight).into()),
         dw: Some(WeightGradient { dw: SliceMut::Bf16(&mut dw).into(), scratch: SliceMut::F32(&mut scratch).into() }),
+        db: Some(BiasGradient { db: SliceMut::Bf16(&mut db).into(), scratch: SliceMut::F32(&mut db_scratch).into() }),
         ..Backward::with_rows(
             (rows, hidden),
             Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
@@ -69,7 +72,7 @@ fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<b
         let both = tensor[..hidden].iter().chain(&tensor[stride..][..hidden]);
         both.map(|&bits| bf16::from_bits(bits)).collect::<Vec<_>>()
     };
-    Ok([rows_of(&y), rows_of(&dx), dw])
+    Ok([rows_of(&y), rows_of(&dx), dw, db])
 }
 
 /// A GPU with less memory than that has nothing to say.

@@ -20,7 +20,7 @@ pub fn digest(executor: &dyn Executor, case: &Case) -> Result<String, Error> {
     Ok(digest_of(&Operands::new(case, Fill::Plausible).run(executor)?))
 }
 
-/// The same of each output by itself, where there is one; with a residual z is the last.
+/// The same of each output by itself, where there is one; then z, with a residual, and db, where it is asked for.
 pub fn digests(executor: &dyn Executor, case: &Case) -> Result<Vec<Option<String>>, Error> {
     let outputs = Operands::new(case, Fill::Plausible).run(executor)?;
     let digest = |elements| {
@@ -29,7 +29,12 @@ pub fn digests(executor: &dyn Executor, case: &Case) -> Result<Vec<Option<String
         hex(hash)
     };
     let always = [Some(&outputs.rstd), Some(&outputs.y), Some(&outputs.dx), outputs.dw.as_ref()];
-    Ok(always.into_iter().chain(outputs.z.as_ref().map(Some)).map(|output| output.map(digest)).collect())
+    let others = match (&outputs.z, &outputs.db) {
+        (None, None) => vec![],
+        (z, None) => vec![z.as_ref()],
+        (z, db) => vec![z.as_ref(), db.as_ref()],
+    };
+    Ok(always.into_iter().chain(others).map(|output| output.map(digest)).collect())
 }
 
 /// What `golden.txt` must contain: computed by the literal executor.
@@ -79,7 +84,8 @@ fn entries(golden: &str) -> impl Iterator<Item = (&str, &str)> {
 
 fn digest_of(outputs: &Outputs) -> String {
     let mut hash = Sha256::new();
-    for elements in [&outputs.rstd, &outputs.y, &outputs.dx].into_iter().chain(&outputs.dw).chain(&outputs.z) {
+    let always = [&outputs.rstd, &outputs.y, &outputs.dx];
+    for elements in always.into_iter().chain(&outputs.dw).chain(&outputs.z).chain(&outputs.db) {
         add(&mut hash, elements);
     }
     hex(hash)

@@ -8,6 +8,7 @@ use rmsnorm_cuda::plan::{Direction, class, column_order};
 use rmsnorm_cuda::{Dtype, HIDDEN_MAX};
 use std::sync::LazyLock;
 
+mod biases;
 mod numerics;
 
 /// An adversarial input with a name.
@@ -44,6 +45,7 @@ pub fn hard_cases() -> &'static [HardCase] {
         numerics::degenerate(&mut list);
         numerics::weights(&mut list);
         numerics::rounded_twice(&mut list);
+        biases::biases(&mut list);
         large(&mut list);
         list.cases
     });

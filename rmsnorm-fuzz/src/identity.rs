@@ -4,11 +4,12 @@ use crate::buffer::Fill;
 use crate::case::{Case, Name};
 use crate::elements::{Elements, put};
 use crate::finding::{Evidence, Finding, Outcome, Stop, demand_equal};
-use crate::literal::{Literal, dw_columns};
+use crate::literal::{Literal, db_columns, dw_columns};
 use crate::operands::{Operands, Outputs};
 use crate::subject::{Subject, Tried};
 use rayon::prelude::*;
 use rmsnorm_cuda::{Backward, Executor, Forward, Residual, Rows, Slice, SliceMut, Vector};
+use std::ops::Range;
 
 /// *Every output equals the literal executor's, bit for bit*, NaNs being equal.
 pub(crate) fn identity(subject: &Subject, trial: &mut Trial) -> Finding {
@@ -85,7 +86,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let Case { rows, hidden, dtype, eps, weight_offset, rounding, .. } = *operands.case();
     let view = |name| operands.buffer(name).expect("always there").rows();
     let (x, dy) = (view(Name::X), view(Name::Dy));
-    let weight = operands.buffer(Name::Weight).map(|w| w.vector());
+    let [weight, bias] = [Name::Weight, Name::Bias].map(|name| operands.buffer(name).map(|w| w.vector()));
     let dz = operands.buffer(Name::Dz).map(|dz| dz.rows());
     let residual = operands.buffer(Name::Residual).map(|residual| residual.rows());
     let mut z = Elements::zeros(dtype, if residual.is_some() { rows * hidden } else { 0 });
@@ -108,6 +109,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
             rounding,
             residual: sum,
             weight,
+            bias,
             rstd: Some(reborrow(rstd).into()),
             ..Forward::with_rows((rows, hidden), eps, from_row(&x, b * block), Rows::contiguous(reborrow(y), hidden))
         };
@@ -132,17 +134,19 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
         let rows = rmsnorm_cuda::Operand::elements(&dx) / hidden;
         Literal.backward(backward(b * block, rows, dx)).expect("a good call");
     });
-    let dw = operands.case().dw_dtype().map(|dtype| {
-        let call = backward(0, rows, SliceMut::F32(&mut []));
-        let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
+    let call = backward(0, rows, SliceMut::F32(&mut []));
+    let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
+    let columns = |dtype, of: fn(&Backward<Slice<'_>, SliceMut<'_>>, Range<usize>) -> Vec<f32>| {
         let blocks: Vec<_> = (0..hidden).step_by(width).map(|j| j..hidden.min(j + width)).collect();
-        let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|columns| dw_columns(&call, columns)).collect();
-        let mut dw = Elements::zeros(dtype, hidden);
-        sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut dw.slice_mut(), j, sum));
-        dw
-    });
+        let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|columns| of(&call, columns)).collect();
+        let mut all = Elements::zeros(dtype, hidden);
+        sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut all.slice_mut(), j, sum));
+        all
+    };
+    let dw = operands.case().dw_dtype().map(|dtype| columns(dtype, dw_columns));
+    let db = operands.case().db_dtype().map(|dtype| columns(dtype, db_columns));
     let z = residual.is_some().then_some(z);
-    Outputs { rows, hidden, z, y, rstd, dx, dw }
+    Outputs { rows, hidden, z, y, rstd, dx, dw, db }
 }
 
 fn from_row<'a>(view: &Rows<Slice<'a>>, row: usize) -> Rows<Slice<'a>> {

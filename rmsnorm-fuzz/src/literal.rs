@@ -20,6 +20,7 @@ impl Executor for Literal {
     fn forward(&self, mut call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         let w = effective(&call.weight, call.weight_offset, call.hidden);
+        let bias = call.bias.map(|bias| get_all(bias.data, bias.offset..bias.offset + call.hidden));
         for i in 0..call.rows {
             let mut z = elements(&call.x, i, 0..call.hidden);
             if let Some(sum) = &mut call.residual {
@@ -36,8 +37,13 @@ impl Executor for Literal {
                 _ => 1.0 / v.sqrt(),
             };
             let x_hat = normalised(&z, rstd).0.into_iter();
-            let y = x_hat.zip(&w).map(|(x_hat, w)| factor(x_hat, call.rounding, call.x.data.dtype()) * w);
-            put_all(&mut call.y.data, call.y.offset + i * call.y.row_stride, &y.collect::<Vec<f32>>());
+            let h = x_hat.map(|x_hat| factor(x_hat, call.rounding, call.x.data.dtype()));
+            let y: Vec<f32> = match (&call.weight, &bias) {
+                (_, None) => h.zip(&w).map(|(h, w)| h * w).collect(),
+                (None, Some(bias)) => h.zip(bias).map(|(h, bias)| h + bias).collect(),
+                (Some(_), Some(bias)) => h.zip(&w).zip(bias).map(|((h, w), bias)| h.mul_add(*w, *bias)).collect(),
+            };
+            put_all(&mut call.y.data, call.y.offset + i * call.y.row_stride, &y);
             call.rstd.iter_mut().for_each(|out| put(&mut out.data, out.offset + i, rstd));
         }
         Ok(())
@@ -70,6 +76,10 @@ impl Executor for Literal {
             let sums = dw_columns(&call, 0..n);
             put_all(&mut out.dw.data, out.dw.offset, &sums);
         }
+        if let Some(mut out) = call.db.take() {
+            let sums = db_columns(&call, 0..n);
+            put_all(&mut out.db.data, out.db.offset, &sums);
+        }
         Ok(())
     }
 }
@@ -88,6 +98,17 @@ pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
             (row, dy) = (i, elements(&call.dy, i, columns.clone()));
         }
         (dy[j], h[j])
+    })
+}
+
+/// The same for `db`.
+pub(crate) fn db_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Range<usize>) -> Vec<f32> {
+    let (mut row, mut dy) = (usize::MAX, Vec::new());
+    reduce(column_order(call.rows, call.hidden).groups, call.rows, columns.len(), |i, j| {
+        if row != i {
+            (row, dy) = (i, elements(&call.dy, i, columns.clone()));
+        }
+        (dy[j], 1.0)
     })
 }
 

@@ -97,7 +97,7 @@ pub(crate) fn writes(subject: &Subject, case: &Case) -> Finding {
         let before = fingerprints(&operands, inputs);
         operands.forward(executor)?;
         demand_unchanged(&operands, inputs, &before, "forward")?;
-        let inputs = &all_but(&[Name::Dx, Name::Dw, Name::Scratch]);
+        let inputs = &all_but(&[Name::Dx, Name::Dw, Name::Scratch, Name::Db, Name::DbScratch]);
         let before = fingerprints(&operands, inputs);
         operands.backward(executor)?;
         demand_unchanged(&operands, inputs, &before, "backward")?;
@@ -116,6 +116,7 @@ const SMALL: usize = 1 << 12;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::case::{DwKind, WeightKind};
     use crate::elements::put;
     use crate::values::Values;
     use rmsnorm_cuda::Dtype;
@@ -126,7 +127,13 @@ mod tests {
         for dtype in Dtype::ALL {
             let gapped = Place { offset: 3, gap: Gap::Elements(2) };
             let normal = Some(Values::Normal);
-            let full = Case { dz: normal, residual: normal, ..Case::new(3, 5, dtype) };
+            let full = Case {
+                dz: normal,
+                residual: normal,
+                bias: WeightKind::Same,
+                db: DwKind::Same,
+                ..Case::new(3, 5, dtype)
+            };
             let case = Name::ALL.into_iter().fold(full, |c, o| c.with_place(o, gapped));
             for fill in [Fill::Nan, Fill::Plausible] {
                 let mut operands = Operands::new(&case, fill);

@@ -223,7 +223,7 @@ macro_rules! subject {
             call: ours::Forward<A, ours::SliceMut<'_>>,
             read: impl Fn(A) -> B,
         ) -> $theirs::Forward<B, $theirs::SliceMut<'_>> {
-            let ours::Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, y, rstd } = call;
+            let ours::Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
             $theirs::Forward {
                 rows,
                 hidden,
@@ -236,6 +236,7 @@ macro_rules! subject {
                     z: rows_of(sum.z, slice_mut),
                 }),
                 weight: weight.map(|w| vector(w, &read)),
+                bias: bias.map(|b| vector(b, &read)),
                 y: rows_of(y, slice_mut),
                 rstd: rstd.map(|r| vector(r, slice_mut)),
             }
@@ -245,7 +246,7 @@ macro_rules! subject {
             call: ours::Backward<A, ours::SliceMut<'_>>,
             read: impl Fn(A) -> B,
         ) -> $theirs::Backward<B, $theirs::SliceMut<'_>> {
-            let ours::Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw } = call;
+            let ours::Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
             $theirs::Backward {
                 rows,
                 hidden,
@@ -259,6 +260,10 @@ macro_rules! subject {
                 dx: rows_of(dx, slice_mut),
                 dw: dw.map(|g| $theirs::WeightGradient {
                     dw: vector(g.dw, slice_mut),
+                    scratch: vector(g.scratch, slice_mut),
+                }),
+                db: db.map(|g| $theirs::BiasGradient {
+                    db: vector(g.db, slice_mut),
                     scratch: vector(g.scratch, slice_mut),
                 }),
             }

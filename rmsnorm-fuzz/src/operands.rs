@@ -5,7 +5,9 @@ use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, Name};
 use crate::elements::{Difference, Elements};
 use crate::values::{Source, mix, power_of_two};
-use rmsnorm_cuda::{Backward, Dtype, Error, Executor, Forward, Residual, Slice, SliceMut, WeightGradient, scratch_len};
+use rmsnorm_cuda::{
+    Backward, BiasGradient, Dtype, Error, Executor, Forward, Residual, Slice, SliceMut, WeightGradient, scratch_len,
+};
 
 /// The operands of a case's two calls.
 pub struct Operands {
@@ -52,8 +54,10 @@ impl Operands {
             let (dtype, shape) = match name {
                 Name::Rstd => (Dtype::F32, (1, rows)),
                 Name::Weight => (case.weight_dtype()?, (1, case.hidden)),
+                Name::Bias => (case.bias_dtype()?, (1, case.hidden)),
                 Name::Dw => (case.dw_dtype()?, (1, case.hidden)),
-                Name::Scratch => {
+                Name::Db => (case.db_dtype()?, (1, case.hidden)),
+                Name::Scratch | Name::DbScratch => {
                     (Dtype::F32, (1, scratch_len(rows, case.hidden).expect("the width of a case is legal")))
                 }
                 _ => (case.dtype, (rows, case.hidden)),
@@ -63,19 +67,21 @@ impl Operands {
                 Name::X => case.x,
                 Name::Dy => case.dy,
                 Name::Weight => case.w,
+                Name::Bias => case.b,
                 Name::Dz => case.dz?,
                 Name::Residual => case.residual?,
                 _ => return Some(buffer),
             };
             // Another seed for each operand. eps is that of the case: it decides values.
             let seed = mix(case.seed.wrapping_mul(8).wrapping_add(name as u64));
-            let data = Source { values, seed, rows: if name == Name::Weight { 1 } else { case.rows }, eps: case.eps };
+            let is_row = matches!(name, Name::Weight | Name::Bias);
+            let data = Source { values, seed, rows: if is_row { 1 } else { case.rows }, eps: case.eps };
             let factor = match name {
                 Name::X => doubling.x,
                 Name::Dy => doubling.dy,
                 _ => 0,
             };
-            let row = |i| if name == Name::Weight || case.broadcasts(name) { 0 } else { source(name, i) };
+            let row = |i| if is_row || case.broadcasts(name) { 0 } else { source(name, i) };
             buffer.write(&data, row, power_of_two(factor));
             Some(buffer)
         };
@@ -122,13 +128,14 @@ impl Operands {
     /// The forward call.
     pub fn forward_call(&mut self, with_rstd: bool) -> Forward<Slice<'_>, SliceMut<'_>> {
         let Case { rows, hidden, eps, weight_offset, rounding, .. } = self.case;
-        let [x, weight, y, rstd, .., residual, z] = &mut self.buffers;
+        let [x, weight, y, rstd, _, _, _, _, _, residual, z, bias, ..] = &mut self.buffers;
         let residual = residual.as_ref().zip(z.as_mut());
         Forward {
             weight_offset,
             rounding,
             residual: residual.map(|(residual, z)| Residual { residual: residual.rows(), z: z.rows_mut() }),
             weight: weight.as_ref().map(Buffer::vector),
+            bias: bias.as_ref().map(Buffer::vector),
             rstd: rstd.as_mut().filter(|_| with_rstd).map(Buffer::vector_mut),
             ..Forward::with_rows(
                 (rows, hidden),
@@ -142,14 +149,15 @@ impl Operands {
     /// The backward call; the forward call has stored `rstd`, and `z`, which is then the row that was normalised.
     pub fn backward_call(&mut self) -> Backward<Slice<'_>, SliceMut<'_>> {
         let Case { rows, hidden, weight_offset, rounding, .. } = self.case;
-        let [x, weight, _, rstd, dy, dx, dw, scratch, dz, _, z] = &mut self.buffers;
-        let dw = dw.as_mut().zip(scratch.as_mut());
+        let [x, weight, _, rstd, dy, dx, dw, scratch, dz, _, z, _, db, db_scratch] = &mut self.buffers;
+        let (dw, db) = (dw.as_mut().zip(scratch.as_mut()), db.as_mut().zip(db_scratch.as_mut()));
         Backward {
             weight_offset,
             rounding,
             weight: weight.as_ref().map(Buffer::vector),
             dz: dz.as_ref().map(Buffer::rows),
             dw: dw.map(|(dw, scratch)| WeightGradient { dw: dw.vector_mut(), scratch: scratch.vector_mut() }),
+            db: db.map(|(db, scratch)| BiasGradient { db: db.vector_mut(), scratch: scratch.vector_mut() }),
             ..Backward::with_rows(
                 (rows, hidden),
                 z.as_ref().or(x.as_ref()).expect("always there").rows(),
@@ -171,6 +179,7 @@ impl Operands {
             rstd: copy(Name::Rstd),
             dx: copy(Name::Dx),
             dw: self.buffer(Name::Dw).map(Buffer::copy),
+            db: self.buffer(Name::Db).map(Buffer::copy),
         }
     }
 
@@ -229,12 +238,14 @@ pub struct Outputs {
     pub dx: Elements,
     /// N.
     pub dw: Option<Elements>,
+    /// N.
+    pub db: Option<Elements>,
 }
 
 impl Outputs {
     /// Where `got` first differs from these outputs, NaNs being equal (§0).
     pub fn difference(&self, got: &Outputs) -> Option<String> {
-        self.row_difference(got, |row| row).or_else(|| self.dw_difference(got))
+        self.row_difference(got, |row| row).or_else(|| self.column_difference(got))
     }
 
     /// As [`difference`](Self::difference), of `y`, `rstd` and `dx`: row `i` of `got` against row `source(i)` of these.
@@ -248,14 +259,18 @@ impl Outputs {
         name("z", z).or_else(|| name("rstd", rstd)).or_else(|| name("y", y)).or_else(|| name("dx", dx))
     }
 
-    pub(crate) fn dw_difference(&self, got: &Outputs) -> Option<String> {
-        let (want, got) = self.dw.as_ref().zip(got.dw.as_ref())?;
-        Some(want.mapped_difference(got, self.hidden, |row| row)?.describe("dw"))
+    /// As [`difference`](Self::difference), of `dw` and `db`.
+    pub(crate) fn column_difference(&self, got: &Outputs) -> Option<String> {
+        let differs = |name, want: &Option<Elements>, got: &Option<Elements>| {
+            let (want, got) = want.as_ref().zip(got.as_ref())?;
+            Some(want.mapped_difference(got, self.hidden, |row| row)?.describe(name))
+        };
+        differs("dw", &self.dw, &got.dw).or_else(|| differs("db", &self.db, &got.db))
     }
 
     /// Number of elements of all outputs.
     pub fn elements(&self) -> u64 {
-        let optional = [&self.z, &self.dw].map(|output| output.as_ref().map_or(0, Elements::len));
-        (self.y.len() + self.rstd.len() + self.dx.len() + optional[0] + optional[1]) as u64
+        let optional = [&self.z, &self.dw, &self.db].map(|output| output.as_ref().map_or(0, Elements::len));
+        (self.y.len() + self.rstd.len() + self.dx.len() + optional.iter().sum::<usize>()) as u64
     }
 }

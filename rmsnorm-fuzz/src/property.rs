@@ -92,7 +92,7 @@ pub const PROPERTIES: &[Property] = &[
     Property {
         number: 9,
         name: "scaling",
-        sentence: "Permuting rows permutes y and dx; doubling dy doubles dx and dw; scaling x by 2^k and eps by 4^k keeps \
+        sentence: "Permuting rows permutes y and dx; doubling dy doubles dx, dw and db; scaling x by 2^k and eps by 4^k keeps \
                    x_hat and shifts rstd.",
         check: Check::Case(scaling::scaling),
     },

@@ -10,7 +10,7 @@ use crate::subject::Subject;
 use crate::values::{mix, power_of_two};
 use rmsnorm_cuda::{Dtype, Executor, WeightOffset};
 
-/// *Permuting rows permutes y and dx; doubling dy doubles dx and dw; scaling x by 2^k and eps by 4^k keeps x_hat and shifts
+/// *Permuting rows permutes y and dx; doubling dy doubles dx, dw and db; scaling x by 2^k and eps by 4^k keeps x_hat and shifts
 /// rstd.* What leaves the range in which this is exact is excluded and counted.
 pub(crate) fn scaling(subject: &Subject, case: &Case) -> Finding {
     let executor = &*subject.executor;
@@ -81,6 +81,17 @@ fn dy_doubled(
         let least = power_of_two(-120) * rstd.max(1.0);
         for j in 0..case.hidden {
             doubled("dx", (i, j), least, case.dtype, &want.dx, &got.dx, i * case.hidden + j, evidence)?;
+        }
+    }
+    if let (Some(want), Some(got), Some(dtype)) = (&want.db, &got.db, case.db_dtype()) {
+        for (j, (dys, _)) in columns.iter().enumerate() {
+            // Sums of f32 numbers do not round where they are subnormal; their conversion does.
+            let least = if dtype == Dtype::F32 { 0.0 } else { power_of_two(-125) };
+            if dys.largest * (case.rows as f64) < LARGE {
+                doubled("db", (0, j), least, dtype, want, got, j, evidence)?;
+            } else {
+                evidence.exclude("db of columns in which doubling may not be exact", 1);
+            }
         }
     }
     if let (Some(want), Some(got), Some(dtype)) = (&want.dw, &got.dw, case.dw_dtype()) {
@@ -155,8 +166,14 @@ fn doubled(
 /// Without a weight y is x_hat, rounded to its type. Excluded are rows that the multiplication changes otherwise, rows whose
 /// rstd is not normal, and rows whose mean square is a little above the least normal number, where squares underflow.
 fn x_scaled(executor: &dyn Executor, case: &Case, evidence: &mut Evidence) -> Result<(), Stop> {
-    let case =
-        Case { weight: WeightKind::Absent, weight_offset: WeightOffset::Zero, dw: DwKind::Absent, rstd: true, ..*case };
+    let case = Case {
+        weight: WeightKind::Absent,
+        bias: WeightKind::Absent,
+        weight_offset: WeightOffset::Zero,
+        dw: DwKind::Absent,
+        rstd: true,
+        ..*case
+    };
     let mut plain = Operands::new(&case, Fill::Nan);
     plain.forward(executor)?;
     let want = plain.outputs();

@@ -25,7 +25,7 @@ pub fn hard(large: bool) -> Vec<Item> {
 }
 
 /// Every plan class of every type, with every kind of weight: rows that fill the class exactly, rows that do not but are
-/// aligned, and rows that are not aligned; some of them rounded twice. They are called `class-TYPE-WIDTH-LAYOUT-WEIGHT`, then `-twice`.
+/// aligned, and rows that are not aligned; some of them rounded twice, or with a bias and its gradient. They are called `class-TYPE-WIDTH-LAYOUT-WEIGHT`, then `-twice` or `-bias`.
 pub fn plan_classes() -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     for (direction, dtype) in Direction::BOTH.into_iter().flat_map(|d| Dtype::ALL.map(|dtype| (d, dtype))) {
@@ -69,7 +69,16 @@ pub fn plan_classes() -> Vec<Item> {
             case: Case { rounding: Rounding::Twice, ..*case },
         })
         .collect();
-    items.extend(twice);
+    // Likewise a bias, of either type.
+    let biased = items.iter().filter(|item| item.case.weight != WeightKind::F32).step_by(7).enumerate();
+    let biased: Vec<Item> = biased
+        .map(|(i, Item { name, case })| {
+            let bias = [WeightKind::Same, WeightKind::F32][i % 2];
+            let db = [DwKind::F32, DwKind::Same][i / 2 % 2];
+            Item { name: format!("{name}-bias"), case: Case { bias, db, ..*case } }
+        })
+        .collect();
+    items.extend(twice.into_iter().chain(biased));
     items
 }
 
@@ -167,7 +176,7 @@ fn grid_widths() -> Vec<usize> {
 
 /// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
 /// chains a row; few rows in one launch, and more; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than
-/// row groups; rows that must be scaled; a residual and dz. The last ones are to be launched with three blocks: several row groups a block;
+/// row groups; rows that must be scaled; a residual and dz; a bias. The last ones are to be launched with three blocks: several row groups a block;
 /// teams with more rows than their rings have stages, and teams without a row.
 pub fn families() -> [Vec<Case>; 2] {
     let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
@@ -198,6 +207,9 @@ pub fn families() -> [Vec<Case>; 2] {
         Case { x: tiny, ..case(9, 1000, Dtype::F32) },
         fused(case(45, 2048, Dtype::Bf16)),
         fused(case(9, 40_000, Dtype::F16)),
+        Case { bias: WeightKind::Same, db: DwKind::Same, ..case(1030, 2048, Dtype::Bf16) },
+        Case { bias: WeightKind::F32, ..case(3, 40_000, Dtype::F16) },
+        Case { bias: WeightKind::F32, db: DwKind::F32, ..moved(1, case(9, 4097, Dtype::Bf16)) },
     ];
     let few_blocks = vec![
         case(140, 4200, Dtype::F32),

@@ -17,8 +17,8 @@ pub(crate) fn twice(subject: &Subject, case: &Case) -> Finding {
     let executor = &*subject.executor;
     let got = Operands::new(case, Fill::Nan).run(executor)?;
 
-    // Without a weight y is x_hat, stored.
-    let unweighted = Case { weight: WeightKind::Absent, rounding: Rounding::Once, ..*case };
+    // Without a weight and a bias y is x_hat, stored.
+    let unweighted = Case { weight: WeightKind::Absent, bias: WeightKind::Absent, rounding: Rounding::Once, ..*case };
     let mut plain = Operands::new(&unweighted, Fill::Plausible);
     plain.forward(executor)?;
     let h = plain.outputs().y;
@@ -37,7 +37,7 @@ pub(crate) fn twice(subject: &Subject, case: &Case) -> Finding {
     executor.backward(call)?;
     let dw = once.outputs().dw;
 
-    let y = products(case, h, once.buffer(Name::Weight));
+    let y = products(case, h, once.buffer(Name::Weight), once.buffer(Name::Bias));
     let want = Outputs { y, dw, ..of_once };
     demand_equal("against the stored x_hat, multiplied", want.difference(&got))?;
     let mut evidence = Evidence::default();
@@ -45,15 +45,17 @@ pub(crate) fn twice(subject: &Subject, case: &Case) -> Finding {
     Ok(evidence)
 }
 
-/// `h·w'`, rounded once.
-fn products(case: &Case, mut h: Elements, weight: Option<&Buffer>) -> Elements {
-    let Some(weight) = weight else { return h };
-    let weight: Vec<f32> = (0..case.hidden)
-        .map(|j| if case.weight_offset == WeightOffset::One { weight.get(0, j) + 1.0 } else { weight.get(0, j) })
-        .collect();
+/// `h·w'`, or `h·w' + bias`, rounded once.
+fn products(case: &Case, mut h: Elements, weight: Option<&Buffer>, bias: Option<&Buffer>) -> Elements {
+    if weight.is_none() && bias.is_none() {
+        return h;
+    }
+    let offset = |w: f32| if case.weight_offset == WeightOffset::One { w + 1.0 } else { w };
+    let weight: Vec<f32> = (0..case.hidden).map(|j| weight.map_or(1.0, |w| offset(w.get(0, j)))).collect();
     h.pieces_mut(case.hidden).into_par_iter().for_each(|mut row| {
         for (j, weight) in weight.iter().enumerate() {
-            let y = get(row.as_slice(), j) * weight;
+            let h = get(row.as_slice(), j);
+            let y = bias.map_or(h * weight, |bias| h.mul_add(*weight, bias.get(0, j)));
             put(&mut row, j, y);
         }
     });

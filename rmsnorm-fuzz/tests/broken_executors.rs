@@ -1,8 +1,8 @@
 //! The checks can fail: executors with one defect each, and the property that must refute them.
 
 use rmsnorm_cuda::{
-    Backward, Cpu, Error, Executor, Forward, Input, Rounding, Rows, Slice, SliceMut, Vector, WeightGradient,
-    WeightOffset, bf16,
+    Backward, BiasGradient, Cpu, Error, Executor, Forward, Input, Rounding, Rows, Slice, SliceMut, Vector,
+    WeightGradient, WeightOffset, bf16,
 };
 use rmsnorm_fuzz::elements::{get, put};
 use rmsnorm_fuzz::{Case, Literal, Outcome, Subject, hard_case, property};
@@ -32,6 +32,10 @@ const DEFECTS: &[(Defect, &str, &str)] = &[
     (Defect::RoundedOnce, "accuracy", "twice_f16"),
     (Defect::RoundedOnce, "twice", "twice_bf16"),
     (Defect::RoundedOnce, "twice", "twice_weight_absent"),
+    (Defect::BiasIgnored, "accuracy", "bias_1024"),
+    (Defect::BiasIgnored, "exact", "bias_weight_absent"),
+    (Defect::DbLostRow, "exact", "db_1024"),
+    (Defect::DbLostRow, "accuracy", "db_without_dw"),
     (Defect::WeightTwice, "accuracy", "w_awkward"),
     (Defect::WeightTwice, "exact", "w_awkward"),
     (Defect::DependsOnPosition, "batch", "rows_17"),
@@ -71,6 +75,8 @@ enum Defect {
     TruncatesToBf16,
     OffsetIgnored,
     RoundedOnce,
+    BiasIgnored,
+    DbLostRow,
     WeightTwice,
     DependsOnPosition,
     DependsOnRows,
@@ -195,9 +201,18 @@ impl Executor for Broken {
         let stale = call.dw.as_ref().filter(|_| rows > 0).map(|d| get_mut(&d.scratch.data, d.scratch.offset).unwrap());
         // The lost row is lost in dw only, and with it the group's last step.
         let dw = call.dw.as_mut().map(|d| WeightGradient { dw: lend(&mut d.dw), scratch: lend(&mut d.scratch) });
+        let db = call.db.as_mut().map(|d| BiasGradient { db: lend(&mut d.db), scratch: lend(&mut d.scratch) });
         let dx = Rows { data: relend(&mut call.dx.data), ..call.dx };
         let plain = Backward::with_rows((rows, hidden), x, rstd, dy, dx);
-        Cpu.backward(Backward { weight_offset, rounding, weight, dw, ..plain })?;
+        Cpu.backward(Backward { weight_offset, rounding, weight, dw, db, ..plain })?;
+        if let Some(out) = call.db.as_mut().filter(|_| defect == Defect::DbLostRow) {
+            for j in 0..hidden {
+                let at = out.db.offset + j;
+                let lost = get(dy.data, dy.offset + (rows - 1) * dy.row_stride + j);
+                let value = get_mut(&out.db.data, at).unwrap() - lost;
+                put(&mut out.db.data, at, value);
+            }
+        }
         let Some(out) = &mut call.dw else { return Ok(()) };
         for j in 0..hidden {
             let at = out.dw.offset + j;
@@ -236,17 +251,18 @@ impl Executor for Broken {
 
 /// The forward call with a defect in the statistic, where the defect is there; else that of [`Literal`].
 fn run_forward(defect: Defect, call: &mut Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-    let Forward { rows, hidden, mut eps, mut weight_offset, mut rounding, x, weight, .. } = *call;
+    let Forward { rows, hidden, mut eps, mut weight_offset, mut rounding, x, weight, mut bias, .. } = *call;
     match defect {
         Defect::EpsIgnored => eps = 0.0,
         Defect::OffsetIgnored => weight_offset = WeightOffset::Zero,
         Defect::RoundedOnce => rounding = Rounding::Once,
+        Defect::BiasIgnored => bias = None,
         _ => {}
     }
     let rstd = call.rstd.as_mut().map(lend);
     let y = Rows { data: relend(&mut call.y.data), ..call.y };
     let plain = Forward::with_rows((rows, hidden), eps, x, y);
-    Literal.forward(Forward { weight_offset, rounding, weight, rstd, ..plain })?;
+    Literal.forward(Forward { weight_offset, rounding, weight, bias, rstd, ..plain })?;
     for i in 0..rows {
         let z: Vec<f32> = (0..hidden).map(|j| get(x.data, x.offset + i * x.row_stride + j)).collect();
         let mean = |s: f32| z.iter().map(|z| (z * s) * (z * s)).sum::<f32>() / hidden as f32;

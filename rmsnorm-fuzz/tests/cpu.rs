@@ -84,6 +84,8 @@ fn kinds(rows: usize, hidden: usize) -> impl Iterator<Item = Case> {
             weight_offset,
             // In turn, so that each kind is rounded either way at some width and number of rows.
             rounding: [Rounding::Once, Rounding::Twice][(i + hidden + rows) % 2],
+            bias: WEIGHTS[(i / 2 + hidden + rows) % 3],
+            db: [DwKind::Absent, DwKind::Same, DwKind::F32][(i + hidden) % 3],
             eps: [0.0, 1e-5, f32::from_bits(1)][i % 3],
             seed: (i + hidden) as u64,
             ..Case::new(rows, hidden, dtype)

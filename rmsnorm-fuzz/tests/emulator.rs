@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
+#[path = "emulator/bias.rs"]
+mod bias;
 #[path = "emulator/few_rows.rs"]
 mod few_rows;
 #[path = "emulator/in_place.rs"]

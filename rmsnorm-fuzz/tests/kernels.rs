@@ -23,7 +23,7 @@ fn nvrtc_is_there() -> bool {
     missing.is_none()
 }
 
-/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz, and of those that round
+/// For sm_90 every class in every layout with a weight of its own type, and a fifth of these with a residual and dz, with a bias, and of those that round
 /// twice; a fifth of the modules for few rows, which take longest; for the others every class once, layouts and weights taking turns. And all that there are.
 ///
 /// f16 and bf16 differ in two conversions of an element, by at most two registers a thread where they were compared, and f16 needs more: it stands for
@@ -36,7 +36,7 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             let mut of_dtype = Vec::new();
             for kind in kinds().into_iter().filter(|kind| kind.dtype == dtype) {
                 let units = units(&arch, &kind).expect("legal calls");
-                let special = kind.dz || kind.rounding == Rounding::Twice;
+                let special = kind.dz || kind.rounding == Rounding::Twice || kind.bias.is_some();
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if is_hopper && ordinary && dtype != Dtype::Bf16 {
                     let (few, others): (Vec<Unit>, Vec<Unit>) = units.iter().partition(|unit| is_few(unit));
@@ -65,7 +65,9 @@ fn key(unit: &Unit) -> Option<((u32, u32), bool, usize, Class)> {
     match unit.module {
         Module::Forward { rows, .. } => Some((unit.capability, true, rows.dtype.bytes(), rows.class)),
         Module::Backward { rows, .. } => Some((unit.capability, false, rows.dtype.bytes(), rows.class)),
-        Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::Fold { .. } => None,
+        Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::BiasPartials { .. } | Module::Fold { .. } => {
+            None
+        }
     }
 }
 
@@ -77,7 +79,9 @@ fn is_of(unit: &Unit, direction: Direction, wanted: Class) -> bool {
     match unit.module {
         Module::Forward { rows, .. } => direction == Direction::Forward && rows.class == wanted,
         Module::Backward { rows, .. } => direction == Direction::Backward && rows.class == wanted,
-        Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::Fold { .. } => false,
+        Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::BiasPartials { .. } | Module::Fold { .. } => {
+            false
+        }
     }
 }
 

@@ -148,26 +148,41 @@ pub fn rounded_x_hat(x_hat: f64, rho: f64, narrow: Format) -> Rounded {
     Rounded::new(x_hat, x_hat_error(x_hat, rho) * SLACK, narrow)
 }
 
-/// What is allowed for y, from the exact x_hat. [§5]
+/// What is allowed for y, from the exact x_hat, a bias being added if there is one. [§5]
 ///
 /// ```text
-/// a = |w'|(1+o)·e_x + |x·w'|·o;   without weight ρ|x|
+/// a = |w'|(1+o)·e_x + |x·w'|·o;   without weight ρ|x|, or e_x if there is a bias
 /// ```
-pub fn y(x_hat: f64, rho: f64, scale: Scale, format: Format) -> Allowed {
-    if x_hat.is_nan() {
-        return Allowed::Nan;
+pub fn y(x_hat: f64, rho: f64, scale: Scale, bias: Option<f64>, format: Format) -> Allowed {
+    if let Some(special) = special_y(x_hat, scale, bias) {
+        return special;
     }
     let Scale { weight, relative, multiplies } = scale;
-    if !weight.is_finite() {
-        return Allowed::NotFinite;
-    }
-    let exact = x_hat * weight;
-    let before = if multiplies {
-        weight.abs() * (1.0 + relative) * x_hat_error(x_hat, rho) + exact.abs() * relative
+    let product = x_hat * weight;
+    let before = if multiplies || bias.is_some() {
+        weight.abs() * (1.0 + relative) * x_hat_error(x_hat, rho) + product.abs() * relative
     } else {
-        rho * exact.abs()
+        rho * product.abs()
     };
-    rounded_once(exact, before, format, false)
+    match bias {
+        None => rounded_once(product, before, format, false),
+        Some(bias) if product == 0.0 => allowed(bias, 0.0, false),
+        Some(bias) => {
+            let exact = product + bias;
+            rounded_once(exact, before + f64::EPSILON * exact.abs(), format, false)
+        }
+    }
+}
+
+/// Where y has no bound, or is an infinite bias.
+fn special_y(x_hat: f64, scale: Scale, bias: Option<f64>) -> Option<Allowed> {
+    if x_hat.is_nan() || bias.is_some_and(f64::is_nan) {
+        return Some(Allowed::Nan);
+    }
+    if !scale.weight.is_finite() {
+        return Some(Allowed::NotFinite);
+    }
+    bias.filter(|bias| bias.is_infinite()).map(|bias| allowed(bias, 0.0, false))
 }
 
 /// What is allowed for y of an x_hat that was rounded to `narrow`: that of the h which explains the `computed` one. [§5]
@@ -175,13 +190,23 @@ pub fn y(x_hat: f64, rho: f64, scale: Scale, format: Format) -> Allowed {
 /// ```text
 /// a = |h·w'|·o
 /// ```
-pub fn y_rounded_twice(x_hat: f64, rho: f64, scale: Scale, narrow: Format, format: Format, computed: f64) -> Allowed {
-    if x_hat.is_nan() || !scale.weight.is_finite() {
-        return y(x_hat, rho, scale, format);
+pub fn y_rounded_twice(
+    x_hat: f64,
+    rho: f64,
+    scale: Scale,
+    bias: Option<f64>,
+    narrow: Format,
+    format: Format,
+    computed: f64,
+) -> Allowed {
+    if let Some(special) = special_y(x_hat, scale, bias) {
+        return special;
     }
     let of = |h: f64| {
-        let exact = h * scale.weight;
-        let error = if scale.multiplies { before_conversion(exact, exact.abs() * scale.relative, format) } else { 0.0 };
+        let product = h * scale.weight;
+        let exact = product + bias.unwrap_or(0.0);
+        let is_rounded = scale.multiplies || bias.is_some();
+        let error = if is_rounded { before_conversion(exact, product.abs() * scale.relative, format) } else { 0.0 };
         (exact, error * SLACK)
     };
     let rounded = rounded_x_hat(x_hat, rho, narrow);

@@ -16,6 +16,8 @@ pub struct Setting<'a> {
     pub weight: Option<ArrayView1<'a, f64>>,
     /// Added to every weight: 1 for zero-centred weights, else 0.
     pub weight_offset: f64,
+    /// One value per column, widened: what is added to y.
+    pub bias: Option<ArrayView1<'a, f64>>,
     /// The format, if any, that x_hat is rounded to before the weight, or dy in the sum over the rows, multiplies it.
     pub rounded: Option<Format>,
     /// Added to the mean square, inside the root.
@@ -72,9 +74,10 @@ pub fn check_forward(
         let rho = setting.rho(x.row(row));
         for column in 0..x.ncols() {
             let (x_hat, scale, computed) = (exact.x_hat[[row, column]], setting.scale(column), y[[row, column]]);
+            let bias = setting.bias.map(|bias| bias[column]);
             let allowed = match setting.rounded {
-                None => bound::y(x_hat, rho, scale, format),
-                Some(narrow) => bound::y_rounded_twice(x_hat, rho, scale, narrow, format, computed),
+                None => bound::y(x_hat, rho, scale, bias, format),
+                Some(narrow) => bound::y_rounded_twice(x_hat, rho, scale, bias, narrow, format, computed),
             };
             judge(&mut tallies.y, (first_row + row, column), allowed, computed, format);
         }

@@ -59,7 +59,7 @@ pub struct Forward {
 /// ```
 ///
 /// `weight_offset` is 1 for zero-centred weights, else 0. There may be no rows. Where an x_hat is rounded to a 16-bit format before the weight
-/// multiplies it, y is that of the rounded one, and so is dw: [`Setting::rounded`], [`Rounded`].
+/// multiplies it, y is that of the rounded one, and so is dw: [`Setting::rounded`], [`Rounded`]. A bias is added to y: [`Setting::bias`].
 ///
 /// # Panics
 /// If hidden is 0 or `weight` has another length.

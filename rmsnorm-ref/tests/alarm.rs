@@ -80,6 +80,7 @@ fn long_columns(random: &mut Random, rows: usize) -> Case {
         x: values(),
         dy: values(),
         dz: None,
+        bias: None,
         weight: None,
         offset: 0.0,
         eps: 1e-5,

@@ -65,6 +65,8 @@ fn mutants_are_caught() {
         Mutant::XHatOff,
         Mutant::LastRowDropped,
         Mutant::DzIgnored,
+        Mutant::BiasIgnored,
+        Mutant::BiasAddedToRounded,
         Mutant::Truncates,
         Mutant::RoundedOnce,
         Mutant::DwOfUnrounded,
@@ -178,6 +180,7 @@ fn random_case(random: &mut Random, exponents: std::ops::Range<i32>, hidden_max:
         dy,
         dz,
         weight,
+        bias: None,
         offset: [0.0, 1.0][random.below(2)],
         eps: if eps.is_finite() { eps } else { 1e-6 },
         chains_forward: 1 + random.below(32),
@@ -186,6 +189,16 @@ fn random_case(random: &mut Random, exponents: std::ops::Range<i32>, hidden_max:
         format: [Format::F32, Format::F32, Format::F16, Format::Bf16][random.below(4)],
         twice: false,
     };
+    // The same of a bias and y.
+    let biased = random.below(3) > 0;
+    if biased {
+        let wide = random.below(2) == 0;
+        case.bias = Some(values(random, hidden, wide));
+    }
+    if biased && cancels && case.rows() > 0 {
+        let y = Case { bias: None, ..case.clone() }.run(Mutant::None).y;
+        case.bias = Some(y[..hidden].iter().map(|&y| -y as f32 * (1.0 + random.at(-20))).collect());
+    }
     if cancels {
         let dx = case.run(Mutant::None).dx;
         case.dz = Some(dx.iter().map(|&dx| -dx as f32 * (1.0 + random.at(-20))).collect());

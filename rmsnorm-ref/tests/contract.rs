@@ -49,6 +49,36 @@ fn degenerate_inputs_are_accepted_and_their_special_values_demanded() {
         let computed = case.run(Mutant::None);
         assert!(case.check(&computed).passed(), "{what}: {computed:?}");
         every_value_matters(&case, &computed, what);
+        // Beside an ordinary bias, and an absent weight.
+        for weight in [Some(weight.to_vec()), None] {
+            let case = Case { bias: Some(vec![-0.5, 1.5, 3e-6]), weight, ..case.clone() };
+            let computed = case.run(Mutant::None);
+            assert!(case.check(&computed).passed(), "{what}, with a bias: {computed:?}");
+            every_value_matters(&case, &computed, what);
+        }
+    }
+}
+
+/// A NaN in the bias is NaN in its column, and what is infinite in it stays so; the bias is y where x_hat or the weight is 0.
+#[test]
+fn a_bias_is_what_it_is() {
+    for (x, weight, bias) in [
+        ([1.5, -2.0, 0.75], [1.0, 2.0, 3.0], [NAN, INF, -INF]),
+        ([0.0, -0.0, 0.0], [1.0, 2.0, 3.0], [0.1, -0.3, 1e-40]),
+        ([1.0, INF, 3.0], [1.0, 2.0, 3.0], [0.1, -0.3, 1e-40]),
+        ([1.5, -2.0, 0.75], [0.0, 1.0, -0.0], [0.1, -0.3, 65_500.0]),
+        ([1.5, -2.0, 0.75], [INF, NAN, -INF], [0.1, INF, INF]),
+        ([1.0, 1.0, 1.0], [-1.0, 1.0, 1e-20], [1.0, -1.0, 0.1]),
+    ] {
+        for (format, twice) in
+            [Format::F32, Format::F16, Format::Bf16].into_iter().flat_map(|f| [(f, false), (f, true)])
+        {
+            let case = case(&[x, [0.25, 3.0, -1.0]].concat(), &[0.5; 6], Some(&weight), 1e-5, format);
+            let case = Case { bias: Some(bias.to_vec()), twice, ..case };
+            let computed = case.run(Mutant::None);
+            assert!(case.check(&computed).passed(), "{case:?}: {computed:?}");
+            every_value_matters(&case, &computed, "a bias");
+        }
     }
 }
 
@@ -218,7 +248,7 @@ fn scaled_rows_are_as_accurate_as_ordinary_ones() {
         };
         let rho = bound::relative_rstd(v, case.depth().forward);
         let scale = bound::Scale { weight: 1.0, relative: 0.0, multiplies: false };
-        let x_hat = |&x: &f32| of(bound::y(f64::from(x) / v.sqrt(), rho, scale, Format::F32));
+        let x_hat = |&x: &f32| of(bound::y(f64::from(x) / v.sqrt(), rho, scale, None, Format::F32));
         let rstd = (computed.rstd[0] != INF).then(|| of(bound::rstd(v, case.depth().forward)));
         (rstd, row.iter().map(x_hat).fold(0.0, f64::max))
     };
@@ -253,8 +283,14 @@ fn blocks_of_rows_merge_to_the_whole() {
 
     let wide: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
     let wide_dy: Vec<f64> = dy.iter().map(|&v| f64::from(v)).collect();
-    let setting =
-        Setting { weight: None, weight_offset: 0.0, rounded: None, eps: f64::from(1e-5f32), depth: case.depth() };
+    let setting = Setting {
+        weight: None,
+        weight_offset: 0.0,
+        bias: None,
+        rounded: None,
+        eps: f64::from(1e-5f32),
+        depth: case.depth(),
+    };
     let (mut forward, mut dx, mut columns) =
         (rmsnorm_ref::ForwardTallies::default(), rmsnorm_ref::Tally::default(), Columns::new(hidden));
     for first in [4, 0, 2] {
@@ -289,6 +325,7 @@ fn case_of_width(hidden: usize, x: &[f32], dy: &[f32], weight: Option<&[f32]>, e
         x: x.to_vec(),
         dy: dy.to_vec(),
         dz: None,
+        bias: None,
         weight,
         offset: 0.0,
         eps,
@@ -372,7 +409,8 @@ fn only_an_offset_widens_the_weight() {
     let ratio = |weight: f64, weight_offset: f64| {
         let weight = [weight; 3];
         let depth = Depth { forward: 3, backward: 3, column: 1 };
-        let setting = Setting { weight: Some(weight[..].into()), weight_offset, rounded: None, eps: 0.0, depth };
+        let setting =
+            Setting { weight: Some(weight[..].into()), weight_offset, bias: None, rounded: None, eps: 0.0, depth };
         let y = rmsnorm_ref::forward(x, setting.weight, weight_offset, 0.0).y * (1.0 + 1e-6);
         check_forward(&setting, Format::F32, 0, x, None, y.view()).y.worst
     };

@@ -37,8 +37,15 @@ fn y_as_in_sections_4_and_5() {
         let e_x = rho * x.abs() + rnd((1.0 + rho) * x.abs());
         let a = if scale.multiplies { w * (1.0 + o) * e_x + o * (x * w).abs() } else { rho * x.abs() };
         let e = a + rnd((x * w).abs() + a);
-        close(error(bound::y(x, rho, scale, Format::F32)), a, "y in f32");
-        close(error(bound::y(x, rho, scale, Format::Bf16)), e, "y in bf16");
+        close(error(bound::y(x, rho, scale, None, Format::F32)), a, "y in f32");
+        close(error(bound::y(x, rho, scale, None, Format::Bf16)), e, "y in bf16");
+        // Of the size of the product, which it may cancel, and far from it.
+        let bias = -x * scale.weight * [1.0 + 1e-6, 0.5, 1e30, 1e-30][random.below(4)];
+        let (y, w) = (x * scale.weight + bias, if scale.multiplies { w } else { 1.0 });
+        let a = if x * w == 0.0 { 0.0 } else { w * (1.0 + o) * e_x + o * (x * w).abs() + 2f64.powi(-52) * y.abs() };
+        let e = if x * w == 0.0 { 0.0 } else { a + rnd(y.abs() + a) };
+        close(error(bound::y(x, rho, scale, Some(bias), Format::F32)), a, "y with a bias in f32");
+        close(error(bound::y(x, rho, scale, Some(bias), Format::Bf16)), e, "y with a bias in bf16");
         close(bound::x_hat_error(x, rho), e_x, "x_hat");
     }
 }
@@ -59,7 +66,7 @@ fn rounded_twice_as_in_sections_5_and_7() {
             for (h, explains) in [(h, true), (h + ulp, at_the_edge), (h - ulp, false)] {
                 let (y, o) = (h * scale.weight, scale.relative);
                 let e = if scale.multiplies { o * y.abs() + rnd(y.abs() * (1.0 + o)) } else { 0.0 };
-                let allowed = |format| bound::y_rounded_twice(x, rho, scale, narrow, format, format.round(y));
+                let allowed = |format| bound::y_rounded_twice(x, rho, scale, None, narrow, format, format.round(y));
                 let Allowed::Near { exact, error, .. } = allowed(narrow) else { panic!("no interval") };
                 assert!(exact == y || !explains || format_neighbours(narrow, exact, y, error), "{exact:e} for {y:e}");
                 if exact == y && explains {

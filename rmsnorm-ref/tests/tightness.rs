@@ -143,6 +143,7 @@ fn case(hidden: usize, chains: usize, x: Vec<f32>, dy: Vec<f32>, weight: Option<
         x,
         dy,
         dz: None,
+        bias: None,
         weight,
         offset: 0.0,
         eps,

@@ -1,12 +1,60 @@
-//! From the partial rows to the weight's gradient.
+//! The partial rows of db, and from partial rows to the gradients of weight and bias.
 
 use super::convert::Packed;
+use super::memory::Read;
 use super::threads::{JOB, share};
 use crate::Error;
-use crate::arith::{fold, total};
+use crate::arith::{chain, fold, total};
+use pulp::{Simd, WithSimd};
 
-/// §7 The tree over the row groups, in place, and the one rounding. No groups: +0.0.
-pub(super) fn weight_gradient<T: Packed>(partials: &mut [f32], dw: &mut [T]) -> Result<(), Error> {
+/// §7 The partials of db: a job takes some neighbouring row groups, as in backward, and reads dy once more.
+pub(super) fn bias_partials<T: Packed>(
+    dy: Read<T>,
+    rows: usize,
+    hidden: usize,
+    partials: &mut [f32],
+) -> Result<(), Error> {
+    let (groups, per_job) = (partials.len() / hidden, (JOB / hidden).max(1));
+    share(
+        partials.chunks_mut(per_job * hidden).collect(),
+        || (),
+        |_, job, partials: &mut [f32]| {
+            pulp::Arch::new().dispatch(BiasJob { dy, rows, hidden, groups, first_group: job * per_job, partials });
+        },
+    )
+}
+
+/// Neighbouring row groups, with a row of `partials` for each.
+struct BiasJob<'a, T> {
+    dy: Read<'a, T>,
+    rows: usize,
+    hidden: usize,
+    groups: usize,
+    first_group: usize,
+    partials: &'a mut [f32],
+}
+
+impl<T: Packed> WithSimd for BiasJob<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let BiasJob { dy, rows, hidden, groups, first_group, partials } = self;
+        partials.fill(0.0); // Where chains start.
+        for step in (0..rows).step_by(groups) {
+            for (i, partial) in partials.chunks_mut(hidden).enumerate() {
+                let row = step + first_group + i;
+                if row < rows {
+                    let terms = partial.iter_mut().zip(dy.row(row, hidden));
+                    terms.for_each(|(partial, dy)| *partial = chain(dy.unpack(), 1.0, *partial));
+                }
+            }
+        }
+    }
+}
+
+/// §7 The tree over the row groups, in place, and the one rounding, of dw or db. No groups: +0.0.
+pub(super) fn column_sums<T: Packed>(partials: &mut [f32], dw: &mut [T]) -> Result<(), Error> {
     let hidden = dw.len();
     if partials.is_empty() {
         dw.fill(T::store(total(0.0)));

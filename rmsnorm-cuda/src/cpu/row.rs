@@ -2,7 +2,9 @@
 
 use super::convert::Packed;
 use super::memory::Aligned;
-use crate::arith::{self, RowScale, centred, chain, fold, gradient, gradient_with, scaled, total, weighted};
+use crate::arith::{
+    self, RowScale, centred, chain, fold, gradient, gradient_with, scaled, total, weighted, weighted_with,
+};
 use std::ops::Range;
 
 /// What backward reads of a row, or of a tile of it.
@@ -153,10 +155,21 @@ fn factor<T: Packed>(x_hat: f32, number: bool, twice: bool) -> f32 {
 
 /// §5 One tile of y. `number`: neither an x_hat nor a y is NaN.
 #[inline(always)]
-pub(super) fn normalise<T: Packed>(x: &[T], row: RowScale, (number, twice): (bool, bool), weight: &[f32], y: &mut [T]) {
+pub(super) fn normalise<T: Packed>(
+    x: &[T],
+    row: RowScale,
+    (number, twice): (bool, bool),
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [T],
+) {
     let y = y.iter_mut().zip(x).zip(weight);
     // A loop each: what is asked of every element would cost the ordinary one.
-    if twice {
+    if let Some(bias) = bias {
+        y.zip(bias).for_each(|(((y, &z), &w), &b)| {
+            *y = T::pack(weighted_with(factor::<T>(x_hat(z, row), number, twice), w, b), number)
+        });
+    } else if twice {
         y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<T>(x_hat(z, row), number, true), w), number));
     } else {
         y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<T>(x_hat(z, row), number, false), w), number));

@@ -2,7 +2,7 @@
 
 use super::DeviceMemory;
 use crate::plan::Calls;
-use crate::{Backward, Dtype, Error, Forward, Residual, Rows, Vector, WeightGradient, scratch_len};
+use crate::{Backward, BiasGradient, Dtype, Error, Forward, Residual, Rows, Vector, WeightGradient, scratch_len};
 
 impl Calls {
     /// Such a call over memory that need not be there.
@@ -23,6 +23,7 @@ impl Calls {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
+            bias: self.bias.map(|dtype| self.vector(dtype, memory)).transpose()?,
             ..Forward::with_rows((self.rows, self.hidden), 0.0, x, y)
         })
     }
@@ -40,12 +41,15 @@ impl Calls {
             Ok(WeightGradient { dw, scratch: memory(Dtype::F32, needed)?.into() })
         };
         let dw = self.dw.map(&mut gradient).transpose()?;
+        let db = self.db.map(gradient).transpose()?;
+        let db = db.map(|WeightGradient { dw: db, scratch }| BiasGradient { db, scratch });
         Ok(Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             dw,
             dz: if self.dz { Some(self.matrix(memory)?) } else { None },
+            db,
             ..Backward::with_rows((self.rows, self.hidden), x, rstd.into(), dy, dx)
         })
     }

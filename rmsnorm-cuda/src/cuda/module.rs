@@ -6,7 +6,7 @@ use std::fmt;
 use crate::Dtype;
 use crate::plan::cluster::{CLUSTER_BYTES, CLUSTER_STAGES_MAX, keeps_weight, lead};
 use crate::plan::{
-    BEYOND, Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_STAGES_MAX, Source, stage_rows,
+    BEYOND, BIAS_THREADS, Class, FEW_ROWS_MAX, FOLD_COLUMNS, FOLD_LEVEL_MAX, FOLD_WARPS_MAX, RING_STAGES_MAX, Source, stage_rows,
 };
 
 /// What one module is compiled for.
@@ -24,6 +24,8 @@ pub enum Module {
         rows_at_once: u32,
         /// Whether a residual is added to x.
         residual: bool,
+        /// Element type of the bias, if there is one.
+        bias: Option<Dtype>,
     },
     /// `forward_few`.
     ForwardFew {
@@ -35,6 +37,8 @@ pub enum Module {
         blocks_per_sm: u32,
         /// Whether a residual is added to x.
         residual: bool,
+        /// Element type of the bias, if there is one.
+        bias: Option<Dtype>,
     },
     /// `backward` and, for streamed rows, `columns`.
     Backward {
@@ -60,9 +64,16 @@ pub enum Module {
         /// Whether a gradient is added to dx.
         dz: bool,
     },
+    /// `bias_partials`.
+    BiasPartials {
+        /// Element type of dy.
+        dtype: Dtype,
+        /// Whether it is read 16 bytes at once.
+        aligned: bool,
+    },
     /// `fold_partials`.
     Fold {
-        /// Element type of dw.
+        /// Element type of dw, or db.
         dw: Dtype,
     },
 }
@@ -105,14 +116,14 @@ impl fmt::Display for RowKind {
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual } => {
-                let residual = if *residual { " with a residual" } else { "" };
+            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias } => {
+                let added = Added { residual: *residual, bias: *bias };
                 let staged = if *staged { " staged" } else { "" };
-                write!(f, "forward{residual} {rows}{staged} {rows_at_once} at once {blocks_per_sm}/SM")
+                write!(f, "forward{added} {rows}{staged} {rows_at_once} at once {blocks_per_sm}/SM")
             }
-            Module::ForwardFew { rows, shares, blocks_per_sm, residual } => {
-                let residual = if *residual { " with a residual" } else { "" };
-                write!(f, "forward of few rows{residual} {rows} blocks a row {shares} {blocks_per_sm}/SM")
+            Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias } => {
+                let added = Added { residual: *residual, bias: *bias };
+                write!(f, "forward of few rows{added} {rows} blocks a row {shares} {blocks_per_sm}/SM")
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
@@ -121,8 +132,24 @@ impl fmt::Display for Module {
                 let dz = if *dz { " with dz" } else { "" };
                 write!(f, "backward of few rows{dz} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
             }
+            Module::BiasPartials { dtype, aligned } => {
+                write!(f, "sums of dy {dtype}{}", if *aligned { " aligned" } else { " unaligned" })
+            }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
+    }
+}
+
+/// What forward adds, as text.
+struct Added {
+    residual: bool,
+    bias: Option<Dtype>,
+}
+
+impl fmt::Display for Added {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.residual { " with a residual" } else { "" })?;
+        self.bias.map_or(Ok(()), |dtype| write!(f, " with a bias of {dtype}"))
     }
 }
 
@@ -153,14 +180,18 @@ impl Module {
         let portable = |rows| RowKind { aligned: false, exact: false, ..rows };
         match self {
             // How many blocks must fit a multiprocessor depends on what is given up here, and is speed alone.
-            Module::Forward { rows, rows_at_once, residual, .. } => {
-                Module::Forward { rows: portable(rows), staged: false, blocks_per_sm: 1, rows_at_once, residual }
+            Module::Forward { rows, rows_at_once, residual, bias, .. } => {
+                let rows = portable(rows);
+                Module::Forward { rows, staged: false, blocks_per_sm: 1, rows_at_once, residual, bias }
             }
             Module::Backward { rows, source, dz, .. } => {
                 Module::Backward { rows: portable(rows), source, blocks_per_sm: 1, dz }
             }
             // Few rows are planned as others are, for their kernels take nothing but aligned rows.
-            Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::Fold { .. } => self,
+            Module::ForwardFew { .. }
+            | Module::BackwardFew { .. }
+            | Module::BiasPartials { .. }
+            | Module::Fold { .. } => self,
         }
     }
 
@@ -172,6 +203,7 @@ impl Module {
             Module::Backward { rows, .. } if rows.class.is_streamed() => &["backward", "columns"],
             Module::Backward { .. } => &["backward"],
             Module::BackwardFew { .. } => &["backward_few"],
+            Module::BiasPartials { .. } => &["bias_partials"],
             Module::Fold { .. } => &["fold_partials"],
         }
     }
@@ -183,7 +215,7 @@ impl Module {
             | Module::ForwardFew { rows, .. }
             | Module::Backward { rows, .. }
             | Module::BackwardFew { rows, .. } => Some(rows.class),
-            Module::Fold { .. } => None,
+            Module::BiasPartials { .. } | Module::Fold { .. } => None,
         }
     }
 
@@ -205,10 +237,20 @@ impl Module {
                 );
                 (constants, FOLD.to_string())
             }
-            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual } => {
+            Module::BiasPartials { dtype, aligned } => {
                 let constants = format!(
-                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n\
+                    "typedef {} T;\nconstexpr bool ALIGNED = {aligned};\nconstexpr u32 THREADS = {BIAS_THREADS};\n\
+                     #define BIAS_PARAMETERS {}\n",
+                    c(dtype),
+                    BiasArguments::PARAMETERS
+                );
+                (constants, BIAS.to_string())
+            }
+            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias } => {
+                let constants = format!(
+                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once}, BEYOND = {BEYOND};\n#define FORWARD_PARAMETERS {}\n",
+                    bias_constants(bias),
                     ForwardArguments::PARAMETERS
                 );
                 let kernels = match rows.class {
@@ -219,10 +261,11 @@ impl Module {
                 };
                 (rows.constants() + &constants, kernels)
             }
-            Module::ForwardFew { rows, shares, blocks_per_sm, residual } => {
+            Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias } => {
                 let constants = format!(
-                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n\
+                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SHARES = {shares};\n#define FORWARD_PARAMETERS {}\n",
+                    bias_constants(bias),
                     ForwardArguments::PARAMETERS
                 );
                 (rows.constants() + &constants, format!("{ROWS}\n{FORWARD_FEW}"))
@@ -242,8 +285,9 @@ impl Module {
                     }
                 };
                 let constants = format!(
-                    "constexpr bool HAS_DZ = {dz};\n\
+                    "constexpr bool HAS_DZ = {dz};\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {ring};\n#define BACKWARD_PARAMETERS {}\n",
+                    bias_constants(None),
                     BackwardArguments::PARAMETERS
                 );
                 let kernels = match rows.class {
@@ -255,10 +299,11 @@ impl Module {
             }
             Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
                 let constants = format!(
-                    "typedef {} DW;\nconstexpr bool HAS_DZ = {dz};\n\
+                    "typedef {} DW;\nconstexpr bool HAS_DZ = {dz};\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SPAN = {span}, FEW_ROWS_MAX = {FEW_ROWS_MAX};\n\
                      #define BACKWARD_FEW_PARAMETERS {}\n",
                     c(dw),
+                    bias_constants(None),
                     BackwardFewArguments::PARAMETERS
                 );
                 (rows.constants() + &constants, format!("{ROWS}\n{BACKWARD_FEW}"))
@@ -285,6 +330,10 @@ impl RowKind {
              constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}"
         )
     }
+}
+
+fn bias_constants(bias: Option<Dtype>) -> String {
+    format!("typedef {} B;\nconstexpr bool HAS_BIAS = {};\n", bias.map_or("T", c), bias.is_some())
 }
 
 /// The C++ name of an element type.
@@ -329,7 +378,7 @@ arguments! {
     /// Of `forward` and `forward_few`. Streamed rows alone need `chains`.
     ForwardArguments:
     "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
-    "u32" chains, "float" eps
+    "u32" chains, "float" eps, "const B*" bias
 }
 
 arguments! {
@@ -348,12 +397,18 @@ arguments! {
 }
 
 arguments! {
+    /// Of `bias_partials`.
+    BiasArguments:
+    "const T*" dy, "u64" dy_stride, "float*" partial, "u64" rows, "u64" groups, "u32" hidden, "u32" lanes
+}
+
+arguments! {
     /// Of `fold_partials`.
     FoldArguments: "const float*" partial, "DW*" dw, "u32" nodes, "u32" level, "u32" hidden
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 16] = [
+pub const SOURCES: [(&str, &str); 17] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("rows.cuh", ROWS),
@@ -369,6 +424,7 @@ pub const SOURCES: [(&str, &str); 16] = [
     ("forward_cluster.cu", FORWARD_CLUSTER),
     ("backward_cluster.cu", BACKWARD_CLUSTER),
     ("backward_few.cu", BACKWARD_FEW),
+    ("bias.cu", BIAS),
     ("fold.cu", FOLD),
 ];
 
@@ -387,4 +443,5 @@ const CLUSTER: &str = include_str!("../kernels/cluster.cuh");
 const FORWARD_CLUSTER: &str = include_str!("../kernels/forward_cluster.cu");
 const BACKWARD_CLUSTER: &str = include_str!("../kernels/backward_cluster.cu");
 const BACKWARD_FEW: &str = include_str!("../kernels/backward_few.cu");
+const BIAS: &str = include_str!("../kernels/bias.cu");
 const FOLD: &str = include_str!("../kernels/fold.cu");

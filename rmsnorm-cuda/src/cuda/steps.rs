@@ -2,12 +2,16 @@
 
 use arrayvec::ArrayVec;
 
-use super::module::{BackwardArguments, BackwardFewArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type};
+use super::module::{
+    BackwardArguments, BackwardFewArguments, BiasArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type,
+};
 use crate::input::{Found, Place};
-use crate::order::row_order;
-use crate::plan::{self, BackwardPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
+use crate::order::{column_order, row_order};
+use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
 use crate::view::is_in_place;
-use crate::{Backward, Dtype, Error, Forward, Input, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset};
+use crate::{
+    Backward, BiasGradient, Dtype, Error, Forward, Input, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset,
+};
 
 /// A range of device memory as an operand.
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +108,8 @@ pub struct Kernel {
     pub arguments: Cells,
 }
 
-/// What one call does, in order: at most three steps.
-pub type Steps = ArrayVec<Step, 3>;
+/// What one call does, in order: at most three steps for dx and dw, and two for db.
+pub type Steps = ArrayVec<Step, 5>;
 
 /// What a checked forward call does, in order.
 pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> Result<Steps, Error> {
@@ -123,6 +127,8 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         weight_offset: call.weight_offset,
         rounding: call.rounding,
         dw: None,
+        bias: call.bias.map(|b| b.data.dtype),
+        db: None,
         residual: call.residual.is_some(),
         dz: false,
         aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
@@ -144,13 +150,15 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         hidden_given: call.hidden as u64,
         chains: row_order(call.hidden).chains as u64,
         eps: u64::from(call.eps.to_bits()),
+        bias: call.bias.map_or(0, |b| b.pointer()),
     };
-    let (rows, residual) = (row_kind(&launch, &calls, calls.weight.is_some()), calls.residual);
+    let Calls { weight, bias, residual, .. } = calls;
+    let rows = row_kind(&launch, &calls, weight.is_some() || bias.is_some());
     let (module, name) = match shares {
-        Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual }, "forward_few"),
+        Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias }, "forward_few"),
         None => {
             let staged = shared_bytes > 0 && !launch.class.is_clustered();
-            (Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual }, "forward")
+            (Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias }, "forward")
         }
     };
     steps.push(Step::Kernel(Kernel {
@@ -170,9 +178,12 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
     let mut steps = Steps::new();
     if call.rows == 0 {
         // All zero bytes are +0.0 in every element type, and no scratch is read.
-        if let Some(WeightGradient { dw, .. }) = &call.dw {
-            steps.push(Step::Clear { address: dw.pointer(), bytes: call.hidden * dw.data.dtype.bytes() });
-        }
+        let gradients = [call.dw.as_ref().map(|g| &g.dw), call.db.as_ref().map(|g| &g.db)];
+        let clear = |sums: &Vector<DeviceMemory>| Step::Clear {
+            address: sums.pointer(),
+            bytes: call.hidden * sums.data.dtype.bytes(),
+        };
+        steps.extend(gradients.into_iter().flatten().map(clear));
         return Ok(steps);
     }
     let table = call.operands();
@@ -184,41 +195,74 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         weight_offset: call.weight_offset,
         rounding: call.rounding,
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
+        bias: None,
+        db: call.db.as_ref().map(|gradient| gradient.db.data.dtype),
         residual: false,
         dz: call.dz.is_some(),
         aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
         in_place: is_in_place(&table),
     };
     let plan = plan::backward(&calls, tuning);
+    // First what reads all rows: they may be those of dx.
+    if let (Some(plan), Some(BiasGradient { db, scratch })) = (plan.bias, &call.db) {
+        let partials = bias_partials(call, &calls, &plan, scratch);
+        steps.extend([partials, folds(plan.fold, scratch, db, call.hidden)].map(Step::Kernel));
+    }
+    // Each of the partial rows below a fold's `nodes` has a first group below G, so the launches before it write it in full.
     if let (Some(span), Some(gradient)) = (plan.span, &call.dw) {
         steps.push(Step::Kernel(few_rows(call, gradient, &calls, &plan, span)));
-        return Ok(steps);
+    } else {
+        let over_rows = over_rows(call, &calls, &plan);
+        if let (Some(blocks), Some(_)) = (plan.columns, &call.dw) {
+            steps.push(Step::Kernel(Kernel { name: "columns", blocks, ..over_rows }));
+        }
+        steps.push(Step::Kernel(over_rows));
+        if let Some(WeightGradient { dw, scratch }) = &call.dw {
+            steps.push(Step::Kernel(folds(plan.fold, scratch, dw, call.hidden)));
+        }
     }
-    let over_rows = over_rows(call, &calls, &plan);
-    // First what reads all rows: they may be those of dx.
-    if let (Some(blocks), Some(_)) = (plan.columns, &call.dw) {
-        steps.push(Step::Kernel(Kernel { name: "columns", blocks, ..over_rows }));
-    }
-    steps.push(Step::Kernel(over_rows));
-    let Some(gradient) = &call.dw else { return Ok(steps) };
-    // Each of the partial rows below `nodes` has a first group below G, so the launches above write it in full.
-    let Fold { nodes, level, warps, blocks } = plan.fold;
+    Ok(steps)
+}
+
+/// The partial rows of db.
+fn bias_partials(
+    call: &Backward<DeviceMemory, DeviceMemory>,
+    calls: &Calls,
+    &BiasPlan { aligned, lanes, blocks, .. }: &BiasPlan,
+    scratch: &Vector<DeviceMemory>,
+) -> Kernel {
+    let arguments = BiasArguments {
+        dy: call.dy.pointer(),
+        dy_stride: call.dy.row_stride as u64,
+        partial: scratch.pointer(),
+        rows: call.rows as u64,
+        groups: column_order(call.rows, call.hidden).groups as u64,
+        hidden: call.hidden as u64,
+        lanes: lanes.into(),
+    };
+    let module = Module::BiasPartials { dtype: calls.dtype, aligned };
+    let arguments = arguments.cells();
+    Kernel { module, name: "bias_partials", blocks, threads: BIAS_THREADS, shared_bytes: 0, arguments }
+}
+
+/// dw or db from its partial rows.
+fn folds(fold: Fold, partials: &Vector<DeviceMemory>, sums: &Vector<DeviceMemory>, hidden: usize) -> Kernel {
+    let Fold { nodes, level, warps, blocks } = fold;
     let arguments = FoldArguments {
-        partial: gradient.scratch.pointer(),
-        dw: gradient.dw.pointer(),
+        partial: partials.pointer(),
+        dw: sums.pointer(),
         nodes: nodes.into(),
         level: level.into(),
-        hidden: call.hidden as u64,
+        hidden: hidden as u64,
     };
-    steps.push(Step::Kernel(Kernel {
-        module: Module::Fold { dw: gradient.dw.data.dtype },
+    Kernel {
+        module: Module::Fold { dw: sums.data.dtype },
         name: "fold_partials",
         blocks,
         threads: 32 * warps,
         shared_bytes: 0,
         arguments: arguments.cells(),
-    }));
-    Ok(steps)
+    }
 }
 
 /// dx, and the partial rows of held rows.

@@ -11,8 +11,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
     for (u64 first = (u64)blockIdx.x * TEAMS * ROWS; first < rows; first += (u64)gridDim.x * TEAMS * ROWS) {
         Pack<T> z[ROWS][PACKS];
         Pack<W> w[PACKS] = {};
+        Pack<B> b[PACKS] = {};
         // The halves of a split row's words are put together where they are loaded: there all wait for x, and the weight goes first.
         if (HAS_WEIGHT && !ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
+        if (HAS_BIAS && !ALIGNED) load_row(b, bias, first + team < rows ? hidden : 0);
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
@@ -32,6 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             }
         }
         if (HAS_WEIGHT && ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
+        if (HAS_BIAS && ALIGNED) load_row(b, bias, first + team < rows ? hidden : 0);
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
@@ -46,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             auto emit = [&](auto scale) {
                 as_it_lies<is_seldom(decltype(scale){})>(y + row * y_stride, [&](auto to) {
 #pragma unroll
-                    for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[k], scale);
+                    for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[k], b[k], scale);
                 });
             };
             if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});

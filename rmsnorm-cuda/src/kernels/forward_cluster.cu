@@ -59,7 +59,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
             const Pack<W> w = k < EARLY ? early[k < EARLY ? k : 0] : load_weight(weight, part.column(k), hidden);
-            store_y(y + row * y_stride, part.column(k), hidden, part.load(slice_at(k), k), w, scale);
+            store_y(y + row * y_stride, part.column(k), hidden, part.load(slice_at(k), k), w, load_bias(bias, part.column(k), hidden), scale);
         }
     };
     if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});

@@ -39,10 +39,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
     WideFold fold_row{nodes};
     Pack<T> z[PACKS];
     Pack<W> w[PACKS];
+    Pack<B> b[PACKS];
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(x + row * x_stride, column_of(k), hidden);
 #pragma unroll
-    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), own(k));
+    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), own(k)), b[k] = load_bias(bias, column_of(k), own(k));
     if (HAS_RESIDUAL) {
         Pack<T> other[PACKS];
 #pragma unroll
@@ -56,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
     });
     auto emit = [&](auto scale) {
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), own(k), z[k], w[k], scale);
+        for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), own(k), z[k], w[k], b[k], scale);
     };
     if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
     else emit(stat.scale);

@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
         T *const to = y + row * y_stride, *const y_row = (T*)(out + skew(to));
         auto emit = [&](auto scale) {
 #pragma unroll
-            for (u32 k = 0; k < PACKS; k++) store_y(y_row, column_of(k), hidden, z(k), w[k], scale);
+            for (u32 k = 0; k < PACKS; k++) store_y(y_row, column_of(k), hidden, z(k), w[k], Pack<B>{}, scale);
         };
         if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
         else emit(stat.scale);

@@ -16,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
         const Statistic stat = statistic(squares(1.0f), (float)hidden, eps, squares);
         if (rstd && threadIdx.x == 0) rstd[row] = stat.rstd;
         for (u32 k = 0; k * THREADS * PACK < hidden; k++)
-            store_y(y + row * y_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(weight, column_of(k), hidden), stat.scale);
+            store_y(y + row * y_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(weight, column_of(k), hidden),
+                    load_bias(bias, column_of(k), hidden), stat.scale);
     }
 }

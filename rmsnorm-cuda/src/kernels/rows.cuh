@@ -4,8 +4,9 @@
 // A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK elements of a row, 8 to 32 bytes, one
 // for each of PACK chains. Pack k of a thread lies k·TEAM·PACK elements after its first. A thread owns the chains of
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
-//   T, W          element type of x, y, dy, dx; of the weight
+//   T, W, B       element type of x, y, dy, dx; of the weight; of the bias
 //   HAS_WEIGHT, ZERO_CENTRED
+//   HAS_BIAS      a bias is added before y is rounded
 //   TWICE         x_hat is rounded before the weight multiplies it
 //   HAS_RESIDUAL  something is added to x
 //   HAS_DZ        a gradient is added to dx
@@ -265,6 +266,10 @@ __device__ __forceinline__ Pack<W> load_weight(const W* weight, Column column, u
     return HAS_WEIGHT ? load_pack(weight, column, hidden) : Pack<W>{};
 }
 
+__device__ __forceinline__ Pack<B> load_bias(const B* bias, Column column, u32 hidden) {
+    return HAS_BIAS ? load_pack(bias, column, hidden) : Pack<B>{};
+}
+
 template <bool IS_SELDOM = false> __device__ __forceinline__ Pack<T> load_dz(const T* row, Column column, u32 hidden) {
     return HAS_DZ ? load_words<IS_SELDOM>(row, column, hidden) : Pack<T>{};
 }
@@ -301,10 +306,13 @@ template <typename S> __device__ __forceinline__ void column_step(const Pack<T>&
 }
 
 // y and dx of a pack.
-template <typename R, typename S> __device__ __forceinline__ void store_y(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<W>& w, S scale) {
+template <typename R, typename S> __device__ __forceinline__ void store_y(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<W>& w, const Pack<B>& b, S scale) {
     float out[PACK];
 #pragma unroll
-    for (int i = 0; i < (int)PACK; i++) out[i] = weighted(factor<T>(x_hat(z[i], scale), TWICE), weight_of(w, i));
+    for (int i = 0; i < (int)PACK; i++) {
+        const float h = factor<T>(x_hat(z[i], scale), TWICE);
+        out[i] = HAS_BIAS ? weighted_with(h, weight_of(w, i), b[i]) : weighted(h, weight_of(w, i));
+    }
     store_pack(row, column, hidden, out);
 }
 

@@ -35,10 +35,11 @@ impl fmt::Display for ForwardPlan {
 
 impl fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BackwardPlan { column, rows, source, blocks_per_sm, columns, fold, span } = self;
+        let BackwardPlan { column, rows, source, blocks_per_sm, columns, fold, span, bias } = self;
+        let db = bias.map_or(String::new(), |db| format!(" db {}×{} fold {}", db.lanes, db.blocks, db.fold.nodes));
         write!(f, "G{} {rows}", column.groups)?;
         if let Some(span) = span {
-            return write!(f, " {blocks_per_sm}/SM one launch, span {span}");
+            return write!(f, " {blocks_per_sm}/SM one launch, span {span}{db}");
         }
         match source {
             Source::Kept => f.write_str(" kept")?,
@@ -52,6 +53,6 @@ impl fmt::Display for BackwardPlan {
         if let Some(blocks) = columns {
             write!(f, " columns ×{blocks}")?;
         }
-        write!(f, " fold {}", fold.nodes)
+        write!(f, " fold {}{db}", fold.nodes)
     }
 }

@@ -60,12 +60,22 @@ fn a_class_holds_every_chain() {
 fn the_fold_reaches_every_node() {
     for dtype in Dtype::ALL {
         for hidden in widths() {
-            let plan = backward(&calls(hidden, dtype), &Tuning::of(Arch::H200));
-            assert!(
-                plan.fold.nodes <= plan.fold.warps << plan.fold.level && plan.fold.warps <= FOLD_WARPS_MAX,
-                "{hidden} {plan}"
-            );
-            assert!(plan.fold.level <= FOLD_LEVEL_MAX, "{hidden} {plan}");
+            for aligned in [true, false] {
+                let calls = Calls { aligned, db: Some(dtype), ..calls(hidden, dtype) };
+                let plan = backward(&calls, &Tuning::of(Arch::H200));
+                let bias = plan.bias.expect("db is asked for");
+                for fold in [plan.fold, bias.fold] {
+                    let reaches = fold.nodes <= fold.warps << fold.level && fold.warps <= FOLD_WARPS_MAX;
+                    assert!(reaches && fold.level <= FOLD_LEVEL_MAX, "{hidden} {plan}");
+                }
+                // Every pack of a row and every row group has a thread.
+                let pack = if bias.aligned { 16 / dtype.bytes() } else { 1 };
+                let tiles = hidden.div_ceil(bias.lanes as usize * pack);
+                assert_eq!(bias.blocks as usize, tiles * bias.fold.nodes as usize, "{hidden} {plan}");
+                assert!(bias.fold.nodes * (BIAS_THREADS / bias.lanes) >= plan.column.groups as u32, "{hidden} {plan}");
+                assert!(bias.lanes.is_power_of_two() && bias.lanes <= 32, "{hidden} {plan}");
+                assert!(!bias.aligned || hidden.is_multiple_of(pack), "{hidden} {plan}");
+            }
         }
     }
 }

@@ -82,6 +82,15 @@ fn a_bundle_is_enough() {
         let error = kernels.prepare(&Calls { rounding: Rounding::Twice, ..calls() }).expect_err("no such module");
         let Error::NoCode { kernel, prebuilt, .. } = error else { panic!("another error: {error}") };
         assert!(kernel.contains("rounded twice") && prebuilt.contains("none of this"), "{kernel} {prebuilt}");
+        // Nor are a bias and its gradient.
+        let (bias, db) = (Some(Dtype::F32), Some(Dtype::Bf16));
+        for (calls, name) in
+            [(Calls { bias, ..calls() }, "a bias of f32"), (Calls { db, ..calls() }, "sums of dy bf16")]
+        {
+            let error = kernels.prepare(&calls).expect_err("no such module");
+            let Error::NoCode { kernel, prebuilt, .. } = error else { panic!("another error: {error}") };
+            assert!(kernel.contains(name) && prebuilt.contains("none of this"), "{kernel} {prebuilt}");
+        }
     });
 }
 

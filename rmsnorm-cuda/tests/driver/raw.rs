@@ -4,7 +4,7 @@ use rmsnorm_cuda::cuda::library::driver;
 use rmsnorm_cuda::cuda::steps::{Step, backward};
 use rmsnorm_cuda::cuda::{Calls, DeviceMemory, Kernels, Tuning};
 use rmsnorm_cuda::cudarc::driver::{CudaContext, sys::CUstream};
-use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset, scratch_len};
+use rmsnorm_cuda::{Backward, BiasGradient, Dtype, Error, Forward, Rows, WeightGradient, WeightOffset, scratch_len};
 
 use super::{Library, alone, calls_of, context_and_stream, names};
 
@@ -87,6 +87,45 @@ fn the_calls_of_a_call() {
             backward(rows, hidden);
             assert_eq!(calls_of(|| forward(rows, hidden)), forward_calls, "forward {rows}×{hidden}");
             assert_eq!(calls_of(|| backward(rows, hidden)), backward_calls, "backward {rows}×{hidden}");
+        }
+    });
+}
+
+/// db adds two launches to whatever else there is, with dw and without it, and one write of zeros where there are no rows.
+#[test]
+fn db_is_two_launches_more() {
+    alone("raw::db_is_two_launches_more", Library::Complete, &[], || {
+        let (kernels, stream) = kernels();
+        for (rows, hidden, expected) in [
+            (512, 4096, [256, 128]),
+            (4096, 4096, [256, 128]),
+            (1000, 65536, [256, 2048]),
+            (100, 131_200, [513, 4100]),
+            (65536, 128, [128, 4]),
+        ] {
+            let operands = Operands::new(Dtype::Bf16, rows, hidden);
+            let needed = scratch_len(rows, hidden).expect("a width");
+            let [with_dw, without] = [true, false].map(|with_dw| {
+                let backward = |with_db: bool| {
+                    let mut call = operands.backward();
+                    call.dw = call.dw.filter(|_| with_dw);
+                    let memory = |dtype, elements| operands.memory(dtype, elements).into();
+                    let db = || BiasGradient { db: memory(Dtype::F32, hidden), scratch: memory(Dtype::F32, needed) };
+                    call.db = with_db.then(db);
+                    // SAFETY: the stand-in runs no kernel, so no operand is read or written.
+                    unsafe { kernels.backward(&call, stream) }.expect("a backward call");
+                };
+                backward(true); // Compiles, and so does the next.
+                backward(false);
+                let (with_db, plain) = (calls_of(|| backward(true)), calls_of(|| backward(false)));
+                // They come first, since dx may be where dy is.
+                assert_eq!((&with_db[..1], &with_db[3..]), (&plain[..1], &plain[1..]), "{rows}×{hidden}");
+                with_db[1..3].to_vec()
+            });
+            assert_eq!(with_dw, without, "{rows}×{hidden}");
+            let [sums, folds] = expected.map(|blocks| format!("grid {blocks}x1x1 block "));
+            assert!(with_dw[0].contains(&format!("bias_partials {sums}1024x")), "{rows}×{hidden}: {with_dw:?}");
+            assert!(with_dw[1].contains(&format!("fold_partials {folds}")), "{rows}×{hidden}: {with_dw:?}");
         }
     });
 }

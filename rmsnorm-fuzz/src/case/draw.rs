@@ -49,6 +49,17 @@ impl Case {
         if chance(u, 30)? {
             case.rounding = Rounding::Twice;
         }
+        if chance(u, 20)? {
+            case.bias = *u.choose(&[WeightKind::Same, WeightKind::F32])?;
+            case.b = weight_values(u, case.dtype)?;
+            case.places[Name::Bias as usize].offset = u.int_in_range(0..=7)?;
+        }
+        if chance(u, 20)? {
+            case.db = *u.choose(&[DwKind::Same, DwKind::F32])?;
+            for operand in [Name::Db, Name::DbScratch] {
+                case.places[operand as usize].offset = u.int_in_range(0..=7)?;
+            }
+        }
         Ok(case)
     }
 }
@@ -213,6 +224,8 @@ mod tests {
         share("odd N", 0.3, &|c| c.hidden % 2 == 1);
         share("odd offset", 0.3, &|c| c.places.iter().any(|p| p.offset % 2 == 1));
         share("rounded twice", 0.14, &|c| c.rounding == Rounding::Twice && c.dtype != Dtype::F32);
+        share("a bias", 0.15, &|c| c.bias != WeightKind::Absent);
+        share("a db", 0.12, &|c| c.db != DwKind::Absent);
         share("M = 0", 0.005, &|c| c.rows == 0);
         for dtype in Dtype::ALL {
             share("type", 0.3, &|c| c.dtype == dtype);

@@ -19,6 +19,8 @@ pub(crate) enum Mutant {
     XHatOff,
     LastRowDropped,
     DzIgnored,
+    BiasIgnored,
+    BiasAddedToRounded,
     Truncates,
     RoundedOnce,
     DwOfUnrounded,
@@ -32,6 +34,7 @@ pub(crate) struct Case {
     pub(crate) dy: Vec<f32>,
     pub(crate) dz: Option<Vec<f32>>,
     pub(crate) weight: Option<Vec<f32>>,
+    pub(crate) bias: Option<Vec<f32>>,
     pub(crate) offset: f32,
     pub(crate) eps: f32,
     pub(crate) chains_forward: usize,
@@ -90,12 +93,13 @@ impl Case {
     pub(crate) fn check_at(&self, depth: Depth, computed: &Computed) -> Verdict {
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
         let (x, dy) = (wide(&self.x), wide(&self.dy));
-        let (dz, weight) = (self.dz.as_deref().map(wide), self.weight.as_deref().map(wide));
+        let [dz, weight, bias] = [&self.dz, &self.weight, &self.bias].map(|values| values.as_deref().map(wide));
         let shape = (self.rows(), self.hidden);
         let matrix = |values| ArrayView2::from_shape(shape, values).unwrap();
         let setting = Setting {
             weight: weight.as_deref().map(ArrayView1::from),
             weight_offset: f64::from(self.offset),
+            bias: bias.as_deref().map(ArrayView1::from),
             rounded: Some(self.format).filter(|format| self.twice && *format != Format::F32),
             eps: f64::from(self.eps),
             depth,
@@ -140,7 +144,13 @@ impl Case {
             let first: Vec<f32> = normalised.iter().map(|&x| if self.twice { stored(x) } else { x }).collect();
             x_hat[row * n..][..n].copy_from_slice(if mutant == Mutant::DwOfUnrounded { &normalised } else { &first });
             for (j, &h) in if mutant == Mutant::RoundedOnce { &normalised } else { &first }.iter().enumerate() {
-                let y = weigh(h, j);
+                let y = match &self.bias {
+                    Some(bias) if mutant == Mutant::BiasAddedToRounded => stored(weigh(h, j)) + bias[j],
+                    Some(bias) if mutant != Mutant::BiasIgnored => {
+                        h.mul_add(scales.as_ref().map_or(1.0, |w| w[j]), bias[j])
+                    }
+                    _ => weigh(h, j),
+                };
                 out.y.push(store(if mutant == Mutant::WeightTwice { weigh(y, j) } else { y }));
             }
             let wdy: Vec<f32> = (0..n).map(|j| weigh(self.dy[row * n + j], j)).collect();

@@ -149,7 +149,7 @@ fn reports(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-const OUTPUTS: [&str; 5] = ["rstd", "y", "dx", "dw", "z"];
+const OUTPUTS: [&str; 6] = ["rstd", "y", "dx", "dw", "z", "db"];
 /// Random cases among those that are digested.
 const RANDOM: [(u64, u32); 1] = [(200, 16)];
 const DEEP: u64 = 20;

@@ -180,7 +180,8 @@ fn result(row: &Row) -> String {
 
 fn worst(row: &Row) -> String {
     let share = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
-    let each = ["rstd", "y", "dx", "dw"].into_iter().filter_map(|output| Some((output, row.accuracy.get(output)?)));
+    let each =
+        ["rstd", "y", "dx", "dw", "db"].into_iter().filter_map(|output| Some((output, row.accuracy.get(output)?)));
     let each = each.map(|(output, a)| format!("{output} {:.3} {:.0} %", a.worst, share(a.single, a.elements)));
     each.collect::<Vec<_>>().join(", ")
 }

@@ -78,6 +78,7 @@ pub(crate) fn judge(
     let setting = Setting {
         weight: wide_weight.as_ref().map(|w| w.view()),
         weight_offset: if options.weight_offset == WeightOffset::One { 1.0 } else { 0.0 },
+        bias: None,
         rounded: (options.rounding == Rounding::Twice && x.dtype() != DType::F32).then(|| format(x)),
         eps: f64::from(options.eps),
         depth: Depth { forward: row, backward: row, column },

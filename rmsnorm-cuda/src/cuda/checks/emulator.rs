@@ -24,7 +24,7 @@ use crate::{Backward, Error, Executor, Forward, Input, Operand, Slice, SliceMut,
 pub struct Emulator {
     tuning: Tuning,
     seed: AtomicU64,
-    patch: Option<(String, String)>,
+    patches: Vec<(String, String)>,
     modules: Mutex<HashMap<Module, Built>>,
 }
 
@@ -36,13 +36,13 @@ type Built = Arc<OnceLock<Result<Mutex<Library>, Error>>>;
 impl Emulator {
     /// An emulator that plans for `tuning` and draws the order of threads from `seed`.
     pub fn new(tuning: Tuning, seed: u64) -> Self {
-        Emulator { tuning, seed: AtomicU64::new(seed), patch: None, modules: Mutex::default() }
+        Emulator { tuning, seed: AtomicU64::new(seed), patches: Vec::new(), modules: Mutex::default() }
     }
 
     /// The same with `from` replaced by `to` in the kernel sources, wherever it stands: a broken kernel that a check must catch.
     /// A text that stands in none of them is refused.
     pub fn patched(mut self, from: &str, to: &str) -> Self {
-        self.patch = Some((from.into(), to.into()));
+        self.patches.push((from.into(), to.into()));
         self
     }
 
@@ -102,7 +102,7 @@ impl Emulator {
             )
         };
         let mut source = module.source_with(EMULATION);
-        if let Some((from, to)) = &self.patch {
+        for (from, to) in &self.patches {
             let (emulation, kernels) = source.split_at(source.find(EMULATION).unwrap_or(0) + EMULATION.len());
             // Not every module has it.
             if !SOURCES.iter().any(|(_, text)| text.contains(from.as_str())) {
