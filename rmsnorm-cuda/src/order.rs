@@ -4,8 +4,8 @@
 //! number of rows: so none of these can change a bit, and a row does not depend on its neighbours.
 
 /// Version of every output bit. It rises with any change of [`row_order`], [`column_order`] or the specification
-/// ([`arith`](crate::arith)), and with nothing else. 0: not frozen yet.
-pub const BITS_VERSION: u32 = 0;
+/// ([`arith`](crate::arith)), and with nothing else.
+pub const BITS_VERSION: u32 = 1;
 
 /// Widest row: beyond it `hidden` is not exact in f32, and the mean of squares would be divided by another number.
 pub const HIDDEN_MAX: usize = 1 << 24;
