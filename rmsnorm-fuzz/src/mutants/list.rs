@@ -899,13 +899,13 @@ pub const MUTANTS: &[Mutant] = &[
         patches: &[
             patch(
                 "cuda/steps.rs",
-                "    // First what reads all rows: they may be those of dx.\n",
-                "    steps.push(Step::Kernel(over_rows));\n",
+                "        if let (Some(blocks), Some(_)) = (plan.columns, &call.dw) {\n",
+                "        steps.push(Step::Kernel(over_rows));\n        if let (Some(blocks), Some(_)) = (plan.columns, &call.dw) {\n",
             ),
             patch(
                 "cuda/steps.rs",
-                "    steps.push(Step::Kernel(over_rows));\n    let Some(gradient)",
-                "    let Some(gradient)",
+                "        steps.push(Step::Kernel(over_rows));\n        if let Some(WeightGradient",
+                "        if let Some(WeightGradient",
             ),
         ],
         property: "in place",
