@@ -2,7 +2,7 @@
 
 use super::judge::IDLE;
 use super::*;
-use rmsnorm_cuda::{Backward, Error, Forward, Slice, SliceMut};
+use rmsnorm_cuda::{Backward, Error, Forward, Input, Slice, SliceMut};
 use rmsnorm_fuzz::subject::{Again, OtherLaunch};
 
 /// Computes with another eps where rows have seven elements.
@@ -20,6 +20,12 @@ impl Executor for Broken {
     }
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         Cpu.backward(call)
+    }
+    fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        Cpu.forward_in_place(call)
+    }
+    fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+        Cpu.backward_in_place(call)
     }
 }
 
