@@ -282,6 +282,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         use Role::{Read, Scratch, Written};
         let (shape, dtype) = ((self.rows, self.hidden), self.x.data.dtype());
         let f32 = Types::One(Dtype::F32);
+        let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
         let mut table = Table::new();
         table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
         table.extend(self.weight.iter().map(|w| weight_line("weight", w, self.hidden, dtype)));
@@ -291,12 +292,10 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape).in_place_of(&["x", "dy", "dz"]));
         if let Some(WeightGradient { dw, scratch }) = &self.dw {
             let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
-            let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
             table.push(TableLine::vector("dw", Written, Types::OrF32(weight), dw, self.hidden, false));
             table.push(TableLine::vector("scratch", Scratch, f32, scratch, partials, true));
         }
         if let Some(BiasGradient { db, scratch }) = &self.db {
-            let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
             table.push(TableLine::vector("db", Written, Types::OrF32(dtype), db, self.hidden, false));
             table.push(TableLine::vector("db_scratch", Scratch, f32, scratch, partials, false));
         }

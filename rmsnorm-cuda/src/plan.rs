@@ -1,227 +1,22 @@
 //! How a call is launched: all that decides speed, and no bit.
 //!
 //! The orders are those of [`order`](crate::order) whatever is chosen here. Everything is pure: no GPU is asked, no CUDA type
-//! appears. The tables of classes are in `plan/class.rs`, each line with what was measured for it.
+//! appears. What is asked and answered is in `plan/types.rs`; the tables of classes are in `plan/class.rs`, each line with what was measured for it.
 
 mod arch;
 mod class;
 pub(crate) mod cluster;
 mod display;
+mod types;
 
+use crate::Dtype;
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
 use crate::order::{HELD_MAX, NARROW};
-use crate::{Dtype, Rounding, WeightOffset};
 pub use arch::Arch;
 pub use class::{Class, class, class_unaligned, classes, variants};
 use class::{STREAMED, class_planned, few_rows_forward};
 use cluster::{CLUSTER_BYTES, slice_bytes, weight_bytes};
-
-/// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Calls {
-    /// Number of rows.
-    pub rows: usize,
-    /// Length of a row.
-    pub hidden: usize,
-    /// Element type of x, y, dy and dx.
-    pub dtype: Dtype,
-    /// Element type of the weight, if there is one.
-    pub weight: Option<Dtype>,
-    /// As in the calls.
-    pub weight_offset: WeightOffset,
-    /// As in the calls.
-    pub rounding: Rounding,
-    /// Element type of the weight's gradient, if it is computed.
-    pub dw: Option<Dtype>,
-    /// Element type of forward's bias, if there is one.
-    pub bias: Option<Dtype>,
-    /// Element type of the bias's gradient, if it is computed.
-    pub db: Option<Dtype>,
-    /// Whether forward is given a residual.
-    pub residual: bool,
-    /// Whether backward is given a `dz`.
-    pub dz: bool,
-    /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
-    /// with rows of a multiple of 16 bytes.
-    pub aligned: bool,
-    /// Whether an output has the rows of an input. What is prepared is prepared for both: few rows then have the kernels of more.
-    pub in_place: bool,
-}
-
-impl Calls {
-    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no bias, no gradient of either, no residual, no `dz`; not in place. The rest
-    /// by struct update.
-    pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
-        Calls {
-            rows,
-            hidden,
-            dtype,
-            weight: None,
-            weight_offset: WeightOffset::Zero,
-            rounding: Rounding::Once,
-            dw: None,
-            bias: None,
-            db: None,
-            residual: false,
-            dz: false,
-            aligned: true,
-            in_place: false,
-        }
-    }
-}
-
-/// The GPU to plan for, and what is chosen otherwise than by the plan: for measurements, and for checks that it changes no bit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuning {
-    /// The GPU.
-    pub arch: Arch,
-    /// One of [`variants`] for forward; ignored for rows that it cannot work on.
-    pub forward: Option<Class>,
-    /// The same for backward.
-    pub backward: Option<Class>,
-    /// Stages of backward's ring, if so many fit. 0: no ring.
-    pub stages: Option<u32>,
-    /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
-    pub rate_percent: Option<u32>,
-    /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each, unless here
-    /// stands what no grid can have.)
-    pub blocks: Option<u32>,
-    /// Whether few rows may have kernels of their own: in forward, and backward in one launch. They have not where anything else is chosen for
-    /// that direction.
-    pub few_rows: bool,
-    /// Blocks that share a row in forward, whose kernel is then that of few rows however many there are. Ignored where it cannot be.
-    pub shares: Option<u32>,
-}
-
-impl Tuning {
-    /// What the plan for `arch` chooses.
-    pub const fn of(arch: Arch) -> Self {
-        Tuning {
-            arch,
-            forward: None,
-            backward: None,
-            stages: None,
-            rate_percent: None,
-            blocks: None,
-            few_rows: true,
-            shares: None,
-        }
-    }
-}
-
-/// Which call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Direction {
-    /// y and rstd.
-    Forward,
-    /// dx and dw.
-    Backward,
-}
-
-impl Direction {
-    /// Both.
-    pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
-}
-
-/// How a kernel over rows is launched, and, with the types, what it is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Launch {
-    /// How threads share rows.
-    pub class: Class,
-    /// Whether every pack of every operand lies on 16 bytes.
-    pub aligned: bool,
-    /// Whether a row is all that the class holds: then the kernel knows its width.
-    pub exact: bool,
-    /// Blocks.
-    pub blocks: u32,
-}
-
-/// Where backward has a row from in its two passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// From memory, and from registers.
-    Kept,
-    /// From memory twice.
-    Reread,
-    /// From shared memory, where rows arrive ahead of their turn.
-    Ring {
-        /// Rows of x and dy for each team.
-        stages: u32,
-        /// Least time from one row of a team to its next, in 1/256 ns (source.cuh, Pace). 0: none.
-        pace: u32,
-        /// Shared memory of all stages of a block.
-        shared_bytes: u32,
-    },
-    /// From shared memory, where slices of rows arrive ahead of their turn; a cluster shares a row.
-    Cluster {
-        /// Slices of x and dy for each block.
-        stages: u32,
-        /// Shared memory of a block.
-        shared_bytes: u32,
-    },
-}
-
-/// How the partial rows of a backward call are folded to dw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fold {
-    /// Partial rows.
-    pub nodes: u32,
-    /// A warp folds 2^level of them, of 32 columns.
-    pub level: u32,
-    /// Warps of a block, which then fold what each came to.
-    pub warps: u32,
-    /// Blocks.
-    pub blocks: u32,
-}
-
-/// How the partial rows of db are computed, and folded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BiasPlan {
-    /// Whether dy is read 16 bytes at once.
-    pub aligned: bool,
-    /// Threads of a block that share a row: a power of two, at most 32. The others have further row groups.
-    pub lanes: u32,
-    /// Blocks.
-    pub blocks: u32,
-    /// From partial rows to db.
-    pub fold: Fold,
-}
-
-/// What a forward call launches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ForwardPlan {
-    /// The kernel.
-    pub rows: Launch,
-    /// So many blocks must fit a multiprocessor: the compiler may not take more registers.
-    pub blocks_per_sm: u32,
-    /// Rows that a team has on their way at once.
-    pub rows_at_once: u32,
-    /// Dynamic shared memory of a block: that of a cluster, where it holds its part of a row; of teams whose rows are staged, two rows each.
-    pub shared_bytes: u32,
-    /// Blocks that share a row, where rows are few: each reads the row and writes a part of y.
-    pub shares: Option<u32>,
-}
-
-/// What a backward call launches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackwardPlan {
-    /// Decides the bits of dw.
-    pub column: ColumnOrder,
-    /// The kernel over rows.
-    pub rows: Launch,
-    /// Where it has them from.
-    pub source: Source,
-    /// So many blocks must fit a multiprocessor.
-    pub blocks_per_sm: u32,
-    /// Blocks of the kernel `columns`, which streamed rows need for dw.
-    pub columns: Option<u32>,
-    /// From partial rows to dw.
-    pub fold: Fold,
-    /// Row groups that a thread folds, where few rows are one launch: `rows` then computes dw as well, and there is no other for it.
-    pub span: Option<u32>,
-    /// The launches for db, if it is asked for.
-    pub bias: Option<BiasPlan>,
-}
+pub use types::{BackwardPlan, BiasPlan, Calls, Direction, Fold, ForwardPlan, Launch, Source, Tuning};
 
 /// The launch of a forward call.
 pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
@@ -250,18 +45,16 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 2 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
-    let adds = calls.residual || calls.bias.is_some();
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
-    let is_little_weight = calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
-    let little = rows.exact && class.packs <= 4 && is_little_weight;
+    let little = rows.exact && class.packs <= 4 && calls.has_little_weight();
     let staged_bytes = staged_bytes(class, calls, tuning);
     let unaligned = UNALIGNED_THREADS.iter().find(|(packs_max, _)| !rows.aligned && class.packs <= *packs_max);
     let blocks_per_sm = match () {
-        _ if class.is_streamed() || adds || !are_registers_known(tuning) => 1,
+        _ if class.is_streamed() || calls.adds() || !are_registers_known(tuning) => 1,
         _ if calls.hidden <= NARROW => 1536 / class.threads(),
         _ if staged_bytes.is_some() => staged_threads(class, calls) / class.threads(),
         _ if little => 1024 / class.threads(),
-        _ => unaligned.filter(|_| is_little_weight).map_or(1, |(_, threads)| threads / class.threads()),
+        _ => unaligned.filter(|_| calls.has_little_weight()).map_or(1, |(_, threads)| threads / class.threads()),
     };
     ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: staged_bytes.unwrap_or(0), shares: None }
 }
@@ -270,8 +63,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
 /// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much, or a bias: none is measured.)
 fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
     let is_narrow_or_wide = calls.hidden <= NARROW || class.is_streamed() || class.is_clustered();
-    let adds = calls.residual || calls.bias.is_some();
-    if is_narrow_or_wide || adds || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
+    if is_narrow_or_wide || calls.adds() || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
         return None;
     }
     let bytes = 2 * class.teams as usize * pitch(class, calls);
@@ -283,9 +75,8 @@ fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
 /// f32 4097 (five) 0.93, 0.95, 0.90; bf16 1001, whose warps keep x, with 1024 0.93. (With wider weights more registers are taken than these leave:
 /// then it is the compiler's choice.)
 fn staged_threads(class: Class, calls: &Calls) -> u32 {
-    let is_little_weight = calls.weight.is_none_or(|w| w.bytes() <= calls.dtype.bytes());
     match class.packs {
-        _ if !is_little_weight => class.threads(),
+        _ if !calls.has_little_weight() => class.threads(),
         ..=4 if class.team > 32 => 1536,
         5 if calls.dtype == Dtype::F32 => 1280,
         _ => 1024,
@@ -320,6 +111,10 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let Calls { rows, hidden, .. } = *calls;
     let Arch { sm_count, threads_per_sm, .. } = tuning.arch;
     let column = column_order(rows, hidden);
+    let plan = |rows, source, fold| {
+        let (blocks_per_sm, columns, span, bias) = (1, None, None, None);
+        BackwardPlan { column, rows, source, blocks_per_sm, columns, fold, span, bias }
+    };
     if let Some((class, span)) = few_rows(calls, &column, tuning) {
         let tile = (class.threads() / FEW_SLOTS * class.pack) as usize;
         let blocks = hidden.div_ceil(tile) + rows.div_ceil(class.teams as usize);
@@ -327,17 +122,7 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         // 128 registers a thread: with 96 some of a wide weight are spilled. In the prototype, without that, 512 rows of 4096 take 5.67 and 5.74 µs.
         let blocks_per_sm = 512 / class.threads();
         let fold = Fold { nodes: 0, level: 0, warps: 0, blocks: 0 };
-        let span = Some(span);
-        return BackwardPlan {
-            column,
-            rows: launch,
-            source: Source::Kept,
-            blocks_per_sm,
-            columns: None,
-            fold,
-            span,
-            bias: None,
-        };
+        return BackwardPlan { blocks_per_sm, span: Some(span), ..plan(launch, Source::Kept, fold) };
     }
     let class = chosen(Direction::Backward, calls, tuning, tuning.backward);
     let teams = class.teams as usize;
@@ -348,16 +133,7 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
         let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
         let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
-        return BackwardPlan {
-            column,
-            rows,
-            source: Source::Reread,
-            blocks_per_sm: 1,
-            columns,
-            fold,
-            span: None,
-            bias: None,
-        };
+        return BackwardPlan { columns, ..plan(rows, Source::Reread, fold) };
     }
     if class.is_clustered() {
         let stages = cluster::stages(class, calls, tuning);
@@ -367,7 +143,7 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let rows = launch(class, calls, forced(clusters * class.cluster).next_multiple_of(class.cluster));
         let shared_bytes = CLUSTER_BYTES + weight_bytes(class, calls) + stages * 2 * slice_bytes(class, calls.dtype);
         let source = Source::Cluster { stages, shared_bytes };
-        return BackwardPlan { column, rows, source, blocks_per_sm: 1, columns: None, fold, span: None, bias: None };
+        return plan(rows, source, fold);
     }
     let ring = ring(class, calls, tuning);
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
@@ -382,16 +158,7 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
     let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
     let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
-    BackwardPlan {
-        column,
-        rows: launch(class, calls, blocks),
-        source,
-        blocks_per_sm,
-        columns: None,
-        fold,
-        span: None,
-        bias: None,
-    }
+    BackwardPlan { blocks_per_sm, ..plan(launch(class, calls, blocks), source, fold) }
 }
 
 /// As many warps a column as give each multiprocessor 1024 threads, and each thread several loads on their way: one block after another of

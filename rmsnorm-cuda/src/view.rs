@@ -115,26 +115,9 @@ impl TableLine {
         view: &Rows<D>,
         (rows, hidden): (usize, usize),
     ) -> Self {
-        let (dtype, elements, address) = (view.data.dtype(), view.data.elements(), view.data.address());
         // The stride of a single row is irrelevant.
         let row_stride = if rows < 2 { hidden } else { view.row_stride };
-        let (len, offset, in_packs, lies_in) = (hidden, view.offset, true, view.data.lies_in());
-        let may_be = &[];
-        TableLine {
-            name,
-            role,
-            types,
-            in_packs,
-            rows,
-            len,
-            row_stride,
-            offset,
-            dtype,
-            elements,
-            address,
-            may_be,
-            lies_in,
-        }
+        TableLine::of((name, role, types, true), &view.data, view.offset, (rows, hidden, row_stride))
     }
 
     /// The same of an output that may have exactly the rows of these inputs. Every kernel, and the CPU, reads an element of them for the last time
@@ -151,9 +134,15 @@ impl TableLine {
         len: usize,
         in_packs: bool,
     ) -> Self {
-        let (dtype, elements, address) = (view.data.dtype(), view.data.elements(), view.data.address());
-        let (rows, row_stride, offset) = (usize::from(len > 0), len, view.offset);
-        let (may_be, lies_in) = (&[], view.data.lies_in());
+        TableLine::of((name, role, types, in_packs), &view.data, view.offset, (usize::from(len > 0), len, len))
+    }
+
+    fn of<D: Operand>(
+        (name, role, types, in_packs): (&'static str, Role, Types, bool),
+        data: &D,
+        offset: usize,
+        (rows, len, row_stride): (usize, usize, usize),
+    ) -> Self {
         TableLine {
             name,
             role,
@@ -163,11 +152,11 @@ impl TableLine {
             len,
             row_stride,
             offset,
-            dtype,
-            elements,
-            address,
-            may_be,
-            lies_in,
+            dtype: data.dtype(),
+            elements: data.elements(),
+            address: data.address(),
+            may_be: &[],
+            lies_in: data.lies_in(),
         }
     }
 

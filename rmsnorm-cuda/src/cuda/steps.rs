@@ -134,7 +134,8 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
         in_place: is_in_place(&table),
     };
-    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan::forward(&calls, tuning);
+    let plan = plan::forward(&calls, tuning);
+    let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan;
     let arguments = ForwardArguments {
         x: call.x.pointer(),
         x_stride: call.x.row_stride as u64,
@@ -157,7 +158,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     let (module, name) = match shares {
         Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias }, "forward_few"),
         None => {
-            let staged = shared_bytes > 0 && !launch.class.is_clustered();
+            let staged = plan.is_staged();
             (Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias }, "forward")
         }
     };

@@ -18,12 +18,12 @@ impl fmt::Display for Launch {
 
 impl fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes, shares } = self;
+        let ForwardPlan { rows, blocks_per_sm, rows_at_once, shared_bytes: _, shares } = self;
         write!(f, "{rows}")?;
         if *rows_at_once > 1 {
             write!(f, " {rows_at_once} at once")?;
         }
-        if *shared_bytes > 0 && !rows.class.is_clustered() {
+        if self.is_staged() {
             write!(f, " staged")?;
         }
         if *blocks_per_sm > 1 {
