@@ -72,7 +72,7 @@ impl Calls {
 pub struct Tuning {
     /// The GPU.
     pub arch: Arch,
-    /// One of [`variants`] for forward; ignored for rows that it cannot work on.
+    /// One of [`variants`](super::variants) for forward; ignored for rows that it cannot work on.
     pub forward: Option<Class>,
     /// The same for backward.
     pub backward: Option<Class>,
