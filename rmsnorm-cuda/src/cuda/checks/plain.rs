@@ -6,13 +6,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cudarc::driver::result::{free_sync, malloc_sync, memcpy_dtoh_sync, memcpy_htod_sync};
+use cudarc::driver::result::{free_sync, malloc_sync, memcpy_dtoh_sync, memcpy_htod_sync, memset_d8_sync};
 use cudarc::driver::{CudaContext, CudaStream};
 use cudarc::nvrtc::Ptx;
 
 use crate::cuda::compile::compile_source;
 use crate::cuda::extents::{Extent, Extents};
 use crate::cuda::kernels::{arg, launch};
+use crate::cuda::module::Module;
+use crate::cuda::steps::Step;
 use crate::cuda::{DeviceMemory, Kernels, Tuning, context, driver_error, steps};
 use crate::{Backward, Error, Executor, Forward, Operand, Slice, SliceMut};
 
@@ -76,10 +78,20 @@ impl Executor for Plain {
         self.context.bind_to_thread().map_err(|e| driver_error("cuCtxSetCurrent", e))?;
         let memory = Memory::of(Extents::of(&call.operands()));
         let call = call.try_map(|data| memory.read(data), |data| memory.written(data))?;
+        let steps = steps::forward(&call, &self.tuning)?;
+        let is_staged =
+            |step: &Step| matches!(step, Step::Kernel(k) if matches!(k.module, Module::Forward { staged: true, .. }));
+        if steps.iter().any(is_staged) {
+            // initcheck does not see what bulk copies write from shared memory. An element that none wrote is then a NaN in place of a report.
+            let DeviceMemory { dtype, address, elements } = call.y.data;
+            // SAFETY: the allocation has this many bytes, and nothing uses it yet.
+            unsafe { memset_d8_sync(address, 0xff, elements * dtype.bytes()) }
+                .map_err(|e| driver_error("cuMemsetD8", e))?;
+        }
         // SAFETY: each operand is a live allocation as long as the host buffer that `check` measured; outputs are allocations
         // of their own, used on this stream only.
         unsafe { self.kernels.forward_tuned(&call, &self.tuning, self.stream.cu_stream())? };
-        self.finish(memory, steps::forward(&call, &self.tuning)?.len())
+        self.finish(memory, steps.len())
     }
 
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
