@@ -68,8 +68,7 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
         }
         (forward, dx, columns)
     });
-    let nothing = || (ForwardTallies::default(), Tally::default(), Columns::new(hidden));
-    let (forward, dx, columns) = judged.reduce(nothing, |mut a, b| {
+    let merged = judged.reduce_with(|mut a, b| {
         a.0.merge(&b.0);
         a.1.merge(&b.1);
         if wants_columns {
@@ -77,6 +76,8 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
         }
         a
     });
+    let (forward, dx, columns) =
+        merged.unwrap_or_else(|| (ForwardTallies::default(), Tally::default(), Columns::new(hidden)));
 
     let mut tallies = vec![("rstd", forward.rstd), ("y", forward.y), ("dx", dx)];
     if let (Some(dw), Some(dtype)) = (&outputs.dw, case.dw_dtype()) {
@@ -129,4 +130,5 @@ fn format(dtype: Dtype) -> Format {
     }
 }
 
-const BLOCK_ELEMENTS: usize = 1 << 14;
+/// A matrix of them in f64 takes 32 KiB: several fit a cache, and memory for them is not mapped anew each time.
+const BLOCK_ELEMENTS: usize = 1 << 12;

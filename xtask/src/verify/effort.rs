@@ -49,10 +49,10 @@ impl Effort {
 
     /// A few minutes.
     pub(super) const DEFAULT: Effort = Effort {
-        hard_launches: 1,
+        hard_launches: 3,
         random: &[(2000, 18), (200, 21)],
         deep: 200,
-        random_accurate: 1,
+        random_accurate: 2,
         random_thorough: 20,
         classes: 1,
         classes_thorough: 2,
