@@ -209,7 +209,7 @@ fn program(mutants: &[&Mutant], main: &str) -> String {
 
 /// A copy of the CPU executor for one instruction set, which every machine has: a defect is in all of them, and each takes as long to compile.
 const SCALAR: [Patch; 3] = [
-    Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(Sums {", to: "pulp::Scalar.vectorize(Sums {" },
+    Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(sums);", to: "pulp::Scalar.vectorize(sums);" },
     Patch {
         file: "cpu.rs",
         from: "pulp::Arch::new().dispatch(ForwardJob {",
@@ -295,3 +295,18 @@ impl Task {
 const RACES: [&str; 1] = ["barrier_forgotten"];
 /// A mutant that does not end is no mutant.
 const TIME_LIMIT: Duration = Duration::from_secs(400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As rmsnorm-fuzz asks of each defect.
+    #[test]
+    fn what_copies_are_patched_with_applies() {
+        let sources = root().join("rmsnorm-cuda/src");
+        for patches in [SCALAR.to_vec(), TOLD.to_vec()] {
+            let copy = Mutant { patches: patches.leak(), ..MUTANTS[0] };
+            assert!(copy.patched(&sources).is_ok(), "{:?}", copy.patched(&sources).err());
+        }
+    }
+}
