@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rmsnorm_cuda::cuda::library::driver;
-use rmsnorm_cuda::cuda::{self, Kernels, Layer};
+use rmsnorm_cuda::cuda::{self, GpuSlice, GpuSliceMut, Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::CudaContext;
 use rmsnorm_cuda::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
-use rmsnorm_cuda::{Dtype, Error, WeightOffset, bf16};
+use rmsnorm_cuda::{
+    Backward, Cpu, Dtype, Error, Executor, Forward, Residual, Rows, Slice, SliceMut, WeightOffset, bf16,
+};
 
 use work::{EPS, Problem, Solved, Unseen, Work, assert_same, small, untracked};
 
@@ -97,6 +99,61 @@ fn in_place() {
             let got = Solved { y: bf16s(&y), rstd: f32s(&rstd), dx: bf16s(&dx), dw: f32s(&dw) };
             assert_same(&got, &problem.solved(), &format!("{rows}×{hidden} in place"));
             assert_eq!(kernels.loaded().len(), loaded, "{rows}×{hidden}: what is prepared is prepared for both");
+        }
+    });
+}
+
+/// What the short forms of a layer do not take: a residual, a bias, dz and db, with the bits of a layer on the CPU.
+#[test]
+fn calls_of_a_layer() {
+    alone("calls_of_a_layer", 1, || {
+        let stream = cuda::context(0).expect("a GPU").new_stream().expect("a stream");
+        let kernels = Arc::new(Kernels::new(stream.context()).expect("kernels"));
+        for (rows, hidden) in [(37, 128), (300, 4096), (9, 20_001)] {
+            let Problem { x, dy, weight, .. } = Problem::new(rows, hidden, WeightOffset::Zero, 7);
+            let upload = |host: &[bf16]| stream.clone_htod(host).expect("memory");
+            let zeros = |n| stream.alloc_zeros::<bf16>(n).expect("memory");
+            let vector = |n| stream.alloc_zeros::<f32>(n).expect("memory");
+
+            let mut layer = Layer::new(&kernels, &stream, (rows, hidden), EPS, WeightOffset::Zero).expect("a layer");
+            let [on_gpu_x, on_gpu_dy] = [&x, &dy].map(|host| upload(host));
+            let bias = stream.clone_htod(&weight).expect("memory");
+            let [mut z, mut y, mut dx] = [(); 3].map(|()| zeros(rows * hidden));
+            let (mut rstd, mut db) = (vector(rows), vector(hidden));
+            let residual = Rows::contiguous((&on_gpu_dy).into(), hidden);
+            let call = Forward {
+                residual: Some(Residual { residual, z: Rows::contiguous((&mut z).into(), hidden) }),
+                bias: Some(GpuSlice::from(&bias).into()),
+                rstd: Some(GpuSliceMut::from(&mut rstd).into()),
+                ..layer.forward_call(&on_gpu_x, &mut y)
+            };
+            kernels.forward_on(&stream, call).expect("forward");
+            let call = Backward {
+                dz: Some(Rows::contiguous((&on_gpu_x).into(), hidden)),
+                ..layer.backward_call(&z, &rstd, &on_gpu_dy, &mut dx, (None, Some((&mut db).into())))
+            };
+            kernels.backward_on(&stream, call).expect("backward");
+            let got = [&z, &y, &dx].map(|m| stream.clone_dtoh(m).expect("a download"));
+            let got_db = stream.clone_dtoh(&db).expect("a download");
+
+            let mut layer = rmsnorm_cuda::Layer::new(hidden, EPS, WeightOffset::Zero).expect("a layer");
+            let [mut z, mut y, mut dx] = [(); 3].map(|()| vec![bf16::ZERO; rows * hidden]);
+            let (mut rstd, mut db) = (vec![0.0; rows], vec![0.0; hidden]);
+            let residual = Rows::contiguous(Slice::from(&dy[..]), hidden);
+            let call = Forward {
+                residual: Some(Residual { residual, z: Rows::contiguous((&mut z[..]).into(), hidden) }),
+                bias: Some(Slice::from(&weight[..]).into()),
+                rstd: Some(SliceMut::from(&mut rstd[..]).into()),
+                ..layer.forward_call(&x[..], &mut y[..])
+            };
+            Cpu.forward(call).expect("forward");
+            let gradients = (None, Some((&mut db[..]).into()));
+            let call = layer.backward_call(&z[..], &rstd[..], &dy[..], &mut dx[..], gradients).expect("scratch");
+            let dz = Some(Rows::contiguous(Slice::from(&x[..]), hidden));
+            Cpu.backward(Backward { dz, ..call }).expect("backward");
+            let bits = |m: &[bf16]| m.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert!(got.iter().zip([&z, &y, &dx]).all(|(got, want)| bits(got) == bits(want)), "{rows}×{hidden}");
+            assert!(got_db.iter().zip(&db).all(|(got, want)| got.to_bits() == want.to_bits()), "{rows}×{hidden}: db");
         }
     });
 }

@@ -1,6 +1,6 @@
 use crate::{
-    Backward, Cpu, Error, Executor, Forward, Input, Operand, Rounding, Slice, SliceMut, WeightGradient, WeightOffset,
-    scratch_len,
+    Backward, BiasGradient, Cpu, Error, Executor, Forward, Input, Operand, Rounding, Slice, SliceMut, WeightGradient,
+    WeightOffset, scratch_len,
 };
 
 /// RMSNorm of rows without gaps in host memory, with the scratch that the weight's gradient needs: the short form of [`Cpu`]'s calls, as
@@ -47,9 +47,35 @@ impl Layer {
         y: impl Into<SliceMut<'a>>,
         rstd: Option<SliceMut<'a>>,
     ) -> Result<(), Error> {
+        let (weight, rstd) = (weight.map(Into::into), rstd.map(Into::into));
+        Cpu.forward(Forward { weight, rstd, ..self.forward_call(x, y) })
+    }
+
+    /// A call for as many rows as x has, with what this layer knows of it: for what [`forward`](Layer::forward) does not take. The rest by struct
+    /// update.
+    ///
+    /// ```
+    /// # use rmsnorm_cuda::{Cpu, Executor, Forward, Layer, Residual, Rows, Slice, SliceMut, WeightOffset};
+    /// let layer = Layer::new(2, 0.0, WeightOffset::Zero)?;
+    /// let (x, residual, bias) = ([1.5_f32, -1.5], [0.5_f32, -0.5], [0.25_f32, 0.0]);
+    /// let (mut z, mut y) = ([0.0_f32; 2], [0.0_f32; 2]);
+    /// let residual = Rows::contiguous(Slice::F32(&residual), 2);
+    /// Cpu.forward(Forward {
+    ///     residual: Some(Residual { residual, z: Rows::contiguous(SliceMut::F32(&mut z), 2) }),
+    ///     bias: Some(Slice::F32(&bias).into()),
+    ///     ..layer.forward_call(&x[..], &mut y[..])
+    /// })?;
+    /// assert_eq!((z, y), ([2.0, -2.0], [1.25, -1.0]));
+    /// # Ok::<(), rmsnorm_cuda::Error>(())
+    /// ```
+    pub fn forward_call<'a>(
+        &self,
+        x: impl Into<Slice<'a>>,
+        y: impl Into<SliceMut<'a>>,
+    ) -> Forward<Slice<'a>, SliceMut<'a>> {
         let x = x.into();
-        let call = Forward::new(self.shape(&x), self.eps, Input::Memory(x), y.into());
-        self.forward_as(call, weight, rstd)
+        let call = Forward::new(self.shape(&x), self.eps, x, y.into());
+        Forward { weight_offset: self.weight_offset, rounding: self.rounding, ..call }
     }
 
     /// The same in place: y takes the place of x.
@@ -68,21 +94,12 @@ impl Layer {
         rstd: Option<SliceMut<'a>>,
     ) -> Result<(), Error> {
         let x = x.into();
-        self.forward_as(Forward::in_place(self.shape(&x), self.eps, x), weight, rstd)
-    }
-
-    fn forward_as<'a>(
-        &self,
-        call: Forward<Input<Slice<'a>>, SliceMut<'a>>,
-        weight: Option<Slice<'a>>,
-        rstd: Option<SliceMut<'a>>,
-    ) -> Result<(), Error> {
         Cpu.forward_in_place(Forward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             rstd: rstd.map(Into::into),
-            ..call
+            ..Forward::in_place(self.shape(&x), self.eps, x)
         })
     }
 
@@ -96,14 +113,47 @@ impl Layer {
         dx: impl Into<SliceMut<'a>>,
         dw: Option<SliceMut<'a>>,
     ) -> Result<(), Error> {
-        let x = x.into();
-        let shape = self.shape(&x);
-        let [x, rstd, dy] = [x, rstd.into(), dy.into()].map(Input::Memory);
-        let call = Backward::new(shape, x, rstd, dy, dx.into());
-        self.backward_as(call, weight, dw)
+        let weight = weight.map(Into::into);
+        Cpu.backward(Backward { weight, ..self.backward_call(x, rstd, dy, dx, (dw, None))? })
     }
 
-    /// The same in place: dx takes the place of dy.
+    /// A call for as many rows as x has, with what this layer knows of it and scratch for the gradients of the weight and of the bias, if they are asked
+    /// for: for what [`backward`](Layer::backward) does not take. The rest by struct update.
+    ///
+    /// ```
+    /// # use rmsnorm_cuda::{Backward, Cpu, Executor, Layer, Rows, Slice, SliceMut, WeightOffset};
+    /// let mut layer = Layer::new(2, 0.0, WeightOffset::Zero)?;
+    /// let (x, rstd, dy, dz) = ([2.0_f32, -2.0], [0.5_f32], [1.0_f32, 0.5], [8.0_f32, 8.0]);
+    /// let (mut dx, mut dw, mut db) = ([0.0_f32; 2], [0.0_f32; 2], [0.0_f32; 2]);
+    /// let gradients = (Some(SliceMut::F32(&mut dw)), Some(SliceMut::F32(&mut db)));
+    /// Cpu.backward(Backward {
+    ///     dz: Some(Rows::contiguous(Slice::F32(&dz), 2)),
+    ///     ..layer.backward_call(&x[..], &rstd[..], &dy[..], &mut dx[..], gradients)?
+    /// })?;
+    /// assert_eq!((dx, dw, db), ([8.375, 8.375], [1.0, -0.5], [1.0, 0.5]));
+    /// # Ok::<(), rmsnorm_cuda::Error>(())
+    /// ```
+    pub fn backward_call<'a>(
+        &'a mut self,
+        x: impl Into<Slice<'a>>,
+        rstd: impl Into<Slice<'a>>,
+        dy: impl Into<Slice<'a>>,
+        dx: impl Into<SliceMut<'a>>,
+        (dw, db): (Option<SliceMut<'a>>, Option<SliceMut<'a>>),
+    ) -> Result<Backward<Slice<'a>, SliceMut<'a>>, Error> {
+        let x = x.into();
+        let call = Backward::new(self.shape(&x), x, rstd.into(), dy.into(), dx.into());
+        let [of_dw, of_db] = scratch(&mut self.scratch, (call.rows, call.hidden), [dw.is_some(), db.is_some()])?;
+        Ok(Backward {
+            weight_offset: self.weight_offset,
+            rounding: self.rounding,
+            dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: of_dw.into() }),
+            db: db.map(|db| BiasGradient { db: db.into(), scratch: of_db.into() }),
+            ..call
+        })
+    }
+
+    /// The same as [`backward`](Layer::backward) in place: dx takes the place of dy.
     pub fn backward_in_place<'a>(
         &'a mut self,
         x: impl Into<Slice<'a>>,
@@ -113,20 +163,8 @@ impl Layer {
         dw: Option<SliceMut<'a>>,
     ) -> Result<(), Error> {
         let x = x.into();
-        self.backward_as(Backward::in_place(self.shape(&x), x, rstd.into(), dy.into()), weight, dw)
-    }
-
-    fn backward_as<'a>(
-        &'a mut self,
-        call: Backward<Input<Slice<'a>>, SliceMut<'a>>,
-        weight: Option<Slice<'a>>,
-        dw: Option<SliceMut<'a>>,
-    ) -> Result<(), Error> {
-        let needed = if dw.is_some() { scratch_len(call.rows, call.hidden)? } else { 0 };
-        if self.scratch.len() < needed {
-            self.scratch.resize(needed, 0.0);
-        }
-        let scratch = SliceMut::F32(&mut self.scratch);
+        let call = Backward::in_place(self.shape(&x), x, rstd.into(), dy.into());
+        let [scratch, _] = scratch(&mut self.scratch, (call.rows, call.hidden), [dw.is_some(), false])?;
         Cpu.backward_in_place(Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
@@ -139,4 +177,21 @@ impl Layer {
     fn shape(&self, data: &impl Operand) -> (usize, usize) {
         (data.elements().div_ceil(self.hidden), self.hidden)
     }
+}
+
+/// Scratch for each gradient that is asked for, of memory that grows as it is needed.
+fn scratch(
+    memory: &mut Vec<f32>,
+    (rows, hidden): (usize, usize),
+    asked: [bool; 2],
+) -> Result<[SliceMut<'_>; 2], Error> {
+    let mut lengths = [0; 2];
+    for (length, _) in lengths.iter_mut().zip(asked).filter(|(_, asked)| *asked) {
+        *length = scratch_len(rows, hidden)?;
+    }
+    if memory.len() < lengths.iter().sum() {
+        memory.resize(lengths.iter().sum(), 0.0);
+    }
+    let (first, second) = memory.split_at_mut(lengths[0]);
+    Ok([first, second].map(SliceMut::F32))
 }

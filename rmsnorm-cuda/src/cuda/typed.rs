@@ -38,7 +38,8 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, De
 use super::loaded::Current;
 use super::{Calls, DeviceMemory, Kernels, driver_error};
 use crate::{
-    Backward, Dtype, Error, Forward, Input, Rounding, Vector, WeightGradient, WeightOffset, bf16, f16, scratch_len,
+    Backward, BiasGradient, Dtype, Error, Forward, Input, Rounding, Vector, WeightGradient, WeightOffset, bf16, f16,
+    scratch_len,
 };
 
 impl Kernels {
@@ -91,19 +92,26 @@ impl Kernels {
     }
 }
 
-/// RMSNorm of rows without gaps on one stream, with the scratch that the weight's gradient needs.
+/// RMSNorm of rows without gaps on one stream, with the scratch that the gradients of the weight and of the bias need.
 pub struct Layer {
     kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
+    norm: Norm,
+    /// Of the weight's gradient, and of the bias's.
+    scratch: [CudaSlice<f32>; 2],
+}
+
+/// What all calls of a layer share.
+#[derive(Clone, Copy)]
+struct Norm {
     hidden: usize,
     eps: f32,
     weight_offset: WeightOffset,
     rounding: Rounding,
-    scratch: CudaSlice<f32>,
 }
 
 impl Layer {
-    /// Rows of `hidden` elements, at most `rows_max` of them in a backward call with a weight's gradient. Allocates the scratch
+    /// Rows of `hidden` elements, at most `rows_max` of them in a backward call with a gradient of the weight or of the bias. Allocates the scratch
     /// on `stream`, where every call will be launched.
     pub fn new(
         kernels: &Arc<Kernels>,
@@ -114,27 +122,31 @@ impl Layer {
     ) -> Result<Self, Error> {
         let needed = scratch_len(rows_max, hidden)?;
         kernels.expect_context(stream.context())?;
-        // SAFETY: a backward call writes what it reads of the scratch.
-        let mut scratch =
-            unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
-        if stream.cu_stream() == PER_THREAD {
-            // Other threads' streams of that handle wait for the allocation as for a write.
-            drop(scratch.device_ptr_mut(stream));
-        }
-        let (kernels, stream, rounding) = (kernels.clone(), stream.clone(), Rounding::Once);
-        Ok(Layer { kernels, stream, hidden, eps, weight_offset, rounding, scratch })
+        let scratch = || {
+            // SAFETY: a backward call writes what it reads of the scratch.
+            let mut scratch =
+                unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
+            if stream.cu_stream() == PER_THREAD {
+                // Other threads' streams of that handle wait for the allocation as for a write.
+                drop(scratch.device_ptr_mut(stream));
+            }
+            Ok::<_, Error>(scratch)
+        };
+        let norm = Norm { hidden, eps, weight_offset, rounding: Rounding::Once };
+        Ok(Layer { kernels: kernels.clone(), stream: stream.clone(), norm, scratch: [scratch()?, scratch()?] })
     }
 
     /// The same, with y rounded this often.
-    pub fn with_rounding(self, rounding: Rounding) -> Self {
-        Layer { rounding, ..self }
+    pub fn with_rounding(mut self, rounding: Rounding) -> Self {
+        self.norm.rounding = rounding;
+        self
     }
 
     /// Compiles and loads what calls on whole buffers of cudarc's need: `rows` rows; x, y, dy and dx of type `dtype`; a weight
-    /// and its gradient, if any, of these types; in place or not. See [`Kernels::prepare`].
+    /// and its gradient, if any, of these types; in place or not. See [`Kernels::prepare`], which takes what this does not.
     pub fn prepare(&self, rows: usize, dtype: Dtype, weight: Option<Dtype>, dw: Option<Dtype>) -> Result<(), Error> {
-        let (weight_offset, rounding) = (self.weight_offset, self.rounding);
-        self.kernels.prepare(&Calls { weight, weight_offset, rounding, dw, ..Calls::new((rows, self.hidden), dtype) })
+        let Norm { hidden, weight_offset, rounding, .. } = self.norm;
+        self.kernels.prepare(&Calls { weight, weight_offset, rounding, dw, ..Calls::new((rows, hidden), dtype) })
     }
 
     /// Writes y and, if asked, rstd, of as many rows as x has.
@@ -145,9 +157,30 @@ impl Layer {
         y: impl Into<GpuSliceMut<'a>>,
         rstd: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let x = x.into();
-        let call = Forward::new(self.shape(x.len()), self.eps, Input::Memory(x), y.into());
-        self.forward_as(call, weight, rstd)
+        let (weight, rstd) = (weight.map(Vector::from), rstd.map(Vector::from));
+        self.kernels.forward_on(&self.stream, Forward { weight, rstd, ..self.forward_call(x, y) })
+    }
+
+    /// A call for as many rows as x has, with what this layer knows of it: for what [`forward`](Layer::forward) does not take. The rest by struct
+    /// update; to be launched by [`Kernels::forward_on`].
+    ///
+    /// ```no_run
+    /// # use rmsnorm_cuda::{bf16, cuda::{Kernels, Layer, cudarc::driver::{CudaSlice, CudaStream}}, Error, Forward, Residual, Rows};
+    /// # use std::sync::Arc;
+    /// # fn block(kernels: &Kernels, layer: &Layer, stream: &Arc<CudaStream>, hidden: usize,
+    /// #     x: &CudaSlice<bf16>, residual: &CudaSlice<bf16>, z: &mut CudaSlice<bf16>, y: &mut CudaSlice<bf16>) -> Result<(), Error> {
+    /// let rows = Residual { residual: Rows::contiguous(residual.into(), hidden), z: Rows::contiguous(z.into(), hidden) };
+    /// kernels.forward_on(stream, Forward { residual: Some(rows), ..layer.forward_call(x, y) })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn forward_call<'a>(
+        &'a self,
+        x: impl Into<GpuSlice<'a>>,
+        y: impl Into<GpuSliceMut<'a>>,
+    ) -> Forward<GpuSlice<'a>, GpuSliceMut<'a>> {
+        let (norm, x) = (self.norm, x.into());
+        let call = Forward::new(norm.shape(&x), norm.eps, x, y.into());
+        Forward { weight_offset: norm.weight_offset, rounding: norm.rounding, ..call }
     }
 
     /// The same in place: y takes the place of x.
@@ -157,22 +190,13 @@ impl Layer {
         weight: Option<GpuSlice<'a>>,
         rstd: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let x = x.into();
-        self.forward_as(Forward::in_place(self.shape(x.len()), self.eps, x), weight, rstd)
-    }
-
-    fn forward_as<'a>(
-        &'a self,
-        call: Forward<Input<GpuSlice<'a>>, GpuSliceMut<'a>>,
-        weight: Option<GpuSlice<'a>>,
-        rstd: Option<GpuSliceMut<'a>>,
-    ) -> Result<(), Error> {
+        let (norm, x) = (self.norm, x.into());
         let call = Forward {
-            weight_offset: self.weight_offset,
-            rounding: self.rounding,
+            weight_offset: norm.weight_offset,
+            rounding: norm.rounding,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             rstd: rstd.map(Vector::from),
-            ..call
+            ..Forward::in_place((x.len().div_ceil(norm.hidden), norm.hidden), norm.eps, x)
         };
         self.kernels.forward_in_place_on(&self.stream, call)
     }
@@ -187,12 +211,25 @@ impl Layer {
         dx: impl Into<GpuSliceMut<'a>>,
         dw: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let x = x.into();
-        let [x_input, rstd, dy] = [x, rstd.into(), dy.into()].map(Input::Memory);
-        self.backward_as(Backward::new(self.shape(x.len()), x_input, rstd, dy, dx.into()), weight, dw)
+        let Layer { kernels, stream, norm, scratch } = self;
+        let call = norm.backward_call(scratch, [x.into(), rstd.into(), dy.into()], dx.into(), (dw, None));
+        kernels.backward_on(stream, Backward { weight: weight.map(Vector::from), ..call })
     }
 
-    /// The same in place: dx takes the place of dy.
+    /// A call for as many rows as x has, with what this layer knows of it and scratch for the gradients of the weight and of the bias, if they are asked
+    /// for: for what [`backward`](Layer::backward) does not take, such as a `dz`. The rest by struct update; to be launched by [`Kernels::backward_on`].
+    pub fn backward_call<'a>(
+        &'a mut self,
+        x: impl Into<GpuSlice<'a>>,
+        rstd: impl Into<GpuSlice<'a>>,
+        dy: impl Into<GpuSlice<'a>>,
+        dx: impl Into<GpuSliceMut<'a>>,
+        gradients: (Option<GpuSliceMut<'a>>, Option<GpuSliceMut<'a>>),
+    ) -> Backward<GpuSlice<'a>, GpuSliceMut<'a>> {
+        self.norm.backward_call(&mut self.scratch, [x.into(), rstd.into(), dy.into()], dx.into(), gradients)
+    }
+
+    /// The same as [`backward`](Layer::backward) in place: dx takes the place of dy.
     pub fn backward_in_place<'a>(
         &'a mut self,
         x: impl Into<GpuSlice<'a>>,
@@ -201,30 +238,40 @@ impl Layer {
         dy: impl Into<GpuSliceMut<'a>>,
         dw: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
+        let Layer { kernels, stream, norm, scratch: [scratch, _] } = self;
         let x = x.into();
-        self.backward_as(Backward::in_place(self.shape(x.len()), x, rstd.into(), dy.into()), weight, dw)
-    }
-
-    fn backward_as<'a>(
-        &'a mut self,
-        call: Backward<Input<GpuSlice<'a>>, GpuSliceMut<'a>>,
-        weight: Option<GpuSlice<'a>>,
-        dw: Option<GpuSliceMut<'a>>,
-    ) -> Result<(), Error> {
-        let scratch = GpuSliceMut::from(&mut self.scratch);
         let call = Backward {
+            weight_offset: norm.weight_offset,
+            rounding: norm.rounding,
+            weight: weight.map(|weight| Input::Memory(weight).into()),
+            dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: GpuSliceMut::from(scratch).into() }),
+            ..Backward::in_place(norm.shape(&x), x, rstd.into(), dy.into())
+        };
+        kernels.backward_in_place_on(stream, call)
+    }
+}
+
+impl Norm {
+    fn backward_call<'a>(
+        self,
+        scratch: &'a mut [CudaSlice<f32>; 2],
+        [x, rstd, dy]: [GpuSlice<'a>; 3],
+        dx: GpuSliceMut<'a>,
+        (dw, db): (Option<GpuSliceMut<'a>>, Option<GpuSliceMut<'a>>),
+    ) -> Backward<GpuSlice<'a>, GpuSliceMut<'a>> {
+        let [of_dw, of_db] = scratch.each_mut().map(GpuSliceMut::from);
+        Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
-            weight: weight.map(|weight| Input::Memory(weight).into()),
-            dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
-            ..call
-        };
-        self.kernels.backward_in_place_on(&self.stream, call)
+            dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: of_dw.into() }),
+            db: db.map(|db| BiasGradient { db: db.into(), scratch: of_db.into() }),
+            ..Backward::new(self.shape(&x), x, rstd, dy, dx)
+        }
     }
 
-    /// Of the rows that so many elements are.
-    fn shape(&self, elements: usize) -> (usize, usize) {
-        (elements.div_ceil(self.hidden), self.hidden)
+    /// Of the rows that x is.
+    fn shape(self, x: &GpuSlice) -> (usize, usize) {
+        (x.len().div_ceil(self.hidden), self.hidden)
     }
 }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use rmsnorm_cuda::cuda::library::{DRIVER_FUNCTIONS, driver};
-use rmsnorm_cuda::cuda::{Kernels, Layer};
+use rmsnorm_cuda::cuda::{GpuSlice, Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::sys::CUresult;
 use rmsnorm_cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
-use rmsnorm_cuda::{Dtype, Error, Forward, Rounding, WeightOffset, bf16};
+use rmsnorm_cuda::{Backward, Dtype, Error, Forward, Residual, Rounding, Rows, WeightOffset, bf16};
 
 use super::raw::Operands;
 use super::{Library, alone, begin_capture, calls_of, context_and_stream, end_capture, names};
@@ -326,5 +326,39 @@ fn shapes_of_the_typed_layer() {
         let backward = layer.backward(&many, None, &rstd, &many, &mut dx, Some((&mut dw).into()));
         assert_eq!(backward, Err(Error::Length { operand: "scratch", needed: 80, got: 32 }));
         assert_eq!(layer.backward(&many, None, &rstd, &many, &mut dx, None), Ok(()));
+    });
+}
+
+/// A layer's calls take what its short forms do not, and have its scratch.
+#[test]
+fn calls_of_a_layer() {
+    alone("typed::calls_of_a_layer", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let kernels = Arc::new(Kernels::new(&context).expect("a stand-in"));
+        let mut layer = Layer::new(&kernels, &stream, (4, 8), 0.0, WeightOffset::Zero).expect("a layer");
+        let memory = |n| stream.alloc_zeros::<f32>(n).expect("memory");
+        let (x, residual, bias, rstd) = (memory(32), memory(32), memory(8), memory(4));
+        let (mut z, mut y, mut dx, [mut dw, mut db]) = (memory(32), memory(32), memory(32), [memory(8), memory(8)]);
+        let launches = |calls: Vec<String>| names(&calls).iter().filter(|name| **name == "cuLaunchKernel").count();
+        let forward = calls_of(|| {
+            let rows = Rows::contiguous((&residual).into(), 8);
+            let residual = Some(Residual { residual: rows, z: Rows::contiguous((&mut z).into(), 8) });
+            let bias = Some(GpuSlice::from(&bias).into());
+            let call = Forward { residual, bias, ..layer.forward_call(&x, &mut y) };
+            assert_eq!(kernels.forward_on(&stream, call), Ok(()));
+        });
+        assert_eq!(launches(forward), 1);
+        let backward = calls_of(|| {
+            let dz = Some(Rows::contiguous((&residual).into(), 8));
+            let gradients = (Some((&mut dw).into()), Some((&mut db).into()));
+            let call = Backward { dz, ..layer.backward_call(&z, &rstd, &x, &mut dx, gradients) };
+            assert_eq!(kernels.backward_on(&stream, call), Ok(()));
+        });
+        // Rows and a fold, for each of the gradients.
+        assert_eq!(launches(backward), 4);
+        let (many, rstd, mut dx) = (memory(80), memory(10), memory(80));
+        let call = layer.backward_call(&many, &rstd, &many, &mut dx, (None, Some((&mut db).into())));
+        let short = Err(Error::Length { operand: "db_scratch", needed: 80, got: 32 });
+        assert_eq!(kernels.backward_on(&stream, call), short);
     });
 }
