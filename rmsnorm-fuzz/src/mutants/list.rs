@@ -629,18 +629,18 @@ pub const MUTANTS: &[Mutant] = &[
                 "kernels/forward.cu",
                 "squares_step(z[r][k], p);\n            });",
                 "for (int i = 0; i < (int)PACK; i++) {\n\
-                 const float v = HAS_RESIDUAL ? added(a[k][i], b[k][i]) : z[r][k][i];\n\
+                 const float v = HAS_RESIDUAL ? added(addend[k][i], augend[k][i]) : z[r][k][i];\n\
                  p[i] = chain(v, v, p[i]);\n}\n});",
             ),
             patch(
                 "kernels/forward.cu",
                 "Pack<W> w[PACKS] = {};\n",
-                "Pack<W> w[PACKS] = {};\n        Pack<T> a[PACKS], b[PACKS];\n",
+                "Pack<W> w[PACKS] = {};\n        Pack<T> addend[PACKS], augend[PACKS];\n",
             ),
             patch(
                 "kernels/forward.cu",
                 "for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(",
-                "for (u32 k = 0; k < PACKS; k++) a[k] = z[r][k], b[k] = other[k], z[r][k] = store_sum(",
+                "for (u32 k = 0; k < PACKS; k++) addend[k] = z[r][k], augend[k] = other[k], z[r][k] = store_sum(",
             ),
         ],
         property: "fused",

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`; `bf16:32768x4096+residual` with a residual in forward and
-/// a dz in backward; `bf16:32768x4096+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number.
+/// a dz in backward; `…+bias` with a bias and db of that type; `…+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Cell {
@@ -14,17 +14,29 @@ pub(crate) struct Cell {
     pub(super) rows: usize,
     pub(super) hidden: usize,
     pub(super) residual: bool,
+    pub(super) bias: bool,
     pub(super) moved: bool,
 }
 
 impl Cell {
     fn new(dtype: Dtype, rows: usize, hidden: usize) -> Cell {
-        Cell { dtype, rows, hidden, residual: false, moved: false }
+        Cell { dtype, rows, hidden, residual: false, bias: false, moved: false }
     }
 
     /// Size of x, and of y, dy and dx.
     pub(super) fn tensor_bytes(&self) -> usize {
         self.rows * self.hidden * self.dtype.bytes()
+    }
+
+    /// Whether it has nothing beside them.
+    fn is_plain(&self) -> bool {
+        self.extras().is_empty()
+    }
+
+    /// What it has beside rows and a weight, as it is written after the shape, in this order.
+    pub(super) fn extras(&self) -> String {
+        let extras = [(self.residual, "+residual"), (self.bias, "+bias"), (self.moved, "+moved")];
+        extras.into_iter().filter_map(|(has, name)| has.then_some(name)).collect()
     }
 }
 
@@ -32,24 +44,25 @@ impl FromStr for Cell {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Cell, String> {
-        let wrong = || format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN, as in bf16:32768x4096");
+        let wrong = || {
+            format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN[+residual][+bias][+moved], as in bf16:32768x4096")
+        };
         let (dtype, shape) = text.split_once(':').ok_or_else(wrong)?;
-        let (shape, moved) = shape.strip_suffix("+moved").map_or((shape, false), |shape| (shape, true));
-        let (shape, residual) = shape.strip_suffix("+residual").map_or((shape, false), |shape| (shape, true));
+        let (shape, extras) = shape.split_at(shape.find('+').unwrap_or(shape.len()));
         let (rows, hidden) = shape.split_once('x').ok_or_else(wrong)?;
         let dtype = Dtype::ALL.into_iter().find(|d| d.to_string() == dtype).ok_or_else(wrong)?;
         let (rows, hidden) = (rows.parse().map_err(|_| wrong())?, hidden.parse().map_err(|_| wrong())?);
         let elements = usize::checked_mul(rows, hidden).filter(|n| (1..=ELEMENTS_MAX).contains(n));
         elements.ok_or_else(|| format!("{text} has no elements or more than 2^32"))?;
-        Ok(Cell { dtype, rows, hidden, residual, moved })
+        let [residual, bias, moved] = ["+residual", "+bias", "+moved"].map(|extra| extras.contains(extra));
+        let cell = Cell { residual, bias, moved, ..Cell::new(dtype, rows, hidden) };
+        if cell.extras() == extras { Ok(cell) } else { Err(wrong()) }
     }
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let residual = if self.residual { "+residual" } else { "" };
-        let moved = if self.moved { "+moved" } else { "" };
-        write!(f, "{}:{}x{}{residual}{moved}", self.dtype, self.rows, self.hidden)
+        write!(f, "{}:{}x{}{}", self.dtype, self.rows, self.hidden, self.extras())
     }
 }
 
@@ -111,7 +124,7 @@ pub(super) struct Target {
 }
 
 /// A cell without a line here has no target.
-pub(super) const TARGETS: [Target; 5] = [
+pub(super) const TARGETS: [Target; 11] = [
     Target {
         what: "rows that do not begin on 16 bytes, N 1001 to 8191, tensors of 256 MB and more",
         applies: |c| (1001..=8191).contains(&c.hidden) && (c.moved || c.hidden % 2 == 1) && is_large(c),
@@ -125,22 +138,58 @@ pub(super) const TARGETS: [Target; 5] = [
         backward: 0.92,
     },
     Target {
-        what: "N 1024 to 8192, multiples of 8, tensors of 256 MB and more",
-        applies: |c| (1024..=8192).contains(&c.hidden) && c.hidden.is_multiple_of(8) && is_large(c),
-        forward: 0.97,
-        backward: 0.95,
-    },
-    Target {
-        what: "N 512 and 16384, tensors of 256 MB and more",
-        applies: |c| [512, 16384].contains(&c.hidden) && is_large(c),
+        what: "f32, N 16384, tensors of 256 MB and more",
+        applies: |c| c.is_plain() && c.dtype == Dtype::F32 && c.hidden == 16384 && is_large(c),
         forward: 0.97,
         backward: 0.92,
     },
     Target {
-        what: "4096×4096 and 4096×7168",
-        applies: |c| c.rows == 4096 && [4096, 7168].contains(&c.hidden) && !is_large(c),
+        what: "N 512 to 16384, multiples of 8, tensors of 256 MB and more",
+        applies: |c| c.is_plain() && (512..=16384).contains(&c.hidden) && c.hidden.is_multiple_of(8) && is_large(c),
+        forward: 0.97,
+        backward: 0.95,
+    },
+    Target {
+        what: "N 64, tensors of 256 MB and more",
+        applies: |c| c.is_plain() && c.hidden == 64 && is_large(c),
+        forward: 0.965,
+        backward: 0.945,
+    },
+    Target {
+        what: "N 128 and 256, tensors of 256 MB and more",
+        applies: |c| c.is_plain() && [128, 256].contains(&c.hidden) && is_large(c),
+        forward: 0.97,
+        backward: 0.945,
+    },
+    Target {
+        what: "N 32768, 65536 and 131072, tensors of 256 MB and more",
+        applies: |c| c.is_plain() && [32768, 65536, 131_072].contains(&c.hidden) && is_large(c),
+        forward: 0.95,
+        backward: 0.92,
+    },
+    Target {
+        what: "4096×4096, 4096×7168 and 16384×1000",
+        applies: |c| c.is_plain() && [(4096, 4096), (4096, 7168), (16384, 1000)].contains(&(c.rows, c.hidden)),
         forward: 0.93,
-        backward: 0.85,
+        backward: 0.86,
+    },
+    Target {
+        what: "512×4096 and 256×4096",
+        applies: |c| c.is_plain() && [(512, 4096), (256, 4096)].contains(&(c.rows, c.hidden)),
+        forward: 0.92,
+        backward: 0.7,
+    },
+    Target {
+        what: "1×4096, 8×4096, 64×4096 and 8×8192: 1.2 times the copy, 1.35 times two reads and one write",
+        applies: |c| c.is_plain() && [(1, 4096), (8, 4096), (64, 4096), (8, 8192)].contains(&(c.rows, c.hidden)),
+        forward: 1.0 / 1.2,
+        backward: 1.0 / 1.35,
+    },
+    Target {
+        what: "1×16384: 1.35 times the copy, 1.5 times two reads and one write",
+        applies: |c| c.is_plain() && (c.rows, c.hidden) == (1, 16384),
+        forward: 1.0 / 1.35,
+        backward: 1.0 / 1.5,
     },
 ];
 
@@ -175,10 +224,19 @@ pub(super) fn required_cuda() -> Vec<Cell> {
 /// What is measured on a GPU if no cell is named: also those that reports of older versions lack.
 #[cfg(any(feature = "cuda", test))]
 pub(super) fn default_cuda() -> Vec<Cell> {
-    let with_residual = |hidden| Cell { residual: true, ..Cell::new(Dtype::Bf16, (1 << 27) / hidden, hidden) };
-    let odd = ODD.map(|(dtype, rows, hidden)| Cell::new(dtype, rows, hidden));
-    let moved = Cell { moved: true, ..Cell::new(Dtype::Bf16, 32768, 4096) };
-    required_cuda().into_iter().chain(WITH_RESIDUAL.map(with_residual)).chain(odd).chain([moved]).collect()
+    let mut cells = required_cuda();
+    let large = |dtype: Dtype, hidden: usize| Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden);
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        cells.extend(FURTHER.map(|hidden| large(dtype, hidden)));
+    }
+    cells.extend(FURTHER_FEW_ROWS.map(|(rows, hidden)| Cell::new(Dtype::Bf16, rows, hidden)));
+    cells.extend(WITH_RESIDUAL.map(|hidden| Cell { residual: true, ..large(Dtype::Bf16, hidden) }));
+    cells.push(Cell { bias: true, ..large(Dtype::Bf16, 4096) });
+    cells.extend(ODD.map(|(dtype, rows, hidden)| Cell::new(dtype, rows, hidden)));
+    cells.push(Cell { moved: true, ..large(Dtype::Bf16, 4096) });
+    let mut seen = std::collections::HashSet::new();
+    cells.retain(|cell| seen.insert(*cell));
+    cells
 }
 
 /// The same for a report of a CPU.
@@ -196,6 +254,10 @@ pub(super) fn is_quick(cell: Cell) -> bool {
 const MIDDLE: [usize; 10] = [512, 1024, 2048, 3072, 4096, 5120, 6144, 7168, 8192, 16384];
 const NARROW_AND_WIDE: [usize; 5] = [64, 128, 32768, 65536, 131072];
 const ODD_AND_FEW_ROWS: [(usize, usize); 5] = [(8192, 4097), (16384, 1000), (512, 4096), (64, 4096), (1, 4096)];
+#[cfg(any(feature = "cuda", test))]
+const FURTHER: [usize; 6] = [64, 128, 256, 32768, 65536, 131_072];
+#[cfg(any(feature = "cuda", test))]
+const FURTHER_FEW_ROWS: [(usize, usize); 4] = [(256, 4096), (8, 4096), (8, 8192), (1, 16384)];
 #[cfg(any(feature = "cuda", test))]
 const WITH_RESIDUAL: [usize; 4] = [1024, 2048, 4096, 8192];
 /// Rows that do not begin on 16 bytes.
@@ -225,7 +287,17 @@ mod tests {
         let cells = default_cuda();
         assert!(cells.iter().all(|c| cell(&c.to_string()) == *c));
         assert_eq!(cells.iter().collect::<HashSet<_>>().len(), cells.len());
-        for wrong in ["bf16", "bf16:4x", "f64:1x1", "bf16:0x8", "bf16:-1x8", "f32:4294967296x4294967296", "f32:1x1x1"] {
+        for wrong in [
+            "bf16",
+            "bf16:4x",
+            "f64:1x1",
+            "bf16:0x8",
+            "bf16:-1x8",
+            "f32:4294967296x4294967296",
+            "f32:1x1x1",
+            "f32:1x1+what",
+            "f32:1x1+moved+bias",
+        ] {
             assert!(wrong.parse::<Cell>().is_err(), "{wrong}");
         }
     }
@@ -234,7 +306,13 @@ mod tests {
     fn the_required_cells_are_those_that_were_compared_before() {
         let cells: Vec<String> = required_cuda().iter().map(Cell::to_string).collect();
         assert_eq!(cells.len(), 3 * 12 + 5 + 1 + 5);
-        for added in ["bf16:32768x4096+residual", "bf16:65536x2047", "bf16:32768x4096+moved"] {
+        for added in [
+            "bf16:32768x4096+residual",
+            "bf16:65536x2047",
+            "bf16:32768x4096+moved",
+            "f16:1024x131072",
+            "bf16:32768x4096+bias",
+        ] {
             assert!(default_cuda().contains(&cell(added)), "{added}");
         }
         for known in [
@@ -260,18 +338,22 @@ mod tests {
         let both = |text| Direction::BOTH.map(|direction| target(cell(text), direction));
         assert_eq!(both("bf16:32768x4096"), [Some(0.97), Some(0.95)]);
         assert_eq!(both("f32:21845x3072"), [Some(0.97), Some(0.95)]);
-        assert_eq!(both("f16:262144x512"), [Some(0.97), Some(0.92)]);
+        assert_eq!(both("f16:262144x512"), [Some(0.97), Some(0.95)]);
         assert_eq!(both("f32:4096x16384"), [Some(0.97), Some(0.92)]);
-        assert_eq!(both("bf16:4096x7168"), [Some(0.93), Some(0.85)]);
-        assert_eq!(both("f32:4096x4096"), [Some(0.93), Some(0.85)]);
+        assert_eq!(both("bf16:8192x16384"), [Some(0.97), Some(0.95)]);
+        assert_eq!(both("bf16:1048576x128"), [Some(0.97), Some(0.945)]);
+        assert_eq!(both("bf16:4096x32768"), [Some(0.95), Some(0.92)]);
+        assert_eq!(both("bf16:4096x7168"), [Some(0.93), Some(0.86)]);
+        assert_eq!(both("f32:4096x4096"), [Some(0.93), Some(0.86)]);
+        assert_eq!(both("bf16:512x4096"), [Some(0.92), Some(0.7)]);
         assert_eq!(both("bf16:16384x8192+residual"), [Some(0.95), Some(0.92)]);
         for odd in ["bf16:32768x4097", "bf16:16384x8191", "f32:16384x4097", "bf16:32768x4096+moved"] {
             assert_eq!(both(odd), [Some(0.85), Some(0.82)], "{odd}");
         }
-        for none in ["bf16:8192x4097", "bf16:512x4096", "bf16:4096x32768", "bf16:1048576x128"] {
+        for none in ["bf16:8192x4097", "bf16:32768x4096+bias", "bf16:1024x4096"] {
             assert_eq!(both(none), [None, None], "{none}");
         }
         let with_target = required_cuda().iter().filter(|c| target(**c, Direction::Forward).is_some()).count();
-        assert_eq!(with_target, 36);
+        assert_eq!(with_target, 46);
     }
 }

@@ -4,10 +4,11 @@ use super::report::Differ;
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::checks::meter::{Downloaded, EPS, Host};
 use rmsnorm_cuda::{
-    Backward, Cpu, Dtype, Error, Executor, Forward, Operand, Residual, Rows, Slice, WeightGradient, scratch_len,
+    Backward, BiasGradient, Cpu, Dtype, Error, Executor, Forward, Operand, Residual, Rows, Slice, WeightGradient,
+    scratch_len,
 };
 
-/// Computes y, rstd, dx and dw of `hidden` columns again on the CPU, whole, and counts the elements that differ in any bit.
+/// Computes y, rstd, dx, dw and what else was written of `hidden` columns again on the CPU, whole, and counts the elements that differ in any bit.
 pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
     let (rows, dtype) = (got.x.slice().elements() / hidden, got.x.slice().dtype());
     let mut out = Host::zeros(dtype, rows * hidden);
@@ -20,25 +21,30 @@ pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
     Cpu.forward(Forward {
         residual,
         weight: Some(got.weight.slice().into()),
+        bias: got.bias.as_ref().map(|bias| bias.bias.slice().into()),
         rstd: Some(rstd.slice_mut().into()),
         ..Forward::new((rows, hidden), EPS, got.x.slice(), out.slice_mut())
     })?;
     let y = count(got.y.slice(), out.slice());
-    let mut scratch = Host::zeros(Dtype::F32, scratch_len(rows, hidden)?);
+    let [mut scratch, mut db_scratch] = [scratch_len(rows, hidden)?; 2].map(|len| Host::zeros(Dtype::F32, len));
+    let mut db = got.bias.as_ref().map(|_| Host::zeros(dtype, hidden));
     let normalised = z.as_ref().unwrap_or(&got.x).slice();
     Cpu.backward(Backward {
         weight: Some(got.weight.slice().into()),
         dz: got.sum.as_ref().map(|sum| Rows::contiguous(sum.dz.slice(), hidden)),
         dw: Some(WeightGradient { dw: dw.slice_mut().into(), scratch: scratch.slice_mut().into() }),
+        db: db.as_mut().map(|db| BiasGradient { db: db.slice_mut().into(), scratch: db_scratch.slice_mut().into() }),
         ..Backward::new((rows, hidden), normalised, rstd.slice(), got.dy.slice(), out.slice_mut())
     })?;
     Ok(Differ {
-        elements: ((2 + usize::from(z.is_some())) * rows * hidden + rows + hidden) as u64,
-        // A wrong z is a wrong y.
+        elements: ((2 + usize::from(z.is_some())) * rows * hidden + rows + (1 + usize::from(db.is_some())) * hidden)
+            as u64,
+        // A wrong z is a wrong y, a wrong db a wrong dw.
         y: y + z.as_ref().zip(got.sum.as_ref()).map_or(0, |(want, got)| count(got.z.slice(), want.slice())),
         rstd: count(got.rstd.slice(), rstd.slice()),
         dx: count(got.dx.slice(), out.slice()),
-        dw: count(got.dw.slice(), dw.slice()),
+        dw: count(got.dw.slice(), dw.slice())
+            + db.as_ref().zip(got.bias.as_ref()).map_or(0, |(want, got)| count(got.db.slice(), want.slice())),
     })
 }
 
@@ -91,6 +97,7 @@ mod tests {
             dx: Host::zeros(dtype, rows * hidden),
             dw: Host::zeros(dtype, hidden),
             sum: None,
+            bias: None,
         };
         let call = Forward {
             weight: Some(all.weight.slice().into()),

@@ -84,8 +84,8 @@ impl Device for OnGpu {
     }
 }
 
-pub(super) fn metered(&Cell { dtype, rows, hidden, residual, moved }: &Cell) -> meter::Cell {
-    meter::Cell { dtype, rows, hidden, residual, moved }
+pub(super) fn metered(&Cell { dtype, rows, hidden, residual, bias, moved }: &Cell) -> meter::Cell {
+    meter::Cell { dtype, rows, hidden, residual, bias, moved }
 }
 
 fn timing(meter::Timing { us_median, us_p10, us_p90, replays }: meter::Timing) -> Timing {

@@ -45,7 +45,7 @@ pub(super) fn docs(report: Option<&Report>) -> String {
     text +=
         "\n## What is aimed at\n\nFractions of the ceiling.\n\n| cells | forward | backward |\n| --- | ---: | ---: |\n";
     for target in &TARGETS {
-        let _ = writeln!(text, "| {} | {:.2} | {:.2} |", target.what, target.forward, target.backward);
+        let _ = writeln!(text, "| {} | {} | {} |", target.what, aimed(target.forward), aimed(target.backward));
     }
     let rule = |column: usize| if NUMBERS.contains(&column) { "---: |" } else { "--- |" };
     let rules: Vec<&str> = (0..HEADER.len()).map(rule).collect();
@@ -123,7 +123,8 @@ pub(super) fn findings(report: &Report) -> Vec<(String, Vec<String>)> {
         let title = format!("Targets met: {} of {}; missed", met.iter().filter(|met| **met).count(), met.len());
         let missed = lines.iter().filter(|line| line.met() == Some(false));
         let missed = missed.filter_map(|line| Some((line, line.target?)));
-        let missed = missed.map(|(line, target)| format!("{}: {:.3}, aimed at {target:.2}", name(line), line.fraction));
+        let missed =
+            missed.map(|(line, target)| format!("{}: {:.3}, aimed at {}", name(line), line.fraction, aimed(target)));
         findings.push((title, missed.collect()));
     }
     if report.passes > 1 {
@@ -177,13 +178,7 @@ pub(super) fn row(line: &Line, gpu: Option<&Gpu>) -> [String; HEADER.len()] {
     });
     [
         cell.dtype.to_string(),
-        format!(
-            "{}×{}{}{}",
-            cell.rows,
-            cell.hidden,
-            if cell.residual { " +residual" } else { "" },
-            if cell.moved { " +moved" } else { "" }
-        ),
+        format!("{}×{}{}", cell.rows, cell.hidden, cell.extras().replace('+', " +")),
         line.direction.to_string(),
         us(line.us()),
         format!("{}–{}", us(us_p10), us(us_p90)),
@@ -191,10 +186,15 @@ pub(super) fn row(line: &Line, gpu: Option<&Gpu>) -> [String; HEADER.len()] {
         line.worst.ceiling.how.clone(),
         gpu.map(|gpu| format!("{:.3}", line.share(gpu))).unwrap_or_default(),
         format!("{:.3}", line.fraction),
-        line.target.map(|target| format!("{target:.2}")).unwrap_or_default(),
+        line.target.map(aimed).unwrap_or_default(),
         line.met().map(|met| if met { "met" } else { "MISSED" }.into()).unwrap_or_default(),
         best.unwrap_or_default(),
     ]
+}
+
+/// A target with as many digits as it has, at most three.
+fn aimed(target: f64) -> String {
+    ((target * 1000.0).round() / 1000.0).to_string()
 }
 
 /// Microseconds with as many digits as say something.

@@ -29,6 +29,8 @@ pub struct Cell {
     pub hidden: usize,
     /// Whether forward adds a residual, and backward a dz.
     pub residual: bool,
+    /// Whether forward adds a bias, and backward gives its gradient, both of the same type.
+    pub bias: bool,
     /// Whether x, y, dy and dx begin one to four elements after a multiple of 256 bytes, each at another.
     pub moved: bool,
 }
@@ -36,11 +38,13 @@ pub struct Cell {
 impl Cell {
     /// Its calls, as a plan sees them.
     pub fn calls(&self) -> Calls {
-        let Cell { dtype, rows, hidden, residual, moved } = *self;
+        let Cell { dtype, rows, hidden, residual, bias, moved } = *self;
         let aligned = (hidden * dtype.bytes()).is_multiple_of(16) && !moved;
         Calls {
             weight: Some(dtype),
             dw: Some(dtype),
+            bias: bias.then_some(dtype),
+            db: bias.then_some(dtype),
             residual,
             dz: residual,
             aligned,

@@ -9,8 +9,8 @@ use super::{Cell, EPS, Meter, Timing};
 use crate::cuda::kernels::arg;
 use crate::cuda::{DeviceMemory, Tuning, driver_error};
 use crate::{
-    Backward, Dtype, Error, Forward, Residual, Rows, Slice, SliceMut, WeightGradient, bf16, f16, scratch_len,
-    with_dtype,
+    Backward, BiasGradient, Dtype, Error, Forward, Residual, Rows, Slice, SliceMut, WeightGradient, bf16, f16,
+    scratch_len, with_dtype,
 };
 
 /// The tensors of a cell, several times over.
@@ -54,8 +54,9 @@ impl Tensors {
         let mut best = self.meter.ceiling(self, replays, &COPIES, of_two)?;
         let copied = self.meter.time(self.sets.len(), replays, |set, stream| {
             let (x, y) = (&self.sets[set].x, &self.sets[set].y);
-            // SAFETY: both buffers have this length.
-            unsafe { sys::cuMemcpyDtoDAsync_v2(y.memory.address, x.memory.address, x.bytes.len(), stream) }
+            let bytes = x.memory.elements * x.memory.dtype.bytes();
+            // SAFETY: both buffers have this length, and y is as long as x.
+            unsafe { sys::cuMemcpyDtoDAsync_v2(y.memory.address, x.memory.address, bytes, stream) }
                 .result()
                 .map_err(|e| driver_error("cuMemcpyDtoDAsync", e))
         })?;
@@ -93,6 +94,13 @@ impl Tensors {
                 }
                 None => None,
             },
+            bias: match &set.bias {
+                Some(Bias { bias, db, .. }) => {
+                    let [bias, db] = [bias, db].map(|buffer| self.meter.to_host(buffer));
+                    Some(DownloadedBias { bias: bias?, db: db? })
+                }
+                None => None,
+            },
         })
     }
 }
@@ -107,6 +115,7 @@ struct Set {
     dw: Buffer,
     scratch: Buffer,
     sum: Option<Sum>,
+    bias: Option<Bias>,
 }
 
 /// What a residual adds to a set: backward gets z for its x.
@@ -114,6 +123,13 @@ struct Sum {
     residual: Buffer,
     z: Buffer,
     dz: Buffer,
+}
+
+/// What a bias adds to a set.
+struct Bias {
+    bias: Buffer,
+    db: Buffer,
+    scratch: Buffer,
 }
 
 struct Buffer {
@@ -151,6 +167,7 @@ impl Meter {
         let n = cell.rows * cell.hidden;
         let t = cell.dtype;
         let moved = |elements| if cell.moved { elements } else { 0 };
+        let scratch = || self.buffer(Dtype::F32, scratch_len(cell.rows, cell.hidden)?);
         let set = Set {
             x: self.moved_buffer(t, n, moved(1))?,
             dy: self.moved_buffer(t, n, moved(3))?,
@@ -159,17 +176,25 @@ impl Meter {
             rstd: self.buffer(Dtype::F32, cell.rows)?,
             dx: self.moved_buffer(t, n, moved(4))?,
             dw: self.buffer(t, cell.hidden)?,
-            scratch: self.buffer(Dtype::F32, scratch_len(cell.rows, cell.hidden)?)?,
+            scratch: scratch()?,
             sum: match cell.residual {
                 true => Some(Sum { residual: self.buffer(t, n)?, z: self.buffer(t, n)?, dz: self.buffer(t, n)? }),
+                false => None,
+            },
+            bias: match cell.bias {
+                true => {
+                    let [bias, db] = [self.buffer(t, cell.hidden)?, self.buffer(t, cell.hidden)?];
+                    Some(Bias { bias, db, scratch: scratch()? })
+                }
                 false => None,
             },
         };
         let inputs = [&set.x, &set.dy, &set.weight].into_iter();
         let inputs = inputs.chain(set.sum.iter().flat_map(|sum| [&sum.residual, &sum.dz]));
+        let inputs = inputs.chain(set.bias.iter().map(|bias| &bias.bias));
         for (i, buffer) in inputs.enumerate() {
             let (address, n) = (buffer.memory.address, buffer.memory.elements as u64);
-            let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 5 * seed + i as u32);
+            let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 6 * seed + i as u32);
             let arguments = [arg(&address), arg(&n), arg(&bytes), arg(&half), arg(&seed)];
             let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
             // SAFETY: `fill_normal` writes n elements of so many bytes, which the buffer has.
@@ -177,7 +202,8 @@ impl Meter {
         }
         // All ones are a NaN of every type: an element that no launch writes is found.
         let outputs = [&set.y, &set.rstd, &set.dx, &set.dw, &set.scratch].into_iter();
-        for output in outputs.chain(set.sum.iter().map(|sum| &sum.z)) {
+        let of_bias = set.bias.iter().flat_map(|bias| [&bias.db, &bias.scratch]);
+        for output in outputs.chain(set.sum.iter().map(|sum| &sum.z)).chain(of_bias) {
             // SAFETY: the buffer has this length.
             unsafe { sys::cuMemsetD8Async(output.address(), 0xff, output.bytes.len(), self.stream.cu_stream()) }
                 .result()
@@ -244,6 +270,7 @@ impl Set {
         Forward {
             residual,
             weight: Some(self.weight.memory.into()),
+            bias: self.bias.as_ref().map(|bias| bias.bias.memory.into()),
             rstd: Some(self.rstd.memory.into()),
             ..Forward::new((cell.rows, cell.hidden), EPS, self.x.memory, self.y.memory)
         }
@@ -256,6 +283,10 @@ impl Set {
             dz,
             weight: Some(self.weight.memory.into()),
             dw: Some(WeightGradient { dw: self.dw.memory.into(), scratch: self.scratch.memory.into() }),
+            db: self
+                .bias
+                .as_ref()
+                .map(|Bias { db, scratch, .. }| BiasGradient { db: db.memory.into(), scratch: scratch.memory.into() }),
             ..Backward::new((cell.rows, cell.hidden), x, self.rstd.memory, self.dy.memory, self.dx.memory)
         })
     }
@@ -311,6 +342,16 @@ pub struct Downloaded {
     pub dw: Host,
     /// With a residual.
     pub sum: Option<DownloadedSum>,
+    /// With a bias.
+    pub bias: Option<DownloadedBias>,
+}
+
+/// What a bias adds to it, each of `hidden` elements.
+pub struct DownloadedBias {
+    /// Added to y.
+    pub bias: Host,
+    /// Its gradient.
+    pub db: Host,
 }
 
 /// What a residual adds to it, each rows × hidden.
