@@ -26,6 +26,8 @@ mod ahead;
 #[path = "driver/loading.rs"]
 mod loading;
 mod machine;
+#[path = "driver/prepared.rs"]
+mod prepared;
 #[path = "driver/raw.rs"]
 mod raw;
 #[path = "driver/typed.rs"]
