@@ -294,27 +294,32 @@ pub(crate) fn short(value: f64) -> String {
 fn squares(case: &Case<'_>, base: Model, eps: f64, few: &[usize], list: &mut Vec<(Kind, Model, String)>) {
     let pass = Pass::new(case, base);
     let mut z = vec![0.0; case.hidden];
+    // What became of the squares, if it is more than rounding.
     let lost = |format: Format, z: &[f64]| {
-        let statistic = Statistic::SquaresIn { format, eps }.of(z);
-        let right = Statistic::Right { eps }.of(z);
-        statistic.v.is_infinite() && right.v.is_finite() || statistic.v == eps && right.v > 1.0001 * eps
+        let (found, right) = (Statistic::SquaresIn { format, eps }.of(z).v, Statistic::Right { eps }.of(z).v);
+        match () {
+            _ if found.is_infinite() && right.is_finite() => Some("overflowed"),
+            _ if found == eps && right > 1.0001 * eps => Some("vanished"),
+            _ if format == Format::F32 && (found - right).abs() > 1e-5 * right => Some("lost digits"),
+            _ => None,
+        }
     };
     for format in [case.x().stored.narrow(), Some(Format::F32)].into_iter().flatten() {
         let mut example = None;
         for &row in few {
             pass.load(row, &mut z);
-            if lost(format, &z) {
+            if let Some(what) = lost(format, &z) {
                 let most = z.iter().fold(0f64, |most, z| most.max(z.abs()));
-                example.get_or_insert((row, most));
+                example.get_or_insert((row, most, what));
             }
         }
         let model = Model { statistic: Statistic::SquaresIn { format, eps }, ..base };
         let stored = super::Stored::In(format);
         match example {
-            Some((row, most)) => {
+            Some((row, most, lost)) => {
                 let square = format.round(most * most);
                 let what = format!(
-                    "squares overflowed or vanished in {stored}: row {row} has |x| up to {most:e}, whose square is {square:e} there"
+                    "squares {lost} in {stored}: row {row} has |x| up to {most:e}, whose square is {square:e} there"
                 );
                 list.push((Kind::SquaresOverflowed, model, what));
             }

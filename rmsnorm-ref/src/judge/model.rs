@@ -28,7 +28,7 @@ pub(crate) enum Statistic {
     EpsOutside { eps: f64 },
     /// LayerNorm's: the mean is subtracted.
     Centred { eps: f64 },
-    /// Squares are rounded to a format, sums are in f32: both may overflow or vanish.
+    /// Squares are rounded to a format, sums are in f32: both may overflow, vanish or lose digits below the normal range.
     SquaresIn { format: Format, eps: f64 },
     /// Only the first columns are summed.
     First { columns: usize, eps: f64 },
@@ -78,7 +78,10 @@ impl Statistic {
             }
             Statistic::SquaresIn { format, eps } => {
                 let sum: f64 = z.iter().map(|z| format.round(z * z)).sum();
-                plain(if sum >= Format::F32.overflow_threshold() { f64::INFINITY } else { sum / hidden + eps })
+                let mean = sum / hidden;
+                // Sums of subnormals are exact, their mean has as few digits as they.
+                let mean = if mean < LEAST_NORMAL { Format::F32.round(mean) } else { mean };
+                plain(if sum >= Format::F32.overflow_threshold() { f64::INFINITY } else { mean + eps })
             }
             Statistic::First { columns, eps } => plain(mean_square(&z[..columns]) + eps),
             Statistic::RoundedTo { format, eps } => {
@@ -94,3 +97,6 @@ impl Statistic {
         }
     }
 }
+
+/// 2^-126.
+const LEAST_NORMAL: f64 = f32::MIN_POSITIVE as f64;

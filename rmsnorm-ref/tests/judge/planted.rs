@@ -124,6 +124,15 @@ fn squares() {
         let plain = Options { reach: rmsnorm_ref::judge::Reach::Plain, ..options(&p) };
         assert_eq!(judged(&tensors, &plain).outputs[1].verdict, Verdict::Right);
     }
+    // The same on rows whose squares are subnormal: neither rstd's type nor another eps is to blame.
+    for format in [Format::F32, Format::Bf16] {
+        let mut p = Problem::new(ROWS, HIDDEN, format, 11);
+        p.eps = 0.0;
+        p.x.iter_mut().for_each(|x| *x = format.round(f64::from(*x) * 2e-22) as f32);
+        let tensors = file(&p, &run(&p, &Style::PLAIN, Fault::None));
+        demand("squares lose digits", &p, &options(&p), &tensors, Kind::SquaresOverflowed, &["y", "rstd"]);
+        assert!(judged(&tensors, &options(&p)).looks_like[0].sentence.contains("squares lost digits in f32"));
+    }
 }
 
 #[test]
