@@ -43,7 +43,7 @@ pub struct Entry {
 pub struct FolderReport {
     /// The outputs.
     pub folder: String,
-    /// Of all cases together.
+    /// Of all cases with outputs together.
     pub verdict: Verdict,
     /// Cases in the order of the manifest.
     pub cases: Vec<Judged>,
@@ -98,7 +98,7 @@ pub fn judge_folder(outputs: &Path, inputs: &Path, options: &Options) -> Result<
             outputs.display()
         )));
     }
-    let verdict = cases.iter().map(|case| case.report.as_ref().map_or(Verdict::Outside, |r| r.verdict)).max();
+    let verdict = cases.iter().filter_map(|case| Some(case.report.as_ref()?.verdict)).max();
     Ok(FolderReport { folder: outputs.display().to_string(), verdict: verdict.unwrap_or(Verdict::Right), cases })
 }
 
@@ -118,9 +118,18 @@ pub struct Cell {
 }
 
 impl FolderReport {
-    /// As [`Report::exit_status`](super::Report::exit_status).
+    /// As [`Report::exit_status`](super::Report::exit_status): 1 if something is outside, else 2 if a case has no outputs that can be read, else 0.
     pub fn exit_status(&self) -> u8 {
-        u8::from(self.verdict != Verdict::Right)
+        match self.verdict {
+            Verdict::Right if self.missing() > 0 => 2,
+            Verdict::Right => 0,
+            _ => 1,
+        }
+    }
+
+    /// Cases without outputs that can be read.
+    fn missing(&self) -> usize {
+        self.cases.iter().filter(|case| case.report.is_none()).count()
     }
 
     /// For each class and output how much is outside.
@@ -160,11 +169,11 @@ impl fmt::Display for FolderReport {
                 None => writeln!(f, "{class} {name}: not judged: {}", missing.as_deref().unwrap_or("no outputs"))?,
             }
         }
-        let judged = self.cases.iter().filter(|case| case.report.is_some()).count();
+        let (all, missing) = (self.cases.len(), self.missing());
         writeln!(
             f,
-            "{judged} of {} cases have outputs. Outside, by class and output: elements of all (cases of all; of these only beyond f32's range of squares)",
-            self.cases.len()
+            "{} of {all} cases have outputs. Outside, by class and output: elements of all (cases of all; of these only beyond f32's range of squares)",
+            all - missing
         )?;
         for (class, outputs) in self.table() {
             for (output, cell) in outputs {
@@ -175,6 +184,9 @@ impl fmt::Display for FolderReport {
                 )?;
             }
         }
-        writeln!(f, "verdict: {}", self.verdict)
+        match missing {
+            0 => writeln!(f, "verdict: {}", self.verdict),
+            _ => writeln!(f, "verdict: {}; {missing} cases without outputs were not judged", self.verdict),
+        }
     }
 }

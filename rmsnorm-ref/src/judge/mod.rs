@@ -19,6 +19,7 @@ mod file;
 mod findings;
 mod folder;
 mod looks;
+mod mistakes;
 mod model;
 mod options;
 mod page;

@@ -34,6 +34,8 @@ pub(crate) enum Statistic {
     First { columns: usize, eps: f64 },
     /// rstd is rounded to a format.
     RoundedTo { format: Format, eps: f64 },
+    /// Its reciprocal is, the root of the mean square, and x divided by that.
+    RmsRoundedTo { format: Format, eps: f64 },
 }
 
 /// What of dx is left out or done twice.
@@ -85,17 +87,24 @@ impl Statistic {
             }
             Statistic::First { columns, eps } => plain(mean_square(&z[..columns]) + eps),
             Statistic::RoundedTo { format, eps } => {
-                let right = plain(mean_square(z) + eps);
-                let rstd = format.round(right.rstd);
-                // The middle between two neighbours, or so: either.
-                let (u, near) = (format.unit_roundoff(), 16.0 * (64.0 + hidden) * Format::F32.unit_roundoff());
-                let off = ((right.rstd - rstd) / right.rstd).abs();
-                let at_a_tie = off + near.min(u / 8.0) > u / 2.0 && off > 0.4 * u;
-                let spread = if at_a_tie { 2.0 * u } else { 0.0 };
+                let (rstd, spread) = rounded(1.0 / (mean_square(z) + eps).sqrt(), format, hidden);
                 RowStatistic { rstd, spread, ..plain(1.0 / (rstd * rstd)) }
+            }
+            Statistic::RmsRoundedTo { format, eps } => {
+                let (rms, spread) = rounded((mean_square(z) + eps).sqrt(), format, hidden);
+                RowStatistic { spread, ..plain(rms * rms) }
             }
         }
     }
+}
+
+/// A statistic of a row of so many elements, rounded to a format; and how far apart, relatively, its values may be where it lies in the middle between two, or so.
+fn rounded(right: f64, format: Format, hidden: f64) -> (f64, f64) {
+    let rounded = format.round(right);
+    let (u, near) = (format.unit_roundoff(), 16.0 * (64.0 + hidden) * Format::F32.unit_roundoff());
+    let off = ((right - rounded) / right).abs();
+    let at_a_tie = off + near.min(u / 8.0) > u / 2.0 && off > 0.4 * u;
+    (rounded, if at_a_tie { 2.0 * u } else { 0.0 })
 }
 
 /// 2^-126.

@@ -1,7 +1,7 @@
 //! The report as one page that needs no other file: verdicts first, then for each output where it is off and by how much.
 
 use super::folder::{Cell, FolderReport};
-use super::looks::short;
+use super::mistakes::short;
 use super::report::{CaseReport, MapReport, OutputReport, Report, Verdict, Worst, figure};
 use std::fmt::Write;
 

@@ -3,7 +3,8 @@
 use super::compare::Comparison;
 use super::file::Case;
 use super::findings::{Findings, Map, Place};
-use super::looks::{LooksLike, short};
+use super::looks::LooksLike;
+use super::mistakes::short;
 use super::pass::{Outputs, Pass};
 use super::{Height, Reach};
 use serde::{Serialize, Serializer};

@@ -63,9 +63,9 @@ pub(crate) fn explain(case: &Case<'_>, pass: &Pass<'_>, name: &str) -> Option<(K
         .map(|j| 3e-7 * magnitudes[j] * (rows as f64).sqrt().clamp(4.0, 64.0) + tensor.stored.ulp(computed[j]))
         .collect();
     let fits = |sum: &dyn Fn(usize) -> f64| (0..width).all(|j| (sum(j) - computed[j]).abs() <= tolerance[j]);
-    // A set of rows that explains nothing but sums near 0 is no evidence.
-    let evident = (0..width).any(|j| (sums[j] - computed[j]).abs() > 8.0 * tolerance[j]);
-    if !evident {
+    // A set of rows that explains nothing but sums near 0 is no evidence: neither left out, nor alone.
+    let tells = |of: &dyn Fn(usize) -> f64| (0..width).any(|j| of(j).abs() > 8.0 * tolerance[j]);
+    if !tells(&|j| sums[j] - computed[j]) || !tells(&|j| computed[j]) {
         return None;
     }
     let said =

@@ -102,6 +102,20 @@ fn conversions() {
         let p = Problem { residual: Some(residual), ..p };
         plant("sum not rounded", &p, Fault::SumNotRounded, Kind::SumNotRounded, &["y", "rstd"]);
     }
+    // candle's fused kernel: the root rounded to the type of x, x divided by it, every step rounded.
+    for format in [Format::Bf16, Format::F16] {
+        let p = Problem::new(ROWS, HIDDEN, format, 12);
+        let fl = |v: f64| format.round(f64::from(v as f32));
+        spoil("the root in the type of x", &p, Kind::RmsRounded, &["y"], |out| {
+            for (x, y) in p.x.chunks(HIDDEN).zip(out.y.chunks_mut(HIDDEN)) {
+                let mean = x.iter().map(|x| x * x).sum::<f32>() / HIDDEN as f32;
+                let root = fl(f64::from((mean + p.eps).sqrt()));
+                for (j, (x, y)) in x.iter().zip(y).enumerate() {
+                    *y = fl(fl(f64::from(*x) / root) * f64::from(p.weight.as_ref().unwrap()[j]));
+                }
+            }
+        });
+    }
     in_every_format(|p| plant("rstd in bf16", &p, Fault::RstdInBf16, Kind::RstdRounded, &["y", "rstd"]));
 }
 
