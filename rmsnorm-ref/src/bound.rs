@@ -8,8 +8,7 @@
 //! one rounding. The numbers in brackets are the sections of `docs/numerics.md` that prove the line they stand at.
 //!
 //! A bound is never fitted: each term is the most that a named operation can contribute. It holds for the value *before its
-//! last rounding*, against an exact one that the [crate root](crate) computes in f64; the factor [`SLACK`] pays for that. The last
-//! rounding is judged as what it is ([`interval`]), not added to the bound.
+//! last rounding*, against an exact one that the [crate root](crate) computes in f64; [`SLACK`] pays for that. The last is judged as what it is ([`interval`]).
 
 use crate::format::{Format, power_of_two};
 use crate::rounded::Rounded;

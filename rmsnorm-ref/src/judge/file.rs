@@ -185,46 +185,8 @@ fn case<'a>(
     }
     let case = prefix.to_owned();
     let Some(x) = tensors.get("x") else { return Err(Unreadable::NoX { case, has: all.to_owned() }) };
-    let Some(&hidden) = x.shape.last() else {
-        return Err(Unreadable::Shape {
-            name: "x",
-            expected: "rows × columns".into(),
-            got: vec![],
-            hint: String::new(),
-        });
-    };
-    if hidden == 0 {
-        let got = x.shape.clone();
-        return Err(Unreadable::Shape {
-            name: "x",
-            expected: "rows of one element or more".into(),
-            got,
-            hint: String::new(),
-        });
-    }
-    let rows = x.len() / hidden;
-    let matrix = x.shape.clone();
-    for (&name, tensor) in &tensors {
-        let fits = match name {
-            "x" => true,
-            "eps" => tensor.len() == 1,
-            "weight" | "bias" | "dw" | "db" => tensor.len() == hidden && tensor.shape.last() == Some(&hidden),
-            // With or without a last dimension of 1.
-            "rstd" => tensor.len() == rows,
-            _ => tensor.len() == rows * hidden && tensor.shape.last() == Some(&hidden),
-        };
-        if !fits {
-            let expected = match name {
-                "eps" => "one number".into(),
-                "weight" | "bias" | "dw" | "db" => format!("[{hidden}], one value for each column of x {matrix:?}"),
-                "rstd" => format!("one value for each of the {rows} rows of x {matrix:?}"),
-                _ => format!("{matrix:?}, as x"),
-            };
-            let got = tensor.shape.clone();
-            let hint = hint(name, &got, &matrix, rows, hidden);
-            return Err(Unreadable::Shape { name, expected, got, hint });
-        }
-    }
+    let (rows, hidden) = shape_of(x)?;
+    tensors.iter().try_for_each(|(name, tensor)| fits(name, tensor, &x.shape, (rows, hidden)))?;
     let vector = |name: &str| tensors.get(name).map(Tensor::values);
     let (weight, bias) = (vector("weight"), vector("bias"));
     let metadata = |key: &str| metadata.get(&format!("{prefix}.{key}")).or_else(|| metadata.get(key));
@@ -245,6 +207,50 @@ fn case<'a>(
         }
     }
     Ok(case)
+}
+
+/// Rows, leading dimensions taken together, and columns.
+fn shape_of(x: &Tensor<'_>) -> Result<(usize, usize), Unreadable> {
+    let refused = |expected: &str| Unreadable::Shape {
+        name: "x",
+        expected: expected.into(),
+        got: x.shape.clone(),
+        hint: String::new(),
+    };
+    match x.shape.last() {
+        None => Err(refused("rows × columns")),
+        Some(0) => Err(refused("rows of one element or more")),
+        Some(&hidden) => Ok((x.len() / hidden, hidden)),
+    }
+}
+
+/// Whether a tensor has the shape that its name asks for beside this x.
+fn fits(
+    name: &'static str,
+    tensor: &Tensor<'_>,
+    x: &[usize],
+    (rows, hidden): (usize, usize),
+) -> Result<(), Unreadable> {
+    let fits = match name {
+        "x" => true,
+        "eps" => tensor.len() == 1,
+        "weight" | "bias" | "dw" | "db" => tensor.len() == hidden && tensor.shape.last() == Some(&hidden),
+        // With or without a last dimension of 1.
+        "rstd" => tensor.len() == rows,
+        _ => tensor.len() == rows * hidden && tensor.shape.last() == Some(&hidden),
+    };
+    if fits {
+        return Ok(());
+    }
+    let expected = match name {
+        "eps" => "one number".into(),
+        "weight" | "bias" | "dw" | "db" => format!("[{hidden}], one value for each column of x {x:?}"),
+        "rstd" => format!("one value for each of the {rows} rows of x {x:?}"),
+        _ => format!("{x:?}, as x"),
+    };
+    let got = tensor.shape.clone();
+    let hint = hint(name, &got, x, rows, hidden);
+    Err(Unreadable::Shape { name, expected, got, hint })
 }
 
 /// What a wrong shape mostly comes from.

@@ -101,25 +101,7 @@ impl Findings {
         self.nan += u64::from(computed.is_nan());
         self.infinite += u64::from(computed.is_infinite());
         let Demand::Near { exact, error, may_overflow } = demand else {
-            let (right, exact) = match demand {
-                Demand::Nan => (computed.is_nan(), f64::NAN),
-                Demand::Infinite => (computed == f64::INFINITY, f64::INFINITY),
-                _ => (!computed.is_finite(), f64::NAN),
-            };
-            if !right {
-                let place = Place {
-                    row,
-                    column,
-                    computed,
-                    exact,
-                    least: exact,
-                    most: exact,
-                    ratio: f64::INFINITY,
-                    ulp: f64::INFINITY,
-                };
-                self.wrong(place, beyond);
-            }
-            return;
+            return self.special((row, column), computed, demand, beyond);
         };
         let bounded = error < f64::INFINITY;
         self.may_overflow += u64::from(may_overflow);
@@ -166,6 +148,20 @@ impl Findings {
         if alarm < error && distance > alarm {
             self.alarms += 1;
             self.first_alarm.get_or_insert_with(place);
+        }
+    }
+
+    /// An element of which no number is asked.
+    fn special(&mut self, (row, column): (usize, usize), computed: f64, demand: Demand, beyond: bool) {
+        let (right, exact) = match demand {
+            Demand::Nan => (computed.is_nan(), f64::NAN),
+            Demand::Infinite => (computed == f64::INFINITY, f64::INFINITY),
+            _ => (!computed.is_finite(), f64::NAN),
+        };
+        if !right {
+            let (least, most) = (exact, exact);
+            let (ratio, ulp) = (f64::INFINITY, f64::INFINITY);
+            self.wrong(Place { row, column, computed, exact, least, most, ratio, ulp }, beyond);
         }
     }
 

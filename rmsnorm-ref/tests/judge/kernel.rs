@@ -214,51 +214,91 @@ fn narrow_sum(products: impl Iterator<Item = f64>) -> f32 {
     products.fold(0.0, |sum, product| Format::Bf16.round(sum + Format::Bf16.round(product))) as f32
 }
 
+/// The kernel: rows, and then columns.
 pub(crate) fn run(p: &Problem, style: &Style, fault: Fault) -> Outputs {
-    let Problem { rows, hidden, format, .. } = *p;
-    let fl = |v: f32| -> f64 {
+    let kernel = Kernel { p, style, fault };
+    let z = p.residual.is_some().then(Vec::new);
+    let mut out = Outputs { z, rstd: vec![], y: vec![], dx: vec![], dw: vec![], db: vec![] };
+    let mut factors: Vec<f32> = Vec::new();
+    for row in 0..p.rows {
+        let z = kernel.normalised(row, &mut out);
+        let r = kernel.rstd(&z);
+        out.rstd.push(f64::from(r));
+        let x_hat: Vec<f32> = z.iter().map(|z| z * r).collect();
+        let h: Vec<f32> = x_hat.iter().map(|x| kernel.rounded_first(*x)).collect();
+        kernel.y(&z, r, &h, &mut out);
+        kernel.dx(row, &z, r, &x_hat, &mut out);
+        factors.extend(h);
+    }
+    kernel.columns(&factors, &mut out);
+    out
+}
+
+#[derive(Clone, Copy)]
+struct Kernel<'a> {
+    p: &'a Problem,
+    style: &'a Style,
+    fault: Fault,
+}
+
+impl Kernel<'_> {
+    /// As it is stored.
+    fn fl(&self, v: f32) -> f64 {
+        let format = self.p.format;
         let rounded = format.round(f64::from(v));
         let up = rounded.abs() > f64::from(v).abs();
-        if fault == Fault::Truncates && format != Format::F32 && up {
+        if self.fault == Fault::Truncates && format != Format::F32 && up {
             // Towards zero: the neighbour below.
             return f64::from(f32::from_bits(v.to_bits() & if format == Format::Bf16 { !0xffff } else { !0x1fff }));
         }
         rounded
-    };
-    let eps = if let Fault::EpsIs(eps) = fault { eps } else { p.eps };
-    let offset = if let Fault::OffsetIs(offset) = fault { offset } else { p.offset };
-    let n = hidden as f32;
-    let weight = |j: usize| match (&p.weight, fault) {
-        (None, _) | (_, Fault::WeightIgnored) => 1.0,
-        (Some(w), _) => {
-            if offset == 0.0 {
-                w[j]
-            } else {
-                w[j] + offset
-            }
+    }
+
+    fn weight(&self, j: usize) -> f32 {
+        let offset = if let Fault::OffsetIs(offset) = self.fault { offset } else { self.p.offset };
+        match (&self.p.weight, self.fault) {
+            (None, _) | (_, Fault::WeightIgnored) => 1.0,
+            (Some(w), _) if offset == 0.0 => w[j],
+            (Some(w), _) => w[j] + offset,
         }
-    };
-    let (mut z_out, mut rstds, mut y, mut dx) = (vec![], vec![], vec![], vec![]);
-    let mut x_hats: Vec<f32> = Vec::new();
-    for row in 0..rows {
-        let at = row * hidden;
-        let mut z: Vec<f32> = p.x[at..at + hidden].to_vec();
-        if let Some(residual) = &p.residual {
-            for (j, z) in z.iter_mut().enumerate() {
-                *z += residual[at + j];
-                z_out.push(format.round(f64::from(*z)));
-                if fault != Fault::SumNotRounded {
+    }
+
+    /// In the type of x, if that is the style or the fault.
+    fn rounded_first(&self, v: f32) -> f32 {
+        if self.is_twice() { self.p.format.round(f64::from(v)) as f32 } else { v }
+    }
+
+    fn is_twice(&self) -> bool {
+        self.style.twice || self.fault == Fault::RoundedFirst
+    }
+
+    /// What of a row is normalised.
+    fn normalised(&self, row: usize, out: &mut Outputs) -> Vec<f32> {
+        let Problem { hidden, format, .. } = *self.p;
+        let mut z = self.p.x[row * hidden..][..hidden].to_vec();
+        if let (Some(residual), Some(stored)) = (&self.p.residual, &mut out.z) {
+            for (z, residual) in z.iter_mut().zip(&residual[row * hidden..]) {
+                *z += residual;
+                stored.push(format.round(f64::from(*z)));
+                if self.fault != Fault::SumNotRounded {
                     *z = format.round(f64::from(*z)) as f32;
                 }
             }
         }
-        if fault == Fault::MeanSubtracted {
-            let mean = style.row.sum(&z.iter().map(|z| (*z, 1.0)).collect::<Vec<_>>()) / n;
+        if self.fault == Fault::MeanSubtracted {
+            let mean = self.style.row.sum(&z.iter().map(|z| (*z, 1.0)).collect::<Vec<_>>()) / hidden as f32;
             z.iter_mut().for_each(|z| *z -= mean);
         }
-        let summed = if let Fault::FirstColumns(columns) = fault { columns } else { hidden };
+        z
+    }
+
+    fn rstd(&self, z: &[f32]) -> f32 {
+        let Kernel { p, style, fault } = *self;
+        let n = p.hidden as f32;
+        let eps = if let Fault::EpsIs(eps) = fault { eps } else { p.eps };
+        let summed = if let Fault::FirstColumns(columns) = fault { columns } else { p.hidden };
         let squares: Vec<(f32, f32)> = match fault {
-            Fault::SquaresInFormat => z.iter().map(|z| (format.round(f64::from(z * z)) as f32, 1.0)).collect(),
+            Fault::SquaresInFormat => z.iter().map(|z| (p.format.round(f64::from(z * z)) as f32, 1.0)).collect(),
             _ => z[..summed].iter().map(|z| (*z, *z)).collect(),
         };
         let sum = match fault {
@@ -266,77 +306,76 @@ pub(crate) fn run(p: &Problem, style: &Style, fault: Fault) -> Outputs {
             _ => style.row.sum(&squares),
         };
         let mean = if style.reciprocal { sum * (1.0 / n) } else { sum / n };
-        let mut r = match (fault, style.rsqrt_ulp) {
+        let r = match (fault, style.rsqrt_ulp) {
             (Fault::EpsOutside, _) => 1.0 / (mean.sqrt() + eps),
             (_, None) => 1.0 / (mean + eps).sqrt(),
             (_, Some(off)) => {
                 let right = (1.0 / f64::from(mean + eps).sqrt()) as f32;
-                if right.is_finite() && right > 0.0 {
-                    f32::from_bits(right.to_bits().wrapping_add_signed(off))
-                } else {
-                    right
-                }
+                let is_number = right.is_finite() && right > 0.0;
+                if is_number { f32::from_bits(right.to_bits().wrapping_add_signed(off)) } else { right }
             }
         };
-        if fault == Fault::RstdInBf16 {
-            r = bf16::from_f32(r).to_f32();
-        }
-        rstds.push(f64::from(r));
-        let x_hat: Vec<f32> = z.iter().map(|z| z * r).collect();
-        let twice = style.twice || fault == Fault::RoundedFirst;
-        let h: Vec<f32> = x_hat.iter().map(|x| if twice { format.round(f64::from(*x)) as f32 } else { *x }).collect();
-        for j in 0..hidden {
-            let bias = p.bias.as_ref().map(|bias| bias[j]);
-            let product = match (twice, style.y_order) {
-                (true, _) | (_, 0) => h[j] * weight(j),
-                (_, 1) => z[j] * (r * weight(j)),
-                _ => z[j] * weight(j) * r,
+        if fault == Fault::RstdInBf16 { bf16::from_f32(r).to_f32() } else { r }
+    }
+
+    fn y(&self, z: &[f32], r: f32, h: &[f32], out: &mut Outputs) {
+        for j in 0..z.len() {
+            let w = self.weight(j);
+            let product = match (self.is_twice(), self.style.y_order) {
+                (true, _) | (_, 0) => h[j] * w,
+                (_, 1) => z[j] * (r * w),
+                _ => z[j] * w * r,
             };
-            y.push(fl(bias.map_or(product, |bias| product + bias)));
+            out.y.push(self.fl(self.p.bias.as_ref().map_or(product, |bias| product + bias[j])));
         }
-        let wdy: Vec<f32> = (0..hidden)
+    }
+
+    fn dx(&self, row: usize, z: &[f32], r: f32, x_hat: &[f32], out: &mut Outputs) {
+        let (Kernel { p, style, fault }, n) = (*self, z.len() as f32);
+        let at = row * z.len();
+        let wdy: Vec<f32> = (0..z.len())
             .map(|j| {
-                let once = p.dy[at + j] * weight(j);
-                let once = if twice { format.round(f64::from(once)) as f32 } else { once };
-                if fault == Fault::WeightTwiceInDx { once * weight(j) } else { once }
+                let once = self.rounded_first(p.dy[at + j] * self.weight(j));
+                if fault == Fault::WeightTwiceInDx { once * self.weight(j) } else { once }
             })
             .collect();
-        let with = if style.cubed { &z } else { &x_hat };
+        let with = if style.cubed { z } else { x_hat };
         let dot = style.row.sum(&wdy.iter().copied().zip(with.iter().copied()).collect::<Vec<_>>());
         let mean_wdy = match fault {
             Fault::MeanSubtracted => style.row.sum(&wdy.iter().map(|v| (*v, 1.0)).collect::<Vec<_>>()) / n,
             _ => 0.0,
         };
-        for j in 0..hidden {
+        for j in 0..z.len() {
             let value = match (fault, style.cubed) {
                 (Fault::NoCorrection, _) => wdy[j] * r,
                 (_, true) => wdy[j] * r - z[j] * (r * r * r * (dot / n)),
                 _ => (wdy[j] - mean_wdy - x_hat[j] * (dot / n)) * r,
             };
-            dx.push(fl(p.dz.as_ref().map_or(value, |dz| value + dz[at + j])));
+            out.dx.push(self.fl(p.dz.as_ref().map_or(value, |dz| value + dz[at + j])));
         }
-        x_hats.extend(h);
     }
-    let (mut dw, mut db) = (vec![], vec![]);
-    for j in 0..hidden {
-        let of = |i: usize| (p.dy[i * hidden + j], x_hats[i * hidden + j]);
-        let chosen: Vec<usize> = match fault {
+
+    /// dw, of the factors of dy, and db.
+    fn columns(&self, factors: &[f32], out: &mut Outputs) {
+        let Problem { rows, hidden, ref dy, .. } = *self.p;
+        let chosen: Vec<usize> = match self.fault {
             Fault::DwOfRows(first, end) => (first..end).collect(),
             Fault::DwWithoutRow(row) => (0..rows).filter(|i| *i != row).collect(),
             Fault::DwWithoutEvery(k, phase) => (0..rows).filter(|i| i % k != phase).collect(),
             _ => (0..rows).collect(),
         };
-        let products: Vec<(f32, f32)> = chosen.into_iter().map(of).collect();
-        let narrow = matches!(fault, Fault::Bf16ColumnSums);
-        dw.push(fl(if narrow {
-            narrow_sum(products.iter().map(|(a, b)| f64::from(a * b)))
-        } else {
-            style.column.sum(&products)
-        }));
-        let ones: Vec<(f32, f32)> = (0..rows).map(|i| (p.dy[i * hidden + j], 1.0)).collect();
-        db.push(fl(style.column.sum(&ones)));
+        for j in 0..hidden {
+            let products: Vec<(f32, f32)> =
+                chosen.iter().map(|i| (dy[i * hidden + j], factors[i * hidden + j])).collect();
+            let sum = match self.fault {
+                Fault::Bf16ColumnSums => narrow_sum(products.iter().map(|(a, b)| f64::from(a * b))),
+                _ => self.style.column.sum(&products),
+            };
+            out.dw.push(self.fl(sum));
+            let ones: Vec<(f32, f32)> = (0..rows).map(|i| (dy[i * hidden + j], 1.0)).collect();
+            out.db.push(self.fl(self.style.column.sum(&ones)));
+        }
     }
-    Outputs { z: p.residual.is_some().then_some(z_out), rstd: rstds, y, dx, dw, db }
 }
 
 /// A tensor's type and bytes.
