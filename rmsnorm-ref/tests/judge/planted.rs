@@ -149,6 +149,20 @@ fn squares() {
     }
 }
 
+/// dx as autograd makes it, of rows whose rstd³ no f32 holds.
+#[test]
+fn cubes() {
+    for format in [Format::F32, Format::Bf16] {
+        let mut p = Problem::new(ROWS, HIDDEN, format, 13);
+        p.eps = 0.0;
+        for (i, x) in p.x.iter_mut().enumerate() {
+            *x = format.round(f64::from(*x) * [1.0, 1e-15][i / HIDDEN % 2]) as f32;
+        }
+        let tensors = file(&p, &run(&p, &Style { cubed: true, ..Style::PLAIN }, Fault::None));
+        demand("rstd cubed", &p, &options(&p), &tensors, Kind::CubesOverflowed, &["dx"]);
+    }
+}
+
 #[test]
 fn rows_and_columns() {
     in_every_format(|p| {
