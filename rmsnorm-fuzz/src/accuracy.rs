@@ -5,7 +5,7 @@ use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, Name};
 use crate::elements::Elements;
 use crate::finding::{Evidence, Finding, Stop};
-use crate::operands::Operands;
+use crate::operands::{Operands, Outputs};
 use crate::subject::Subject;
 use ndarray::{Array1, Array2};
 use rayon::prelude::*;
@@ -37,16 +37,48 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
         eps: f64::from(case.eps),
         depth: depths(rows, hidden),
     };
+    let judged = by_rows(case, &operands, &outputs, &setting, (x, dy));
+    let (forward, dx, columns) =
+        judged.unwrap_or_else(|| (ForwardTallies::default(), Tally::default(), Columns::new(hidden)));
+
+    let mut tallies = vec![("rstd", forward.rstd), ("y", forward.y), ("dx", dx)];
+    if let (Some(dw), Some(dtype)) = (&outputs.dw, case.dw_dtype()) {
+        let dw: Vec<f64> = (0..hidden).map(|j| f64::from(dw.get(j))).collect();
+        tallies.push(("dw", columns.check_dw(setting.depth, format(dtype), &dw)));
+    }
+    if let (Some(db), Some(dtype)) = (&outputs.db, case.db_dtype()) {
+        let db: Vec<f64> = (0..hidden).map(|j| f64::from(db.get(j))).collect();
+        tallies.push(("db", columns.check_db(setting.depth, format(dtype), &db)));
+    }
+    let mut evidence = Evidence { comparisons: 1, ..Evidence::default() };
+    for (output, tally) in tallies {
+        if !tally.passed() {
+            return Err(Stop::Failed(format!("{output}: {tally}")));
+        }
+        evidence.elements += tally.elements;
+        evidence.accuracy.insert(output, tally);
+    }
+    Ok(evidence)
+}
+
+/// What is found of rstd and y, of dx, and what the sums of the columns are, of rows in which x and dy are these. None without rows.
+fn by_rows(
+    case: &Case,
+    operands: &Operands,
+    outputs: &Outputs,
+    setting: &Setting,
+    (x, dy): (&Buffer, &Buffer),
+) -> Option<(ForwardTallies, Tally, Columns)> {
+    let Case { rows, hidden, dtype, .. } = *case;
     let format = format(dtype);
     let rstd: Vec<f32> = (0..rows).map(|i| outputs.rstd.get(i)).collect();
     let wants_columns = outputs.dw.is_some() || outputs.db.is_some();
-
     // A few spans of rows, each with its own column sums, walked in blocks that fit a cache.
-    let span = rows.div_ceil(2 * rayon::current_num_threads()).max((BLOCK_ELEMENTS / hidden).max(1));
+    let block = (BLOCK_ELEMENTS / hidden).max(1);
+    let span = rows.div_ceil(2 * rayon::current_num_threads()).max(block);
     let spans: Vec<_> = (0..rows).step_by(span).map(|first| first..rows.min(first + span)).collect();
     let judged = spans.into_par_iter().map(|span| {
         let (mut forward, mut dx, mut columns) = (ForwardTallies::default(), Tally::default(), Columns::new(hidden));
-        let block = (BLOCK_ELEMENTS / hidden).max(1);
         for first in span.clone().step_by(block) {
             let rows = block.min(span.end - first);
             let matrix = |row: &dyn Fn(usize) -> Vec<f32>| {
@@ -58,45 +90,24 @@ pub(crate) fn accuracy(subject: &Subject, case: &Case) -> Finding {
             let got = |e: &Elements| matrix(&|i| e.row(i, hidden));
             let (x, dy) = (given(x), given(dy));
             let rstd = Some(&rstd[first..first + rows]);
-            forward.merge(&check_forward(&setting, format, first, x.view(), rstd, got(&outputs.y).view()));
+            forward.merge(&check_forward(setting, format, first, x.view(), rstd, got(&outputs.y).view()));
             let dz = operands.buffer(Name::Dz).map(given);
             let dz = dz.as_ref().map(|dz| dz.view());
-            dx.merge(&check_backward_rows(&setting, format, first, x.view(), dy.view(), dz, got(&outputs.dx).view()));
+            dx.merge(&check_backward_rows(setting, format, first, x.view(), dy.view(), dz, got(&outputs.dx).view()));
             if wants_columns {
-                columns.add_rows(&setting, x.view(), dy.view());
+                columns.add_rows(setting, x.view(), dy.view());
             }
         }
         (forward, dx, columns)
     });
-    let merged = judged.reduce_with(|mut a, b| {
+    judged.reduce_with(|mut a, b| {
         a.0.merge(&b.0);
         a.1.merge(&b.1);
         if wants_columns {
             a.2.merge(&b.2);
         }
         a
-    });
-    let (forward, dx, columns) =
-        merged.unwrap_or_else(|| (ForwardTallies::default(), Tally::default(), Columns::new(hidden)));
-
-    let mut tallies = vec![("rstd", forward.rstd), ("y", forward.y), ("dx", dx)];
-    if let (Some(dw), Some(dtype)) = (&outputs.dw, case.dw_dtype()) {
-        let dw: Vec<f64> = (0..hidden).map(|j| f64::from(dw.get(j))).collect();
-        tallies.push(("dw", columns.check_dw(setting.depth, self::format(dtype), &dw)));
-    }
-    if let (Some(db), Some(dtype)) = (&outputs.db, case.db_dtype()) {
-        let db: Vec<f64> = (0..hidden).map(|j| f64::from(db.get(j))).collect();
-        tallies.push(("db", columns.check_db(setting.depth, self::format(dtype), &db)));
-    }
-    let mut evidence = Evidence { comparisons: 1, ..Evidence::default() };
-    for (output, tally) in tallies {
-        if !tally.passed() {
-            return Err(Stop::Failed(format!("{output}: {tally}")));
-        }
-        evidence.elements += tally.elements;
-        evidence.accuracy.insert(output, tally);
-    }
-    Ok(evidence)
+    })
 }
 
 /// z is x + residual in f64, rounded to f32 and then to its type: the sum of two f32 numbers, rounded through f64, is rounded once.
