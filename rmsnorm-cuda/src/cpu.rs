@@ -260,20 +260,23 @@ impl<T: Packed> WithSimd for ForwardJob<'_, T> {
                 let (rows_on, column) = ahead::<T>(&tile, hidden);
                 if let Some(next) = next {
                     if let Some(x) = x {
-                        x.prefetch(first_row + i + 1 + rows_on, column);
+                        x.prefetch(first_row + i + 1 + rows_on, column, tile.len());
                     }
                     add_squares(&next[tile.clone()], 1.0, acc.chains(&tile));
                 }
                 if rows_on == 0 {
-                    prefetch(y, column)
+                    prefetch(y, column, tile.len())
                 } else {
-                    prefetch(later, column)
+                    prefetch(later, column, tile.len())
                 }
                 let (x, weight) = (held.tile(row, &tile, y), &weight[tile.clone()]);
                 let bias = bias.map(|bias| &bias[tile.clone()]);
-                specialised(scale, numbers, |scale, numbers| {
-                    normalise(x, scale, (numbers, twice), weight, bias, &mut y[tile.clone()])
-                });
+                specialised(
+                    scale,
+                    numbers,
+                    #[inline(always)]
+                    |scale, numbers| normalise(x, scale, (numbers, twice), weight, bias, &mut y[tile.clone()]),
+                );
             }
             if next.is_some() {
                 sum = tree(acc);
@@ -393,13 +396,18 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
             for tile in tiles::<T>(hidden) {
                 let (rows_on, column) = ahead::<T>(&tile, hidden);
                 if let Some((next, rows_ahead, _)) = &next {
-                    [x, dy].iter().flatten().for_each(|read| read.prefetch(rows_ahead[rows_on], column));
+                    [x, dy].iter().flatten().for_each(|read| read.prefetch(rows_ahead[rows_on], column, tile.len()));
                     let (next, weight, chains) = (next.tile(&tile), &weight[tile.clone()], acc.chains(&tile));
-                    specialised(next.scale, true, |scale, _| add_products(Row { scale, ..next }, weight, chains));
+                    specialised(
+                        next.scale,
+                        true,
+                        #[inline(always)]
+                        |scale, _| add_products(Row { scale, ..next }, weight, chains),
+                    );
                 }
                 match &next {
-                    Some((.., next_dx)) if rows_on == 1 => prefetch(next_dx, column),
-                    _ => prefetch(dx, column),
+                    Some((.., next_dx)) if rows_on == 1 => prefetch(next_dx, column, tile.len()),
+                    _ => prefetch(dx, column, tile.len()),
                 }
                 let partial = partials.get_mut(i * hidden..(i + 1) * hidden).map(|p| &mut p[tile.clone()]);
                 let (weight, dx) = (&weight[tile.clone()], &mut dx[tile.clone()]);
@@ -408,9 +416,12 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
                 let held = if is_there { &[][..] } else { held.copy(dx) };
                 let [x, dy] = [x_row, dy_row].map(|row| row.map_or(held, |row| &row[tile.clone()]));
                 let (row, dz) = (Row { x, dy, scale }, dz_row.map(|row| row.map_or(held, |row| &row[tile.clone()])));
-                specialised(scale, c.is_finite(), |scale, number| {
-                    gradients(Row { scale, ..row }, c, (number, twice), weight, dz, dx, partial)
-                });
+                specialised(
+                    scale,
+                    c.is_finite(),
+                    #[inline(always)]
+                    |scale, number| gradients(Row { scale, ..row }, c, (number, twice), weight, dz, dx, partial),
+                );
             }
             if let Some((next, ..)) = next {
                 (sum, scale) = (tree(acc), next.scale);

@@ -99,8 +99,8 @@ impl<'a, T> Read<'a, T> {
     }
 
     #[inline(always)]
-    pub(super) fn prefetch(&self, row: usize, column: usize) {
-        prefetch(self.data, row.saturating_mul(self.row_stride).saturating_add(column));
+    pub(super) fn prefetch(&self, row: usize, column: usize, len: usize) {
+        prefetch(self.data, row.saturating_mul(self.row_stride).saturating_add(column), len);
     }
 }
 

@@ -227,17 +227,17 @@ fn add_to_partial<T: Packed>(row: Row<T>, (number, twice): (bool, bool), partial
     }
 }
 
-/// Asks for the lines of a tile that is read or written soon.
+/// Asks for the lines of `len` elements that are read or written soon.
 #[inline(always)]
-pub(super) fn prefetch<T>(data: &[T], start: usize) {
+pub(super) fn prefetch<T>(data: &[T], start: usize, len: usize) {
     #[cfg(target_arch = "x86_64")]
     if let (true, Some(sse)) = (start < data.len(), pulp::core_arch::x86::Sse::try_new()) {
-        for line in data[start..].chunks(64 / size_of::<T>()).take(tile_len::<T>() * size_of::<T>() / 64) {
+        for line in data[start..data.len().min(start + len)].chunks(64 / size_of::<T>()) {
             sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, start);
+    let _ = (data, start, len);
 }
 
 /// How many rows on (0 or 1), and at which column, the tile begins that is prefetched while `tile` is worked on: 2 KiB ahead.
@@ -249,6 +249,7 @@ pub(super) fn ahead<T>(tile: &Range<usize>, hidden: usize) -> (usize, usize) {
 }
 
 /// Works on a tile. Ordinary rows of numbers, nearly all, get code without the multiplications by 1 and the search for NaN.
+/// A closure `tile` is marked `#[inline(always)]`: one that remained a function would be compiled for the least instruction set.
 #[inline(always)]
 pub(super) fn specialised(row: RowScale, numbers: bool, tile: impl FnOnce(RowScale, bool)) {
     if numbers && row.pre == 1.0 { tile(RowScale { pre: 1.0, post: row.post }, true) } else { tile(row, false) }
