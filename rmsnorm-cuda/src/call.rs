@@ -5,7 +5,7 @@
 //! `_bytes`.
 
 use crate::order::{HIDDEN_MAX, column_order};
-use crate::view::{self, Role, Rows, Table, TableLine, Types, Vector};
+use crate::view::{self, Role, Rows, Shape, Table, TableLine, Types, Vector};
 use crate::{Dtype, Error, Operand};
 
 /// What is added to the weight before it multiplies: nothing, or one ("zero-centred" weights).
@@ -66,12 +66,29 @@ pub enum Rounding {
 /// # Ok::<(), rmsnorm_cuda::Error>(())
 /// ```
 ///
+/// Rows may have two levels, such as the queries in a buffer of tokens with queries, keys and values of several heads:
+///
+/// ```
+/// use rmsnorm_cuda::{Cpu, Executor, Forward, Rows, Slice, SliceMut};
+///
+/// let (tokens, heads, dim) = (2, 2, 2);
+/// let qkv = [1.0_f32, 1.0, 3.0, -3.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 2.0, 2.0, 0.5, 0.5, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0];
+/// let q = Rows { data: Slice::F32(&qkv), offset: 0, row_stride: dim, outer_stride: Some(3 * heads * dim) };
+/// let mut y = [0.0_f32; 8];
+/// let y_rows = Rows::contiguous(SliceMut::F32(&mut y), dim);
+/// Cpu.forward(Forward { inner: heads, ..Forward::with_rows((tokens * heads, dim), 0.0, q, y_rows) })?;
+/// assert_eq!(y, [1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0]);
+/// # Ok::<(), rmsnorm_cuda::Error>(())
+/// ```
+///
 /// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the
 /// host. An output may lie where an input does only if its field says so, and then with exactly its rows: in safe Rust by an [`Input`](crate::Input).
 #[derive(Debug)]
 pub struct Forward<In, Out> {
     /// Number of rows, M; 0 is allowed and writes nothing.
     pub rows: usize,
+    /// Rows of a group, where rows have two levels ([`Rows`]): a divisor of M. 1: they have one.
+    pub inner: usize,
     /// Length of a row, N: 1 to [`HIDDEN_MAX`].
     pub hidden: usize,
     /// Added to the mean square; finite and not negative.
@@ -101,6 +118,8 @@ pub struct Forward<In, Out> {
 pub struct Backward<In, Out> {
     /// Number of rows, M; with 0 rows `dw` and `db` are +0.0.
     pub rows: usize,
+    /// As in the forward call; the order of rows, and with it `dw`, is that of their numbers, wherever they lie.
+    pub inner: usize,
     /// Length of a row, N: 1 to [`HIDDEN_MAX`].
     pub hidden: usize,
     /// As in the forward call.
@@ -197,7 +216,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
     #[doc(hidden)]
     pub fn operands(&self) -> Table {
         use Role::{Read, Written};
-        let (shape, dtype) = ((self.rows, self.hidden), self.x.data.dtype());
+        let (shape, dtype) = (self.shape(), self.x.data.dtype());
         let mut table = Table::new();
         table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
         if let Some(Residual { residual, z }) = &self.residual {
@@ -212,9 +231,15 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         table
     }
 
+    /// Its rows.
+    #[doc(hidden)]
+    pub fn shape(&self) -> Shape {
+        Shape { rows: self.rows, inner: self.inner.max(1), hidden: self.hidden }
+    }
+
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
-        check_hidden(self.hidden)?;
+        check_shape(self.rows, self.inner, self.hidden)?;
         // Bits, since a thread that flushes takes a negative subnormal for zero.
         let bits = self.eps.to_bits();
         if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {
@@ -225,7 +250,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 }
 
 impl<In, Out> Forward<In, Out> {
-    /// Rows without gaps, y rounded once, and nothing that may be absent: no residual, no weight, no bias, no `rstd`. The rest by struct update:
+    /// Rows of one level without gaps, y rounded once, and nothing that may be absent: no residual, no weight, no bias, no `rstd`. The rest by struct update:
     /// `Forward { weight: Some(w), ..Forward::new(…) }`.
     pub fn new((rows, hidden): (usize, usize), eps: f32, x: In, y: Out) -> Self {
         Forward::with_rows((rows, hidden), eps, Rows::contiguous(x, hidden), Rows::contiguous(y, hidden))
@@ -235,6 +260,7 @@ impl<In, Out> Forward<In, Out> {
     pub fn with_rows((rows, hidden): (usize, usize), eps: f32, x: Rows<In>, y: Rows<Out>) -> Self {
         Forward {
             rows,
+            inner: 1,
             hidden,
             eps,
             weight_offset: WeightOffset::Zero,
@@ -256,6 +282,7 @@ impl<In, Out> Forward<In, Out> {
     ) -> Result<Forward<I, O>, E> {
         Ok(Forward {
             rows: self.rows,
+            inner: self.inner,
             hidden: self.hidden,
             eps: self.eps,
             weight_offset: self.weight_offset,
@@ -280,7 +307,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
     #[doc(hidden)]
     pub fn operands(&self) -> Table {
         use Role::{Read, Scratch, Written};
-        let (shape, dtype) = ((self.rows, self.hidden), self.x.data.dtype());
+        let (shape, dtype) = (self.shape(), self.x.data.dtype());
         let f32 = Types::One(Dtype::F32);
         let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
         let mut table = Table::new();
@@ -302,15 +329,21 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         table
     }
 
+    /// Its rows.
+    #[doc(hidden)]
+    pub fn shape(&self) -> Shape {
+        Shape { rows: self.rows, inner: self.inner.max(1), hidden: self.hidden }
+    }
+
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
-        check_hidden(self.hidden)?;
+        check_shape(self.rows, self.inner, self.hidden)?;
         view::check(&self.operands())
     }
 }
 
 impl<In, Out> Backward<In, Out> {
-    /// Rows without gaps, and nothing that may be absent: no weight, no `dz`, no `dw`, no `db`. The rest by struct update, as of [`Forward::new`].
+    /// Rows of one level without gaps, and nothing that may be absent: no weight, no `dz`, no `dw`, no `db`. The rest by struct update, as of [`Forward::new`].
     pub fn new((rows, hidden): (usize, usize), x: In, rstd: In, dy: In, dx: Out) -> Self {
         let [x, dy] = [x, dy].map(|data| Rows::contiguous(data, hidden));
         Backward::with_rows((rows, hidden), x, rstd.into(), dy, Rows::contiguous(dx, hidden))
@@ -326,6 +359,7 @@ impl<In, Out> Backward<In, Out> {
     ) -> Self {
         Backward {
             rows,
+            inner: 1,
             hidden,
             weight_offset: WeightOffset::Zero,
             rounding: Rounding::Once,
@@ -351,6 +385,7 @@ impl<In, Out> Backward<In, Out> {
         };
         Ok(Backward {
             rows: self.rows,
+            inner: self.inner,
             hidden: self.hidden,
             weight_offset: self.weight_offset,
             rounding: self.rounding,
@@ -373,6 +408,12 @@ impl<In, Out> Backward<In, Out> {
 
 fn check_hidden(hidden: usize) -> Result<(), Error> {
     if hidden == 0 || hidden > HIDDEN_MAX { Err(Error::Hidden { got: hidden }) } else { Ok(()) }
+}
+
+fn check_shape(rows: usize, inner: usize, hidden: usize) -> Result<(), Error> {
+    check_hidden(hidden)?;
+    // No number but 0 is a multiple of 0.
+    if inner == 0 || !rows.is_multiple_of(inner) { Err(Error::Inner { got: inner, rows }) } else { Ok(()) }
 }
 
 /// Of what is one for each column, and read.

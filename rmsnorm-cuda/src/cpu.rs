@@ -44,7 +44,7 @@ use pulp::{Simd, WithSimd};
 /// do not exist there. Where the parent used the pool for something else only, this is known on Linux.
 ///
 /// It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
-/// a copy of the weight.
+/// a copy of the weight; for rows of two levels that are written, 40 bytes each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
@@ -70,7 +70,8 @@ impl Executor for Cpu {
         let call = call.found()?;
         call.check()?;
         environment()?;
-        let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
+        let shape = call.shape();
+        let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd, .. } = call;
         if rows == 0 {
             return Ok(());
         }
@@ -78,16 +79,16 @@ impl Executor for Cpu {
         let bias = bias.map(|bias| effective_weights(Some(own(bias)), WeightOffset::Zero, hidden));
         let scale = (weight, bias.as_deref());
         let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
-        let at = Layout::new(&y, rows, hidden);
+        let at = Layout::new(&y, shape);
         match residual {
             None => with_dtype!(SliceMut(ys) = y.data => {
-                forward(Read::new(x), None, scale, (eps, rounding), at.of(ys), rstd)
+                forward(Read::new(x, shape), None, scale, (eps, rounding), at.of(ys), rstd)
             }),
             Some(Residual { residual, z }) => {
-                let z_at = Layout::new(&z, rows, hidden);
+                let z_at = Layout::new(&z, shape);
                 with_dtype!(SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
-                    let sum = (Read::new(residual), z_at.of(zs));
-                    forward(Read::new(x), Some(sum), scale, (eps, rounding), at.of(ys), rstd)
+                    let sum = (Read::new(residual, shape), z_at.of(zs));
+                    forward(Read::new(x, shape), Some(sum), scale, (eps, rounding), at.of(ys), rstd)
                 })
             }
         }
@@ -97,7 +98,8 @@ impl Executor for Cpu {
         let call = call.found()?;
         call.check()?;
         environment()?;
-        let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
+        let shape = call.shape();
+        let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db, .. } = call;
         let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
         // First, for dy may lie in dx.
         if let Some(BiasGradient { db: Vector { data, offset }, scratch }) = db {
@@ -108,7 +110,7 @@ impl Executor for Cpu {
                     Found::Output(..) => dx.data.as_slice(),
                 };
                 with_dtype!(Slice(dys) = dys => {
-                    bias_partials(Read::of_rows(&dys[dy.offset..], dy.row_stride), rows, hidden, scratch)
+                    bias_partials(Read::of_rows(dys, &dy, shape), rows, hidden, scratch)
                 })?;
             }
             with_dtype!(SliceMut(db) = data => column_sums(scratch, &mut db[offset..][..hidden]))?;
@@ -122,9 +124,10 @@ impl Executor for Cpu {
         let scratch = scratch.unwrap_or_default();
         if rows > 0 {
             let rstd = floats(own(rstd), rows);
-            let at = Layout::new(&dx, rows, hidden);
+            let at = Layout::new(&dx, shape);
             with_dtype!(SliceMut(dxs) = dx.data => {
-                let rows = Operands { x: Read::new(x), dy: Read::new(dy), dz: dz.map(Read::new), rstd, hidden };
+                let [x, dy] = [x, dy].map(|view| Read::new(view, shape));
+                let rows = Operands { x, dy, dz: dz.map(|dz| Read::new(dz, shape)), rstd, hidden };
                 backward(rows, weight, rounding, at.of(dxs), scratch)
             })?;
         }
@@ -147,28 +150,25 @@ fn forward<T: Packed>(
     rstd: &mut [f32],
 ) -> Result<(), Error> {
     let (hidden, twice) = (weight.len(), rounding == Rounding::Twice);
-    let rows_per_job = rows_per_job(y.data.len().div_ceil(y.row_stride), hidden);
+    let rows_per_job = rows_per_job(y.len(), hidden);
     let mut rstd = rstd.chunks_mut(rows_per_job);
-    let y_stride = y.row_stride;
-    let ys = y.data.chunks_mut(rows_per_job.saturating_mul(y_stride));
     let (residual, z) = sum.unzip();
-    let z_stride = z.as_ref().map_or(1, |z| z.row_stride);
-    let mut zs = z.map(|z| z.data.chunks_mut(rows_per_job.saturating_mul(z_stride)));
-    let jobs = ys.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect();
+    let mut zs = z.map(|z| z.pieces(rows_per_job).into_iter());
+    let jobs = y.pieces(rows_per_job).into_iter();
+    let jobs = jobs.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect();
     share(
         jobs,
         || Accumulators::new(row_order(hidden).chains, hidden),
-        |acc, job, (y, rstd, z)| {
+        |acc, job, (mut y, rstd, mut z)| {
             let first_row = job * rows_per_job;
-            let (x, first_row) = match (residual, z) {
+            let (x, first_row) = match (residual, z.as_mut()) {
                 (Some(residual), Some(z)) => {
-                    let sums = Sums { x, residual, first_row, hidden, y: &*y, y_stride, z: &mut *z, z_stride };
-                    pulp::Arch::new().dispatch(sums);
-                    (Some(Read::of_rows(z, z_stride)), 0)
+                    pulp::Arch::new().dispatch(Sums { x, residual, first_row, hidden, y: &y, z: &mut *z });
+                    (Some(Read::Written(z)), 0)
                 }
                 _ => (memory(x), first_row),
             };
-            pulp::Arch::new().dispatch(ForwardJob { x, weight, bias, eps, twice, first_row, y, y_stride, rstd, acc });
+            pulp::Arch::new().dispatch(ForwardJob { x, weight, bias, eps, twice, first_row, y: &mut y, rstd, acc });
         },
     )
 }
@@ -182,28 +182,27 @@ fn memory<T>(input: Input<Read<T>>) -> Option<Read<T>> {
 }
 
 /// §5 The sums of neighbouring rows, stored: a job is small enough to find them in its cache. x may lie in `y`, each of both in `z`.
-struct Sums<'a, T> {
+struct Sums<'a, 'b, T> {
     x: Input<Read<'a, T>>,
     residual: Input<Read<'a, T>>,
     first_row: usize,
     hidden: usize,
-    y: &'a [T],
-    y_stride: usize,
-    z: &'a mut [T],
-    z_stride: usize,
+    y: &'a Written<'a, T>,
+    z: &'a mut Written<'b, T>,
 }
 
-impl<T: Packed> WithSimd for Sums<'_, T> {
+impl<T: Packed> WithSimd for Sums<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Sums { x, residual, first_row, hidden, y, y_stride, z, z_stride } = self;
+        let Sums { x, residual, first_row, hidden, y, z } = self;
         let [mut held_x, mut held_residual] = [Held::new(), Held::new()];
-        for (i, z) in z.chunks_mut(z_stride).enumerate() {
+        for i in 0..z.len() {
+            let z = z.row_mut(i, hidden);
             let row = |input| match input {
                 Input::Memory(rows) => Some(Read::row(&rows, first_row + i, hidden)),
-                Input::Output(Output::Y) => Some(&y[i * y_stride..][..hidden]),
+                Input::Output(Output::Y) => Some(y.row(i, hidden)),
                 Input::Output(_) => None,
             };
             let (x, residual) = (row(x), row(residual));
@@ -218,36 +217,35 @@ impl<T: Packed> WithSimd for Sums<'_, T> {
 }
 
 /// Neighbouring rows; `rstd` is empty if it is not wanted. Without `x` the rows lie in `y`.
-struct ForwardJob<'a, T> {
+struct ForwardJob<'a, 'b, T> {
     x: Option<Read<'a, T>>,
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
     eps: f32,
     twice: bool,
     first_row: usize,
-    y: &'a mut [T],
-    y_stride: usize,
+    y: &'a mut Written<'b, T>,
     rstd: &'a mut [f32],
     acc: &'a mut Accumulators,
 }
 
-impl<T: Packed> WithSimd for ForwardJob<'_, T> {
+impl<T: Packed> WithSimd for ForwardJob<'_, '_, T> {
     type Output = ();
 
     /// While a row is written the next one is read, tile by tile: in turns, the memory would idle half of the time. Reads come
     /// first, because a load waits for an unfinished store to the same place of another page.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let ForwardJob { x, weight, bias, eps, twice, first_row, y, y_stride, rstd, acc } = self;
+        let ForwardJob { x, weight, bias, eps, twice, first_row, y, rstd, acc } = self;
         let hidden = weight.len();
-        let rows = y.len().div_ceil(y_stride);
+        let rows = y.len();
         let finite_scale = weight.iter().chain(bias.unwrap_or_default()).all(|w| w.is_finite());
         let mut held = Held::new();
-        let mut sum = squares(x.map_or(&y[..hidden], |x| x.row(first_row, hidden)), 1.0, acc);
+        let mut sum = squares(x.map_or(y.row(0, hidden), |x| x.row(first_row, hidden)), 1.0, acc);
         for i in 0..rows {
-            let (y, later) = y[i * y_stride..].split_at_mut(if i + 1 < rows { y_stride } else { hidden });
+            let (y, later) = y.two_rows(i, hidden);
             let row = x.map(|x| x.row(first_row + i, hidden));
-            let of_row = row.unwrap_or(&y[..hidden]);
+            let of_row = row.unwrap_or(y);
             let (stored, scale) = statistic(sum, hidden as f32, eps, |s| squares(of_row, s, acc));
             if let Some(rstd) = rstd.get_mut(i) {
                 *rstd = f32::store(stored);
@@ -311,10 +309,10 @@ fn backward<T: Packed>(
     let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
     let sums_len = scratch.len().min(per_job * hidden);
     let mut partials = scratch.chunks_mut(per_job * hidden);
-    let mut jobs: Vec<(Vec<&mut [T]>, &mut [f32])> =
+    let mut jobs: Vec<(Vec<Written<T>>, &mut [f32])> =
         (0..groups.div_ceil(per_job)).map(|_| (Vec::new(), partials.next().unwrap_or_default())).collect();
-    for step in dx.data.chunks_mut(groups.saturating_mul(dx.row_stride)) {
-        for (job, rows) in jobs.iter_mut().zip(step.chunks_mut(per_job.saturating_mul(dx.row_stride))) {
+    for step in dx.pieces(groups) {
+        for (job, rows) in jobs.iter_mut().zip(step.pieces(per_job)) {
             job.0.push(rows);
         }
     }
@@ -326,21 +324,11 @@ fn backward<T: Packed>(
             (accumulators, Aligned::new(sums_len))
         },
         |([acc, squares_acc], sums), job, (steps, partials)| {
-            let (first_group, dx_stride) = (job * per_job, dx.row_stride);
+            let first_group = job * per_job;
             let sums = &mut sums[..partials.len()];
             sums.fill(0.0); // Where chains start.
-            let job = BackwardJob {
-                of,
-                weight,
-                twice,
-                groups,
-                first_group,
-                steps,
-                dx_stride,
-                partials: &mut *sums,
-                acc,
-                squares_acc,
-            };
+            let job =
+                BackwardJob { of, weight, twice, groups, first_group, steps, partials: &mut *sums, acc, squares_acc };
             pulp::Arch::new().dispatch(job);
             partials.copy_from_slice(sums);
         },
@@ -355,8 +343,7 @@ struct BackwardJob<'a, T> {
     twice: bool,
     groups: usize,
     first_group: usize,
-    steps: Vec<&'a mut [T]>,
-    dx_stride: usize,
+    steps: Vec<Written<'a, T>>,
     partials: &'a mut [f32],
     acc: &'a mut Accumulators,
     /// Of the statistic, which a row whose rstd is infinite needs again.
@@ -369,13 +356,13 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
     /// As in forward, the next row is read while one is written.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let BackwardJob { of, weight, twice, groups, first_group, steps, dx_stride, partials, .. } = self;
+        let BackwardJob { of, weight, twice, groups, first_group, steps, partials, .. } = self;
         let (acc, squares_acc) = (self.acc, self.squares_acc);
         let hidden = weight.len();
         let (x, dy, dz) = (memory(of.x), memory(of.dy), of.dz.map(memory));
         let mut held = Held::new();
         let rows = steps.into_iter().enumerate().flat_map(|(step, rows)| {
-            rows.chunks_mut(dx_stride).enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
+            rows.into_rows().enumerate().map(move |(i, dx)| (step * groups + first_group + i, i, dx))
         });
         let mut rows = rows.peekable();
         let Some((r, _, dx)) = rows.peek() else { return };

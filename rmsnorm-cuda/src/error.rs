@@ -41,6 +41,29 @@ pub enum Error {
         /// Whether this operand may have a stride of 0.
         broadcast: bool,
     },
+    /// `inner` does not divide the rows.
+    #[error("inner is {got}, expected a divisor of the {rows} row{}", if *.rows == 1 { "" } else { "s" })]
+    Inner {
+        /// The refused value.
+        got: usize,
+        /// Number of rows.
+        rows: usize,
+    },
+    /// Rows of two levels that are written, and may overlap each other: only those are known not to of which one level nests in the other.
+    #[error(
+        "{operand} has {} × {} rows of {hidden} elements with strides {} and {}, which may overlap, expected all rows of one level to end before \
+         the next step of the other", .counts[0], .counts[1], .strides[0], .strides[1]
+    )]
+    RowLevels {
+        /// Name of the operand.
+        operand: &'static str,
+        /// Groups of rows, and rows of each.
+        counts: [usize; 2],
+        /// From one group to the next, and from one row of a group to the next.
+        strides: [usize; 2],
+        /// The length of a row.
+        hidden: usize,
+    },
     /// A buffer ends before the last element that the call would touch.
     #[error("{operand} needs {needed} element{} (offset included), got {got}", if *.needed == 1 { "" } else { "s" })]
     Length {
@@ -79,7 +102,7 @@ pub enum Error {
     /// An output that shares memory with another operand.
     #[error(
         "{output} overlaps {other}, expected memory of its own{}",
-        if *.in_place { format!(", or exactly the rows of {other}: the same address, row stride and element type") } else { String::new() }
+        if *.in_place { format!(", or exactly the rows of {other}: the same address, strides and element type") } else { String::new() }
     )]
     Overlap {
         /// Name of the output.

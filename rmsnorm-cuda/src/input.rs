@@ -59,7 +59,8 @@ impl<D> From<D> for Input<D> {
 impl<D> Rows<D> {
     /// These rows, an output, as an input that lies in them.
     pub fn as_input<I>(&self, output: Output) -> Rows<Input<I>> {
-        Rows { data: Input::Output(output), offset: self.offset, row_stride: self.row_stride }
+        let Rows { offset, row_stride, outer_stride, .. } = *self;
+        Rows { data: Input::Output(output), offset, row_stride, outer_stride }
     }
 }
 

@@ -77,6 +77,17 @@ fn texts_name_the_mistake() {
     assert_eq!(refused(|c| c.hidden = 0), "hidden is 0, expected 1 to 16777216");
     assert_eq!(refused(|c| c.x.row_stride = 7), "x has row stride 7, expected 0 or at least hidden = 8");
     assert_eq!(refused(|c| c.y.row_stride = 0), "y has row stride 0, expected at least hidden = 8");
+    assert_eq!(refused(|c| c.inner = 0), "inner is 0, expected a divisor of the 2 rows");
+    assert_eq!(refused(|c| (c.rows, c.inner) = (1, 2)), "inner is 2, expected a divisor of the 1 row");
+    let tangled = |c: &mut Forward<Memory, Memory>| {
+        (c.rows, c.inner, c.rstd, c.x.data.1, c.y.data.1) = (6, 2, None, 99, 99);
+        (c.y.outer_stride, c.y.row_stride) = (Some(16), 24);
+    };
+    assert_eq!(
+        refused(tangled),
+        "y has 3 × 2 rows of 8 elements with strides 16 and 24, which may overlap, expected all rows of one level to end before the next step of \
+         the other"
+    );
     assert_eq!(refused(|c| c.x.data.1 = 15), "x needs 16 elements (offset included), got 15");
     assert_eq!(
         refused(|c| *c = Forward { rows: 1, rstd: Some(Memory(F32, 0, 4 << 24).into()), ..forward(F32, F32) }),
@@ -93,7 +104,7 @@ fn texts_name_the_mistake() {
     );
     assert_eq!(
         refused(|c| (c.y.data, c.y.offset) = (c.x.data, 1)),
-        "y overlaps x, expected memory of its own, or exactly the rows of x: the same address, row stride and element type"
+        "y overlaps x, expected memory of its own, or exactly the rows of x: the same address, strides and element type"
     );
     assert_eq!(refused(|c| c.rstd = Some(c.y.data.into())), "y overlaps rstd, expected memory of its own");
     assert_eq!(

@@ -1,6 +1,6 @@
 //! One operand inside its buffer, with redzones before and after it and in the gaps between its rows.
 
-use crate::case::{Gap, Name, Place};
+use crate::case::{Case, Gap, Groups, Name};
 use crate::elements::{Elements, PIECE, get, get_all};
 use crate::values::{HostElement, Source, bell, mix};
 use rayon::prelude::*;
@@ -33,30 +33,45 @@ pub(crate) struct Buffer {
     stored_rows: usize,
     rows: usize,
     hidden: usize,
+    /// Rows of a group, 1 where there is one level; from one to the next, and from one group to the next.
+    inner: usize,
     stride: usize,
-    /// The stride that calls are told.
-    told_stride: usize,
+    outer: usize,
+    /// The strides that calls are told.
+    told: (usize, Option<usize>),
 }
 
 impl Buffer {
-    /// Filled with `fill`, and nothing written yet.
-    pub(crate) fn new(name: Name, dtype: Dtype, (rows, hidden): (usize, usize), place: Place, fill: Fill) -> Buffer {
+    /// That of an operand of `case`, filled with `fill`, and nothing written yet.
+    pub(crate) fn new(name: Name, dtype: Dtype, (rows, hidden): (usize, usize), case: &Case, fill: Fill) -> Buffer {
+        let place = case.place(name);
         let broadcast = name.may_broadcast() && place.gap == Gap::Broadcast;
         let stride = if let Gap::Elements(gap) = place.gap { hidden + usize::from(gap) } else { hidden };
         let stored_rows = if broadcast { rows.min(1) } else { rows };
-        let told_stride = match place.gap {
-            Gap::Irrelevant if rows < 2 => 1 << 40,
-            Gap::Broadcast if broadcast => 0,
-            _ => stride,
+        let groups = if name.is_matrix() { case.groups[name as usize] } else { Groups::Even };
+        let (inner, stride, outer) = match groups {
+            _ if broadcast => (1, stride, stride),
+            Groups::Even => (1, stride, stride),
+            Groups::Apart(gap) => (case.inner, stride, case.inner * stride + usize::from(gap)),
+            Groups::Across => (case.inner, rows / case.inner * stride, stride),
         };
+        let told = match place.gap {
+            Gap::Irrelevant if rows < 2 => (1 << 40, (groups != Groups::Even).then_some(1 << 40)),
+            Gap::Broadcast if broadcast => (0, (groups != Groups::Even).then_some(0)),
+            _ if groups == Groups::Even => (stride, None),
+            _ if inner == 1 => (1 << 40, Some(outer)),
+            _ if inner == rows => (stride, Some(1 << 40)),
+            _ => (stride, Some(outer)),
+        };
+        let at = |row: usize| row / inner * outer + row % inner * stride;
         let redzone = if fill == Fill::Alone { 0 } else { REDZONE_BYTES / dtype.bytes() };
         let offset = redzone + usize::from(place.offset);
-        let span = if stored_rows == 0 { 0 } else { (stored_rows - 1) * stride + hidden };
+        let span = if stored_rows == 0 { 0 } else { at(stored_rows - 1) + hidden };
         let len = offset + span + redzone;
         let mut elements = Elements::zeros(dtype, len + ALIGNMENT_BYTES / dtype.bytes());
         let start = with_dtype!(Elements(v) = &mut elements => {
             let start = v.as_ptr().align_offset(ALIGNMENT_BYTES);
-            if name.is_input() && stride == hidden {
+            if name.is_input() && span == stored_rows * hidden {
                 // All between the redzones will be written.
                 fill_with(&mut v[start..][..offset], 0, fill);
                 fill_with(&mut v[start + offset + span..start + len], offset + span, fill);
@@ -65,16 +80,23 @@ impl Buffer {
             }
             start
         });
-        Buffer { name, elements, fill, start, len, offset, stored_rows, rows, hidden, stride, told_stride }
+        Buffer { name, elements, fill, start, len, offset, stored_rows, rows, hidden, inner, stride, outer, told }
+    }
+
+    /// Where a row begins in what calls get.
+    fn at(&self, row: usize) -> usize {
+        let row = if self.stored_rows < self.rows { 0 } else { row };
+        self.offset + row / self.inner * self.outer + row % self.inner * self.stride
     }
 
     pub(crate) fn rows(&self) -> Rows<Slice<'_>> {
-        Rows { data: self.slice(), offset: self.offset, row_stride: self.told_stride }
+        let (row_stride, outer_stride) = self.told;
+        Rows { data: self.slice(), offset: self.offset, row_stride, outer_stride }
     }
 
     pub(crate) fn rows_mut(&mut self) -> Rows<SliceMut<'_>> {
-        let (offset, row_stride) = (self.offset, self.told_stride);
-        Rows { data: self.slice_mut(), offset, row_stride }
+        let (offset, (row_stride, outer_stride)) = (self.offset, self.told);
+        Rows { data: self.slice_mut(), offset, row_stride, outer_stride }
     }
 
     pub(crate) fn vector(&self) -> Vector<Slice<'_>> {
@@ -96,14 +118,12 @@ impl Buffer {
 
     /// Element (`row`, `column`) of the operand, widened.
     pub(crate) fn get(&self, row: usize, column: usize) -> f32 {
-        let row = if self.stored_rows < self.rows { 0 } else { row };
-        get(self.slice(), self.offset + row * self.stride + column)
+        get(self.slice(), self.at(row) + column)
     }
 
     /// Row `row` of the operand, widened.
     pub(crate) fn row(&self, row: usize) -> Vec<f32> {
-        let row = if self.stored_rows < self.rows { 0 } else { row };
-        let first = self.offset + row * self.stride;
+        let first = self.at(row);
         get_all(self.slice(), first..first + self.hidden)
     }
 
@@ -115,9 +135,10 @@ impl Buffer {
     /// Fills the operand anew with what it held before any call.
     pub(crate) fn refill(&mut self) {
         // Not the redzones: what happened to them must stay visible.
-        let Buffer { start, offset, fill, stored_rows, hidden, stride, .. } = *self;
+        let Buffer { start, fill, stored_rows, hidden, .. } = *self;
+        let places: Vec<usize> = (0..stored_rows).map(|row| self.at(row)).collect();
         with_dtype!(Elements(v) = &mut self.elements => {
-            for at in (0..stored_rows).map(|row| offset + row * stride) {
+            for at in places {
                 fill_with(&mut v[start + at..][..hidden], at, fill);
             }
         });
@@ -125,30 +146,31 @@ impl Buffer {
 
     /// Writes the operand: row `i` is row `source(i)` of `data`, times `factor`.
     pub(crate) fn write(&mut self, data: &Source, source: impl Fn(usize) -> usize + Sync, factor: f32) {
-        let Buffer { start, offset, stride, hidden, stored_rows, .. } = *self;
+        let Buffer { start, hidden, stored_rows, inner, outer, .. } = *self;
+        let places: Vec<usize> = (0..if inner > 1 { stored_rows } else { 0 }).map(|row| self.at(row)).collect();
+        let offset = self.offset;
         with_dtype!(Elements(v) = &mut self.elements => {
-            let rows = v[start + offset..].par_chunks_mut(stride).take(stored_rows).enumerate();
-            rows.with_min_len((PIECE / 16 / hidden).max(1)).for_each(|(i, row)| {
-                let row = &mut row[..hidden];
-                data.fill_row(source(i), row);
-                if factor != 1.0 {
-                    row.iter_mut().for_each(|e| *e = HostElement::round(e.widen() * factor));
-                }
-            });
+            if inner > 1 {
+                let rows = places.into_iter().enumerate();
+                rows.for_each(|(i, at)| fill_row(data, source(i), factor, &mut v[start + at..][..hidden]));
+            } else {
+                let rows = v[start + offset..].par_chunks_mut(outer).take(stored_rows).enumerate();
+                let rows = rows.with_min_len((PIECE / 16 / hidden).max(1));
+                rows.for_each(|(i, row)| fill_row(data, source(i), factor, &mut row[..hidden]));
+            }
         });
     }
 
     /// Takes over what lies in the operand of another buffer of the same shape.
     pub(crate) fn overwrite(&mut self, other: &Buffer) {
-        let span = (self.stored_rows * self.stride).saturating_sub(self.stride - self.hidden);
+        let span = if self.stored_rows == 0 { 0 } else { self.at(self.stored_rows - 1) + self.hidden - self.offset };
         self.elements.copy_from(self.start + self.offset, &other.elements, other.start + other.offset, span);
     }
 
     /// Takes over the rows of another operand, which may lie otherwise.
     pub(crate) fn take_rows(&mut self, other: &Buffer) {
         for row in 0..self.stored_rows {
-            let from = if other.stored_rows < other.rows { 0 } else { row };
-            let [to, from] = [(&*self, row), (other, from)].map(|(b, row)| b.start + b.offset + row * b.stride);
+            let [to, from] = [&*self, other].map(|buffer| buffer.start + buffer.at(row));
             self.elements.copy_from(to, &other.elements, from, self.hidden);
         }
     }
@@ -156,7 +178,7 @@ impl Buffer {
     /// A copy without gaps.
     pub(crate) fn copy(&self) -> Elements {
         debug_assert_eq!(self.stored_rows, self.rows, "no output is broadcast");
-        let row = |i| self.start + self.offset + i * self.stride;
+        let row = |i| self.start + self.at(i);
         let rows = (0..self.rows).map(|i| row(i)..row(i) + self.hidden);
         self.elements.pieces(rows, self.rows * self.hidden)
     }
@@ -165,13 +187,12 @@ impl Buffer {
     pub(crate) fn damaged_redzone(&self) -> Option<String> {
         with_dtype!(Elements(v) = &self.elements => {
             let data = &v[self.start..self.start + self.len];
-            let at = |row: usize| self.offset + row * self.stride;
-            let end = |row: usize| at(row) + self.hidden;
+            let mut places: Vec<usize> = (0..self.stored_rows).map(|row| self.at(row)).collect();
+            places.sort_unstable();
             // Before the first row, between rows, after the last row.
-            let before = self.damage(data, 0, if self.stored_rows == 0 { self.len } else { at(0) });
-            let rows = 0..self.stored_rows;
-            let next = |row: usize| if row + 1 == self.stored_rows { self.len } else { at(row + 1) };
-            let i = before.or_else(|| rows.clone().find_map(|row| self.damage(data, end(row), next(row))))?;
+            let ends = std::iter::once(0).chain(places.iter().map(|at| at + self.hidden));
+            let mut gaps = ends.zip(places.iter().copied().chain([self.len]));
+            let i = gaps.find_map(|(from, to)| self.damage(data, from, to))?;
             Some(format!(
                 "the buffer of {} changed {} elements {} its first element (bits now {:#x})",
                 self.name,
@@ -184,6 +205,13 @@ impl Buffer {
 
     fn damage<T: HostElement>(&self, data: &[T], from: usize, to: usize) -> Option<usize> {
         (from..to).find(|i| data[*i].bits() != guard::<T>(self.fill, *i))
+    }
+}
+
+fn fill_row<T: HostElement>(data: &Source, i: usize, factor: f32, row: &mut [T]) {
+    data.fill_row(i, row);
+    if factor != 1.0 {
+        row.iter_mut().for_each(|e| *e = T::round(e.widen() * factor));
     }
 }
 

@@ -13,6 +13,8 @@ use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
 pub struct Case {
     /// Number of rows, M.
     pub rows: usize,
+    /// Rows of a group, a divisor of M. 1: there is one level.
+    pub inner: usize,
     /// Length of a row, N.
     pub hidden: usize,
     /// Type of `x`, `y`, `dy` and `dx`.
@@ -47,6 +49,8 @@ pub struct Case {
     pub dz: Option<Values>,
     /// Where each operand lies, indexed by [`Name`].
     pub places: [Place; Name::ALL.len()],
+    /// How the groups of rows of each operand lie, likewise.
+    pub groups: [Groups; Name::ALL.len()],
     /// Decides every random element.
     pub seed: u64,
 }
@@ -173,11 +177,24 @@ pub enum Gap {
     Irrelevant,
 }
 
+/// How groups of `inner` rows lie. The rows of a group have the distances of [`Gap`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Groups {
+    /// One behind the other: all rows are of one level.
+    #[default]
+    Even,
+    /// With this many elements more between them. (Groups of one row have no other stride than this; the rows' is then one that must be ignored.)
+    Apart(u16),
+    /// Side by side: what is behind a row is the same row of the next group.
+    Across,
+}
+
 impl Case {
     /// An ordinary case: normal values, a weight of the same type, `dw` asked for, everything aligned and contiguous.
     pub const fn new(rows: usize, hidden: usize, dtype: Dtype) -> Case {
         Case {
             rows,
+            inner: 1,
             hidden,
             dtype,
             weight: WeightKind::Same,
@@ -195,6 +212,7 @@ impl Case {
             residual: None,
             dz: None,
             places: [Place { offset: 0, gap: Gap::None }; Name::ALL.len()],
+            groups: [Groups::Even; Name::ALL.len()],
             seed: 0,
         }
     }
@@ -256,6 +274,23 @@ impl Case {
         self
     }
 
+    /// The same case with rows of two levels in groups of `inner`, those of `operand` lying so.
+    pub fn with_groups(mut self, inner: usize, operand: Name, groups: Groups) -> Case {
+        self.inner = inner;
+        self.groups[operand as usize] = groups;
+        self
+    }
+
+    /// The same case with rows of one level.
+    pub fn of_one_level(self) -> Case {
+        Case { inner: 1, groups: [Groups::Even; Name::ALL.len()], ..self }
+    }
+
+    /// The same case with as many rows, of one level if they are no multiple of a group's.
+    pub(crate) fn of_rows(self, rows: usize) -> Case {
+        Case { rows, inner: if rows.is_multiple_of(self.inner) { self.inner } else { 1 }, ..self }
+    }
+
     /// Whether every row of `operand` is one and the same.
     pub(crate) fn broadcasts(&self, operand: Name) -> bool {
         operand.may_broadcast() && self.place(operand).gap == Gap::Broadcast
@@ -266,6 +301,9 @@ impl Case {
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}×{} {} eps={:e} x={} dy={}", self.rows, self.hidden, self.dtype, self.eps, self.x, self.dy)?;
+        if self.inner != 1 {
+            write!(f, " inner={}", self.inner)?;
+        }
         match self.weight_dtype() {
             None => write!(f, " w=absent")?,
             Some(dtype) => write!(f, " w={}:{dtype}", self.w)?,
@@ -303,6 +341,11 @@ impl std::fmt::Display for Case {
                 Gap::Elements(n) => write!(f, " {operand}@{offset}+{n}")?,
                 Gap::Broadcast => write!(f, " {operand}@{offset}×0")?,
                 Gap::Irrelevant => write!(f, " {operand}@{offset}×any")?,
+            }
+            match self.groups[operand as usize] {
+                Groups::Even => {}
+                Groups::Apart(n) => write!(f, " {operand}:groups+{n}")?,
+                Groups::Across => write!(f, " {operand}:across")?,
             }
         }
         write!(f, " seed={}", self.seed)

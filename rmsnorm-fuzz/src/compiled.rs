@@ -48,11 +48,12 @@ pub fn kinds() -> Vec<Calls> {
         [bias(Some(dtype), dtype), bias(None, dtype)].into_iter().chain(f32s)
     };
     // In f32 the kernels are those that round once.
-    let twice = |dtype| Calls { rounding: Rounding::Twice, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
-    let twice = |dtype| (dtype != Dtype::F32).then(|| twice(dtype));
+    let plain = |dtype| kind(dtype, Some(dtype), WeightOffset::Zero);
+    let twice = |dtype| (dtype != Dtype::F32).then(|| Calls { rounding: Rounding::Twice, ..plain(dtype) });
+    let levels = |dtype| Calls { two_levels: true, db: Some(dtype), ..plain(dtype) };
     Dtype::ALL
         .into_iter()
-        .flat_map(|dtype| kinds(dtype).chain([with_dz(dtype)]).chain(twice(dtype)).chain(biased(dtype)))
+        .flat_map(|dtype| kinds(dtype).chain([with_dz(dtype), levels(dtype)]).chain(twice(dtype)).chain(biased(dtype)))
         .collect()
 }
 
@@ -83,9 +84,9 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     Ok(found.into_iter().map(unit).collect())
 }
 
-/// Whether its modules are compiled ahead: for rounding twice, a bias and its gradient there is no room.
+/// Whether its modules are compiled ahead: for rounding twice, a bias and its gradient, and rows of two levels there is no room.
 pub fn is_portable(kind: &Calls) -> bool {
-    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none()
+    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none() && !kind.two_levels
 }
 
 /// What is compiled ahead: the portable modules of all calls that [have them](is_portable). Those that resemble each other stand together.

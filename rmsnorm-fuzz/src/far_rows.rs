@@ -49,8 +49,8 @@ fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<b
         ..Forward::with_rows(
             (rows, hidden),
             1e-5,
-            Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
-            Rows { data: SliceMut::Bf16(y.reinterpret_cast_mut()), offset: 0, row_stride: stride },
+            Rows::strided(Slice::Bf16(x.reinterpret_cast()), 0, x_stride),
+            Rows::strided(SliceMut::Bf16(y.reinterpret_cast_mut()), 0, stride),
         )
     });
     forward.map_err(no_memory)?;
@@ -61,10 +61,10 @@ fn run(executor: &dyn Executor, x_stride: usize, stride: usize) -> Result<[Vec<b
         db: Some(BiasGradient { db: SliceMut::Bf16(&mut db).into(), scratch: SliceMut::F32(&mut db_scratch).into() }),
         ..Backward::with_rows(
             (rows, hidden),
-            Rows { data: Slice::Bf16(x.reinterpret_cast()), offset: 0, row_stride: x_stride },
+            Rows::strided(Slice::Bf16(x.reinterpret_cast()), 0, x_stride),
             Slice::F32(&rstd).into(),
-            Rows { data: Slice::Bf16(dy.reinterpret_cast()), offset: 0, row_stride: stride },
-            Rows { data: SliceMut::Bf16(dx.reinterpret_cast_mut()), offset: 0, row_stride: stride },
+            Rows::strided(Slice::Bf16(dy.reinterpret_cast()), 0, stride),
+            Rows::strided(SliceMut::Bf16(dx.reinterpret_cast_mut()), 0, stride),
         )
     });
     backward.map_err(no_memory)?;

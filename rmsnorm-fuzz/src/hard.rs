@@ -9,6 +9,7 @@ use rmsnorm_cuda::{Dtype, HIDDEN_MAX};
 use std::sync::LazyLock;
 
 mod biases;
+mod levels;
 mod numerics;
 
 /// An adversarial input with a name.
@@ -46,6 +47,7 @@ pub fn hard_cases() -> &'static [HardCase] {
         numerics::weights(&mut list);
         numerics::rounded_twice(&mut list);
         biases::biases(&mut list);
+        levels::levels(&mut list);
         large(&mut list);
         list.cases
     });

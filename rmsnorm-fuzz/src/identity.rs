@@ -83,7 +83,7 @@ impl Trial {
 /// What the literal executor computes from the inputs of `operands`. Blocks of rows, and for `dw` blocks of columns, are
 /// independent of each other by the specification: they are given to it in parallel.
 pub fn literal_outputs(operands: &Operands) -> Outputs {
-    let Case { rows, hidden, dtype, eps, weight_offset, rounding, .. } = *operands.case();
+    let Case { rows, inner, hidden, dtype, eps, weight_offset, rounding, .. } = *operands.case();
     let view = |name| operands.buffer(name).expect("always there").rows();
     let (x, dy) = (view(Name::X), view(Name::Dy));
     let [weight, bias] = [Name::Weight, Name::Bias].map(|name| operands.buffer(name).map(|w| w.vector()));
@@ -93,7 +93,8 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let mut y = Elements::zeros(dtype, rows * hidden);
     let mut dx = Elements::zeros(dtype, rows * hidden);
     let mut rstd = Elements::zeros(rmsnorm_cuda::Dtype::F32, rows);
-    let block = (BLOCK_ELEMENTS / hidden).max(1);
+    // Whole groups.
+    let block = (BLOCK_ELEMENTS / hidden).max(1).next_multiple_of(inner);
     let mut zs = z.pieces_mut(block * hidden).into_iter();
     let mut pieces: Vec<_> = (y.pieces_mut(block * hidden).into_iter().zip(rstd.pieces_mut(block)))
         .map(|(y, rstd)| (y, rstd, zs.next()))
@@ -101,32 +102,39 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     pieces.par_iter_mut().enumerate().for_each(|(b, (y, rstd, z))| {
         let rows = rmsnorm_cuda::Operand::elements(rstd);
         let sum = residual.as_ref().zip(z.as_mut()).map(|(residual, z)| Residual {
-            residual: from_row(residual, b * block),
+            residual: from_row(residual, b * block, inner),
             z: Rows::contiguous(reborrow(z), hidden),
         });
         let call = Forward {
+            inner,
             weight_offset,
             rounding,
             residual: sum,
             weight,
             bias,
             rstd: Some(reborrow(rstd).into()),
-            ..Forward::with_rows((rows, hidden), eps, from_row(&x, b * block), Rows::contiguous(reborrow(y), hidden))
+            ..Forward::with_rows(
+                (rows, hidden),
+                eps,
+                from_row(&x, b * block, inner),
+                Rows::contiguous(reborrow(y), hidden),
+            )
         };
         Literal.forward(call).expect("a good call");
     });
     // What forward has normalised.
     let x = if residual.is_some() { Rows::contiguous(z.slice(), hidden) } else { x };
     let backward = |first: usize, rows: usize, dx| Backward {
+        inner,
         weight_offset,
         rounding,
         weight,
-        dz: dz.as_ref().map(|dz| from_row(dz, first)),
+        dz: dz.as_ref().map(|dz| from_row(dz, first, inner)),
         ..Backward::with_rows(
             (rows, hidden),
-            from_row(&x, first),
+            from_row(&x, first, inner),
             Vector { data: rstd.slice(), offset: first },
-            from_row(&dy, first),
+            from_row(&dy, first, inner),
             Rows::contiguous(dx, hidden),
         )
     };
@@ -149,8 +157,10 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     Outputs { rows, hidden, z, y, rstd, dx, dw, db }
 }
 
-fn from_row<'a>(view: &Rows<Slice<'a>>, row: usize) -> Rows<Slice<'a>> {
-    Rows { offset: view.offset + row * view.row_stride, ..*view }
+/// From this row on, the first of a group.
+fn from_row<'a>(view: &Rows<Slice<'a>>, row: usize, inner: usize) -> Rows<Slice<'a>> {
+    let before = view.outer_stride.map_or(row * view.row_stride, |outer| row / inner * outer);
+    Rows { offset: view.offset + before, ..*view }
 }
 
 fn reborrow<'a>(slice: &'a mut SliceMut<'_>) -> SliceMut<'a> {

@@ -45,7 +45,7 @@ pub mod twice;
 pub mod values;
 
 pub use buffer::Fill;
-pub use case::{Case, Gap, Name, Place, cases, random_case};
+pub use case::{Case, Gap, Groups, Name, Place, cases, random_case};
 pub use finding::{Evidence, Outcome};
 pub use hard::{HardCase, hard_case, hard_cases};
 pub use literal::Literal;

@@ -22,11 +22,11 @@ impl Executor for Literal {
         let w = effective(&call.weight, call.weight_offset, call.hidden);
         let bias = call.bias.map(|bias| get_all(bias.data, bias.offset..bias.offset + call.hidden));
         for i in 0..call.rows {
-            let mut z = elements(&call.x, i, 0..call.hidden);
+            let mut z = elements(&call.x, first(&call.x, i, call.inner), 0..call.hidden);
             if let Some(sum) = &mut call.residual {
-                let residual = elements(&sum.residual, i, 0..call.hidden);
+                let residual = elements(&sum.residual, first(&sum.residual, i, call.inner), 0..call.hidden);
                 z.iter_mut().zip(residual).for_each(|(z, residual)| *z += residual);
-                let at = sum.z.offset + i * sum.z.row_stride;
+                let at = first(&sum.z, i, call.inner);
                 put_all(&mut sum.z.data, at, &z);
                 z = get_all(sum.z.data.as_slice(), at..at + call.hidden);
             }
@@ -43,7 +43,8 @@ impl Executor for Literal {
                 (None, Some(bias)) => h.zip(bias).map(|(h, bias)| h + bias).collect(),
                 (Some(_), Some(bias)) => h.zip(&w).zip(bias).map(|((h, w), bias)| h.mul_add(*w, *bias)).collect(),
             };
-            put_all(&mut call.y.data, call.y.offset + i * call.y.row_stride, &y);
+            let at = first(&call.y, i, call.inner);
+            put_all(&mut call.y.data, at, &y);
             call.rstd.iter_mut().for_each(|out| put(&mut out.data, out.offset + i, rstd));
         }
         Ok(())
@@ -54,11 +55,12 @@ impl Executor for Literal {
         let n = call.hidden;
         let w = effective(&call.weight, call.weight_offset, n);
         for i in 0..call.rows {
-            let z = elements(&call.x, i, 0..n);
+            let z = elements(&call.x, first(&call.x, i, call.inner), 0..n);
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             let (x_hat, root) = normalised(&z, rstd);
-            let wdy: Vec<f32> = elements(&call.dy, i, 0..n).iter().zip(&w).map(|(dy, w)| dy * w).collect();
-            let dz = call.dz.as_ref().map(|dz| elements(dz, i, 0..n));
+            let wdy: Vec<f32> =
+                elements(&call.dy, first(&call.dy, i, call.inner), 0..n).iter().zip(&w).map(|(dy, w)| dy * w).collect();
+            let dz = call.dz.as_ref().map(|dz| elements(dz, first(dz, i, call.inner), 0..n));
             let c = reduce(row_order(n).dot_chains, n, 1, |j, _| (wdy[j], x_hat[j]))[0] / n as f32;
             let dx = |j: usize| {
                 let t = (-x_hat[j]).mul_add(c, wdy[j]);
@@ -70,7 +72,8 @@ impl Executor for Literal {
                 }
             };
             let dx: Vec<f32> = (0..n).map(dx).collect();
-            put_all(&mut call.dx.data, call.dx.offset + i * call.dx.row_stride, &dx);
+            let at = first(&call.dx, i, call.inner);
+            put_all(&mut call.dx.data, at, &dx);
         }
         if let Some(mut out) = call.dw.take() {
             let sums = dw_columns(&call, 0..n);
@@ -92,10 +95,10 @@ pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             // Only a row whose rstd is +Inf must be read whole.
             let read = if rstd == f32::INFINITY { 0..call.hidden } else { columns.clone() };
-            let z = elements(&call.x, i, read.clone());
+            let z = elements(&call.x, first(&call.x, i, call.inner), read.clone());
             let x_hat = &normalised(&z, rstd).0[columns.start - read.start..][..columns.len()];
             h = x_hat.iter().map(|x_hat| factor(*x_hat, call.rounding, call.x.data.dtype())).collect();
-            (row, dy) = (i, elements(&call.dy, i, columns.clone()));
+            (row, dy) = (i, elements(&call.dy, first(&call.dy, i, call.inner), columns.clone()));
         }
         (dy[j], h[j])
     })
@@ -106,7 +109,7 @@ pub(crate) fn db_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
     let (mut row, mut dy) = (usize::MAX, Vec::new());
     reduce(column_order(call.rows, call.hidden).groups, call.rows, columns.len(), |i, j| {
         if row != i {
-            (row, dy) = (i, elements(&call.dy, i, columns.clone()));
+            (row, dy) = (i, elements(&call.dy, first(&call.dy, i, call.inner), columns.clone()));
         }
         (dy[j], 1.0)
     })
@@ -159,9 +162,13 @@ fn effective(weight: &Option<Vector<Slice<'_>>>, offset: WeightOffset, n: usize)
     w
 }
 
-/// Some of row `i`.
-fn elements(view: &Rows<Slice<'_>>, i: usize, columns: Range<usize>) -> Vec<f32> {
-    let first = view.offset + i * view.row_stride;
+/// Where row `i` begins.
+fn first<D>(view: &Rows<D>, i: usize, inner: usize) -> usize {
+    view.offset + view.outer_stride.map_or(i * view.row_stride, |outer| i / inner * outer + i % inner * view.row_stride)
+}
+
+/// Some of the row that begins at `first`.
+fn elements(view: &Rows<Slice<'_>>, first: usize, columns: Range<usize>) -> Vec<f32> {
     get_all(view.data, first + columns.start..first + columns.end)
 }
 

@@ -1,10 +1,11 @@
 //! Properties 4, 7 and 8: what memory held, where operands lie, and what is written.
 
 use crate::buffer::Fill;
-use crate::case::{Case, Gap, Name, Place};
+use crate::case::{Case, Gap, Groups, Name, Place};
 use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::operands::{Operands, Outputs};
 use crate::subject::Subject;
+use std::collections::BTreeSet;
 
 /// *What scratch, outputs and the memory around operands held before a call is irrelevant*: NaNs, plausible finite numbers, the
 /// leftovers of a call with other values, the leftovers of the same call.
@@ -30,11 +31,12 @@ pub(crate) fn content(subject: &Subject, case: &Case) -> Finding {
 }
 
 /// *Alignment and row stride of every operand are irrelevant*: offsets of 1 to 7 elements for each operand by itself (large
-/// cases: one offset each), gaps between rows, and a row stride of 0 against rows that are copies of each other.
+/// cases: one offset each), gaps between rows, a row stride of 0 against rows that are copies of each other, and rows of two levels, in groups of the
+/// least number and of the most.
 pub(crate) fn layout(subject: &Subject, case: &Case) -> Finding {
     let executor = &*subject.executor;
     let mut evidence = Evidence::default();
-    let aligned = Case { places: [Place::default(); Name::ALL.len()], ..*case };
+    let aligned = Case { places: [Place::default(); Name::ALL.len()], ..case.of_one_level() };
     let want = Operands::new(&aligned, Fill::Nan).run(executor)?;
     let mut judge = |what: String, moved: &Case| {
         let got = Operands::new(moved, Fill::Nan).run(executor)?;
@@ -64,6 +66,23 @@ pub(crate) fn layout(subject: &Subject, case: &Case) -> Finding {
         moved.with_place(operand, Place { offset: 1 + i as u8 * 3 % 7, gap: Gap::Elements(5 + i as u16) })
     });
     judge("every operand at its own offset and row stride".into(), &together)?;
+
+    let least = (2..=case.rows).find(|inner| case.rows.is_multiple_of(*inner) && *inner < case.rows);
+    let inners: BTreeSet<usize> = least.into_iter().flat_map(|inner| [inner, case.rows / inner]).collect();
+    for inner in inners {
+        let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix() && case.has(*name));
+        for operand in matrices.clone() {
+            for groups in [Groups::Apart(8), Groups::Across, Groups::Apart(1)] {
+                let moved = aligned.with_groups(inner, operand, groups);
+                judge(format!("{operand} in groups of {inner} rows, {groups:?}"), &moved)?;
+            }
+        }
+        let together = matrices.enumerate().fold(together, |moved, (i, operand)| {
+            let groups = if i % 2 == 0 { Groups::Apart(3 + i as u16) } else { Groups::Across };
+            moved.with_groups(inner, operand, groups)
+        });
+        judge(format!("every operand with its own groups of {inner} rows"), &together)?;
+    }
 
     for operand in Name::ALL.into_iter().filter(|o| o.may_broadcast() && case.has(*o)) {
         let place = Place { offset: 0, gap: Gap::Broadcast };

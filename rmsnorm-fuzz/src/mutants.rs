@@ -223,9 +223,10 @@ macro_rules! subject {
             call: ours::Forward<A, ours::SliceMut<'_>>,
             read: impl Fn(A) -> B,
         ) -> $theirs::Forward<B, $theirs::SliceMut<'_>> {
-            let ours::Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
+            let ours::Forward { rows, inner, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
             $theirs::Forward {
                 rows,
+                inner,
                 hidden,
                 eps,
                 weight_offset: offset(weight_offset),
@@ -246,9 +247,10 @@ macro_rules! subject {
             call: ours::Backward<A, ours::SliceMut<'_>>,
             read: impl Fn(A) -> B,
         ) -> $theirs::Backward<B, $theirs::SliceMut<'_>> {
-            let ours::Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
+            let ours::Backward { rows, inner, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
             $theirs::Backward {
                 rows,
+                inner,
                 hidden,
                 weight_offset: offset(weight_offset),
                 rounding: how_often(rounding),
@@ -296,7 +298,8 @@ macro_rules! subject {
         }
 
         fn rows_of<A, B>(rows: ours::Rows<A>, map: impl FnOnce(A) -> B) -> $theirs::Rows<B> {
-            $theirs::Rows { data: map(rows.data), offset: rows.offset, row_stride: rows.row_stride }
+            let ours::Rows { data, offset, row_stride, outer_stride } = rows;
+            $theirs::Rows { data: map(data), offset, row_stride, outer_stride }
         }
 
         fn vector<A, B>(vector: ours::Vector<A>, map: impl FnOnce(A) -> B) -> $theirs::Vector<B> {
@@ -331,6 +334,10 @@ macro_rules! subject {
                 }
                 $theirs::Error::RowStride { operand, got, hidden, broadcast } => {
                     ours::Error::RowStride { operand, got, hidden, broadcast }
+                }
+                $theirs::Error::Inner { got, rows } => ours::Error::Inner { got, rows },
+                $theirs::Error::RowLevels { operand, counts, strides, hidden } => {
+                    ours::Error::RowLevels { operand, counts, strides, hidden }
                 }
                 $theirs::Error::Length { operand, needed, got } => ours::Error::Length { operand, needed, got },
                 $theirs::Error::AddressRange { operand, rows, row_stride, offset } => {

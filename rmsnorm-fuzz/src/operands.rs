@@ -45,7 +45,7 @@ impl Operands {
         source: impl Fn(Name, usize) -> usize + Sync,
         doubling: Doubling,
     ) -> Operands {
-        let mut built = Case { rows, ..*case };
+        let mut built = case.of_rows(rows);
         built.eps = (f64::from(case.eps) * 4.0_f64.powi(doubling.x)) as f32;
         let buffer = |name: Name| {
             if !case.has(name) {
@@ -62,7 +62,7 @@ impl Operands {
                 }
                 _ => (case.dtype, (rows, case.hidden)),
             };
-            let mut buffer = Buffer::new(name, dtype, shape, case.place(name), fill);
+            let mut buffer = Buffer::new(name, dtype, shape, &built, fill);
             let values = match name {
                 Name::X => case.x,
                 Name::Dy => case.dy,
@@ -127,10 +127,11 @@ impl Operands {
 
     /// The forward call.
     pub fn forward_call(&mut self, with_rstd: bool) -> Forward<Slice<'_>, SliceMut<'_>> {
-        let Case { rows, hidden, eps, weight_offset, rounding, .. } = self.case;
+        let Case { rows, inner, hidden, eps, weight_offset, rounding, .. } = self.case;
         let [x, weight, y, rstd, _, _, _, _, _, residual, z, bias, ..] = &mut self.buffers;
         let residual = residual.as_ref().zip(z.as_mut());
         Forward {
+            inner,
             weight_offset,
             rounding,
             residual: residual.map(|(residual, z)| Residual { residual: residual.rows(), z: z.rows_mut() }),
@@ -148,10 +149,11 @@ impl Operands {
 
     /// The backward call; the forward call has stored `rstd`, and `z`, which is then the row that was normalised.
     pub fn backward_call(&mut self) -> Backward<Slice<'_>, SliceMut<'_>> {
-        let Case { rows, hidden, weight_offset, rounding, .. } = self.case;
+        let Case { rows, inner, hidden, weight_offset, rounding, .. } = self.case;
         let [x, weight, _, rstd, dy, dx, dw, scratch, dz, _, z, _, db, db_scratch] = &mut self.buffers;
         let (dw, db) = (dw.as_mut().zip(scratch.as_mut()), db.as_mut().zip(db_scratch.as_mut()));
         Backward {
+            inner,
             weight_offset,
             rounding,
             weight: weight.as_ref().map(Buffer::vector),

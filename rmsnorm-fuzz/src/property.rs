@@ -80,7 +80,7 @@ pub const PROPERTIES: &[Property] = &[
     Property {
         number: 7,
         name: "layout",
-        sentence: "Alignment and row stride of every operand are irrelevant.",
+        sentence: "Where the rows of every operand lie is irrelevant: alignment, row stride, groups of rows.",
         check: Check::Case(memory::layout),
     },
     Property {

@@ -12,13 +12,15 @@ use rmsnorm_cuda::{
 };
 use std::cell::Cell;
 
+mod levels;
+
 /// *Bad arguments are refused with the right typed error before anything is written.* One argument after the other of the
 /// case's calls (at most 5 × 300) is spoiled. Operands that overlap cannot be lent in safe Rust: they, and addresses at the
 /// end of memory, go through [`Forward::check`] and [`Backward::check`] as operands without memory.
 pub(crate) fn refusal(subject: &Subject, case: &Case) -> Finding {
     let executor = &*subject.executor;
     let mut evidence = Evidence::default();
-    let case = Case { rows: case.rows.clamp(2, 5), hidden: case.hidden.clamp(2, 300), ..*case };
+    let case = Case { rows: case.rows.clamp(2, 5), hidden: case.hidden.clamp(2, 300), ..case.of_one_level() };
     let mut operands = Operands::new(&case, Fill::Nan);
     let mut judge = |what: &str, refused: Result<(), Error>, right: &dyn Fn(&Error) -> bool| match refused {
         Ok(()) => Err(Stop::Failed(format!("{what}: accepted"))),
@@ -83,6 +85,8 @@ const FORWARD: &[Spoil<SpoilForward>] = &[
     ("eps a negative subnormal", spoil!(c => c.eps = -f32::from_bits(1)), refused!(Error::Eps { .. })),
     ("eps NaN", spoil!(c => c.eps = f32::NAN), refused!(Error::Eps { .. })),
     ("eps infinite", spoil!(c => c.eps = f32::INFINITY), refused!(Error::Eps { .. })),
+    ("inner 0", spoil!(c => c.inner = 0), refused!(Error::Inner { got: 0, .. })),
+    ("inner no divisor of the rows", spoil!(c => c.inner = c.rows + 1), refused!(Error::Inner { .. })),
     (
         "x offset beyond the buffer",
         spoil!(c => c.x.offset = c.x.data.elements()),
@@ -125,6 +129,8 @@ const FORWARD: &[Spoil<SpoilForward>] = &[
 const BACKWARD: &[Spoil<SpoilBackward>] = &[
     ("hidden 0", spoil!(c => c.hidden = 0), refused!(Error::Hidden { got: 0 })),
     ("hidden above the limit", spoil!(c => c.hidden = HIDDEN_MAX + 1), refused!(Error::Hidden { .. })),
+    ("inner 0", spoil!(c => c.inner = 0), refused!(Error::Inner { got: 0, .. })),
+    ("inner no divisor of the rows", spoil!(c => c.inner = c.rows + 1), refused!(Error::Inner { .. })),
     (
         "dx with row stride 0",
         spoil!(c => c.dx.row_stride = 0),
@@ -242,7 +248,7 @@ fn may_be_f16(line: &TableLine) -> bool {
 
 /// Where the operand ends in its buffer.
 fn end(line: &TableLine) -> usize {
-    line.offset + (line.rows - 1) * line.row_stride + line.len
+    line.offset + line.levels.at(line.rows - 1) + line.len
 }
 
 // Long enough: the type alone must be the reason.
@@ -349,6 +355,7 @@ fn places_in_memory(judge: &mut Judge<'_>) -> Result<(), Stop> {
         }
     }
     interleaved(judge)?;
+    levels::two_levels(judge)?;
     in_place(judge)
 }
 
@@ -359,7 +366,7 @@ fn in_place(judge: &mut Judge<'_>) -> Result<(), Stop> {
     let data = Claim { dtype: Dtype::F32, elements: 1 << 10, address: 1 << 20 };
     let view = |i: u64| {
         let data = Claim { address: data.address + (i << 16), ..data };
-        Rows { data, offset: 3, row_stride: hidden + 2 }
+        Rows::strided(data, 3, hidden + 2)
     };
     let [of_x, of_y, of_z, of_residual, of_dx, of_dy, of_dz] = [0, 1, 2, 3, 4, 5, 6].map(view);
     let forward = |y, z| {
@@ -400,7 +407,7 @@ fn interleaved(judge: &mut Judge<'_>) -> Result<(), Stop> {
     let (rows, hidden) = (CLAIM_ROWS, CLAIM_HIDDEN);
     let data = Claim { dtype: Dtype::F32, elements: 2 * rows * hidden, address: 1 << 20 };
     let check = |offset: usize| {
-        let view = |offset| Rows { data, offset, row_stride: 2 * hidden };
+        let view = |offset| Rows::strided(data, offset, 2 * hidden);
         let call = Forward {
             weight_offset: WeightOffset::One,
             ..Forward::with_rows((rows, hidden), 0.0, view(0), view(offset))

@@ -18,6 +18,8 @@ mod bias;
 mod few_rows;
 #[path = "emulator/in_place.rs"]
 mod in_place;
+#[path = "emulator/levels.rs"]
+mod levels;
 #[path = "../../rmsnorm-cuda/tests/machine/mod.rs"]
 mod machine;
 #[path = "emulator/twice.rs"]

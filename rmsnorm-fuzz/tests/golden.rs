@@ -51,10 +51,12 @@ fn a_digest_sees_one_bit() {
             Literal.forward(call)
         }
         fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-            let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw, .. } = call;
+            let Backward { rows, inner, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw, .. } = call;
             let SliceMut::F32(data) = &mut dx.data else { panic!("another type") };
-            let lent = Rows { data: SliceMut::F32(data), offset: dx.offset, row_stride: dx.row_stride };
+            let Rows { offset, row_stride, outer_stride, .. } = dx;
+            let lent = Rows { data: SliceMut::F32(data), offset, row_stride, outer_stride };
             Literal.backward(Backward {
+                inner,
                 weight_offset,
                 weight,
                 dw,

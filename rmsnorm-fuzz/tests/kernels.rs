@@ -36,7 +36,7 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             let mut of_dtype = Vec::new();
             for kind in kinds().into_iter().filter(|kind| kind.dtype == dtype) {
                 let units = units(&arch, &kind).expect("legal calls");
-                let special = kind.dz || kind.rounding == Rounding::Twice || kind.bias.is_some();
+                let special = kind.dz || kind.rounding == Rounding::Twice || kind.bias.is_some() || kind.two_levels;
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if is_hopper && ordinary && dtype != Dtype::Bf16 {
                     let (few, others): (Vec<Unit>, Vec<Unit>) = units.iter().partition(|unit| is_few(unit));

@@ -29,7 +29,7 @@ pub(crate) fn backward(
 ) -> Result<(CpuStorage, Option<CpuStorage>)> {
     let Place { rows, hidden, .. } = op.at;
     let (x, weight, rstd) = (read(x)?, weight.map(vector).transpose()?, read(rstd)?);
-    let dy = Rows { data: read(dy)?, offset, row_stride };
+    let dy = Rows::strided(read(dy)?, offset, row_stride);
     let mut dx = like(x, rows * hidden);
     let mut dw = weight.filter(|_| wants_dw).map(|weight| like(weight.data, hidden));
     let mut scratch = vec![0.0; if dw.is_some() { scratch_len(rows, hidden).map_err(Error::wrap)? } else { 0 }];

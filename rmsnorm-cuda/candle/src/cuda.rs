@@ -61,7 +61,7 @@ pub(crate) fn backward(
         let gradient = |(dw, scratch)| Ok::<_, Error>((write(dw, &stream)?, write(scratch, &stream)?));
         let dw = dw.as_mut().map(|(dw, scratch)| gradient((dw, scratch))).transpose()?;
         let (dw, _dw) = dw.map(|((dw, d), (scratch, s))| ((dw, scratch), (d, s))).unzip();
-        let dy = Rows { data: dy, offset, row_stride };
+        let dy = Rows::strided(dy, offset, row_stride);
         // SAFETY: as in `forward`.
         unsafe { kernels.backward(&op.backward((x, weight, rstd), dy, dx, dw), stream.cu_stream()) }
             .map_err(Error::wrap)?;

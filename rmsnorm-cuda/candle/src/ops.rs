@@ -96,7 +96,7 @@ impl RmsNorm {
         rstd: Option<Out>,
     ) -> Forward<In, Out> {
         let Place { rows, hidden, offset, row_stride } = self.at;
-        let (x, y) = (Rows { data: x, offset, row_stride }, Rows::contiguous(y, hidden));
+        let (x, y) = (Rows::strided(x, offset, row_stride), Rows::contiguous(y, hidden));
         let Options { eps, weight_offset, rounding } = self.options;
         let rstd = rstd.map(Vector::from);
         Forward { weight_offset, rounding, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) }
@@ -111,7 +111,7 @@ impl RmsNorm {
         dw: Option<(Out, Out)>,
     ) -> Backward<In, Out> {
         let Place { rows, hidden, offset, row_stride } = self.at;
-        let (x, dx) = (Rows { data: x, offset, row_stride }, Rows::contiguous(dx, hidden));
+        let (x, dx) = (Rows::strided(x, offset, row_stride), Rows::contiguous(dx, hidden));
         let dw = dw.map(|(dw, scratch)| WeightGradient { dw: dw.into(), scratch: scratch.into() });
         let Options { weight_offset, rounding, .. } = self.options;
         Backward { weight_offset, rounding, weight, dw, ..Backward::with_rows((rows, hidden), x, rstd.into(), dy, dx) }

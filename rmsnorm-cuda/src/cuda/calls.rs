@@ -24,7 +24,8 @@ impl Calls {
             rounding: self.rounding,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             bias: self.bias.map(|dtype| self.vector(dtype, memory)).transpose()?,
-            ..Forward::with_rows((self.rows, self.hidden), 0.0, x, y)
+            inner: self.inner(),
+            ..Forward::with_rows((self.rows(), self.hidden), 0.0, x, y)
         })
     }
 
@@ -34,8 +35,8 @@ impl Calls {
         let memory = &mut self.memory();
         let (x, dy) = (self.matrix(memory)?, self.matrix(memory)?);
         let dx = self.output(dy, memory)?;
-        let rstd = memory(Dtype::F32, self.rows)?;
-        let needed = scratch_len(self.rows, self.hidden)?;
+        let rstd = memory(Dtype::F32, self.rows())?;
+        let needed = scratch_len(self.rows(), self.hidden)?;
         let mut gradient = |dw| {
             let dw = self.vector(dw, memory)?;
             Ok(WeightGradient { dw, scratch: memory(Dtype::F32, needed)?.into() })
@@ -50,8 +51,20 @@ impl Calls {
             dw,
             dz: if self.dz { Some(self.matrix(memory)?) } else { None },
             db,
-            ..Backward::with_rows((self.rows, self.hidden), x, rstd.into(), dy, dx)
+            inner: self.inner(),
+            ..Backward::with_rows((self.rows(), self.hidden), x, rstd.into(), dy, dx)
         })
+    }
+
+    /// Rows of a group: of two levels two.
+    fn inner(&self) -> usize {
+        if self.two_levels { 2 } else { 1 }
+    }
+
+    /// As many rows, or the next number that two levels can have.
+    fn rows(&self) -> usize {
+        let even = |rows: usize| rows.saturating_add(rows % 2);
+        if self.two_levels { even(self.rows.max(4)) } else { self.rows }
     }
 
     /// Operands of such a call, one behind the other, where no memory need be.
@@ -70,9 +83,13 @@ impl Calls {
     fn matrix(&self, memory: &mut Memory) -> Result<Rows<DeviceMemory>, Error> {
         // One element too many in front is what keeps every row from beginning on 16 bytes.
         let offset = usize::from(!self.aligned);
-        let elements = self.rows.checked_mul(self.hidden).and_then(|elements| elements.checked_add(offset));
-        let data = memory(self.dtype, elements.unwrap_or(usize::MAX))?;
-        Ok(Rows { data, offset, row_stride: self.hidden })
+        // Of two levels as if each group had a row more, which nobody touches.
+        let per_group = if self.two_levels { 3 } else { 1 };
+        let elements =
+            (self.rows() / self.inner()).checked_mul(per_group).and_then(|rows| rows.checked_mul(self.hidden));
+        let data = memory(self.dtype, elements.and_then(|n| n.checked_add(offset)).unwrap_or(usize::MAX))?;
+        let outer_stride = self.two_levels.then_some(self.hidden.saturating_mul(per_group));
+        Ok(Rows { outer_stride, ..Rows::strided(data, offset, self.hidden) })
     }
 
     /// An output that may have the rows of `input`.

@@ -3,33 +3,40 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::view::{Role, Table, TableLine};
+use crate::view::{Levels, Role, Table, TableLine};
 
-/// Which elements of a buffer are the operand: `count` pieces of `len`, `stride` apart, the first after `offset`.
+/// Which elements of a buffer are the operand: `count` pieces of `len`, which begin where `levels` says after `offset`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
-    pub(super) offset: usize,
-    pub(super) stride: usize,
-    pub(super) count: usize,
-    pub(super) len: usize,
+    offset: usize,
+    levels: Levels,
+    count: usize,
+    len: usize,
 }
 
 impl Extent {
     fn of(line: &TableLine) -> Extent {
-        let TableLine { rows: count, len, row_stride: stride, offset, .. } = *line;
-        match (count, stride) {
+        let TableLine { rows: count, len, levels, offset, .. } = *line;
+        match (count, levels) {
             // Nobody promises that scratch is written.
-            _ if line.role == Role::Scratch => Extent { offset, stride, count: 0, len },
-            (2.., 0) => Extent { offset, stride, count: 1, len },
-            _ if stride == len => Extent { offset, stride, count: count.min(1), len: count * len },
-            _ => Extent { offset, stride, count, len },
+            _ if line.role == Role::Scratch => Extent { offset, levels, count: 0, len },
+            (2.., Levels { inner: 1, stride: 0, .. }) => Extent { offset, levels, count: 1, len },
+            (_, Levels { inner: 1, stride, .. }) if stride == len => {
+                Extent { offset, levels, count: count.min(1), len: count * len }
+            }
+            _ => Extent { offset, levels, count, len },
         }
+    }
+
+    /// So many elements from the start of the buffer.
+    pub(super) fn whole(len: usize) -> Extent {
+        Extent { offset: 0, levels: Levels { inner: 1, stride: 0, inner_stride: 0 }, count: 1, len }
     }
 
     /// The pieces, in bytes.
     pub(super) fn pieces(self, element_bytes: usize) -> impl Iterator<Item = Range<usize>> {
-        let Extent { offset, stride, count, len } = self;
-        let first = move |i| (offset + i * stride) * element_bytes;
+        let Extent { offset, levels, count, len } = self;
+        let first = move |i| (offset + levels.at(i)) * element_bytes;
         (0..count).map(move |i| first(i)..first(i) + len * element_bytes)
     }
 }

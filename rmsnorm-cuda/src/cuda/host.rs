@@ -244,7 +244,7 @@ impl<'a> Placed<'_, 'a> {
         let host = data.bytes();
         let lead = host.as_ptr() as usize % ALIGNMENT;
         let memory = |address| DeviceMemory { dtype: data.dtype(), address, elements: data.elements() };
-        let whole = Extent { offset: 0, stride: 0, count: 1, len: data.elements() };
+        let whole = Extent::whole(data.elements());
         let offset = self.used.get().next_multiple_of(ALIGNMENT) + lead;
         let Shared { stream, address, host: shared, .. } = self.shared;
         if offset + host.len() <= SHARED_BYTES {

@@ -10,6 +10,7 @@
 //! The way down a call goes: `kernels` asks `steps` what it launches, on a plan; `module` says what that is compiled from, `code` where it comes from: `cache`
 //! knows whether it was compiled before, `compile` has NVRTC do it, `prebuilt` has what was compiled ahead; `loaded` is what the driver has of it; `library` finds the driver and NVRTC. `typed` and `host` lend their memory to `kernels`.
 
+mod arguments;
 mod cache;
 mod calls;
 #[cfg(feature = "checks")]

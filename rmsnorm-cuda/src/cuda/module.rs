@@ -1,8 +1,9 @@
 //! What a kernel is compiled for, and the source that this makes. Rust alone writes what both languages must know: the constants of a
-//! plan, and the parameters of each kernel in the order of the cells that a launch fills.
+//! plan, and the parameters of each kernel.
 
 use std::fmt;
 
+use super::arguments::{BackwardArguments, BackwardFewArguments, BiasArguments, FoldArguments, ForwardArguments};
 use crate::Dtype;
 use crate::plan::cluster::{CLUSTER_BYTES, CLUSTER_STAGES_MAX, keeps_weight, lead};
 use crate::plan::{
@@ -70,6 +71,8 @@ pub enum Module {
         dtype: Dtype,
         /// Whether it is read 16 bytes at once.
         aligned: bool,
+        /// Whether its rows lie in two levels.
+        two_levels: bool,
     },
     /// `fold_partials`.
     Fold {
@@ -95,11 +98,13 @@ pub struct RowKind {
     pub aligned: bool,
     /// Whether `hidden` is all that the class holds, and so a constant.
     pub exact: bool,
+    /// Whether rows of an operand lie in two levels.
+    pub two_levels: bool,
 }
 
 impl fmt::Display for RowKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact } = self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels } = self;
         write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
         f.write_str(if *zero_centred { "+1" } else { "" })?;
         f.write_str(if *twice { " rounded twice" } else { "" })?;
@@ -109,7 +114,8 @@ impl fmt::Display for RowKind {
             " aligned"
         } else {
             " unaligned"
-        })
+        })?;
+        f.write_str(if *two_levels { " of two levels" } else { "" })
     }
 }
 
@@ -132,8 +138,9 @@ impl fmt::Display for Module {
                 let dz = if *dz { " with dz" } else { "" };
                 write!(f, "backward of few rows{dz} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
             }
-            Module::BiasPartials { dtype, aligned } => {
-                write!(f, "sums of dy {dtype}{}", if *aligned { " aligned" } else { " unaligned" })
+            Module::BiasPartials { dtype, aligned, two_levels } => {
+                let levels = if *two_levels { " of two levels" } else { "" };
+                write!(f, "sums of dy {dtype}{}{levels}", if *aligned { " aligned" } else { " unaligned" })
             }
             Module::Fold { dw } => write!(f, "fold {dw}"),
         }
@@ -233,31 +240,32 @@ impl Module {
                      FOLD_LEVEL_MAX = {FOLD_LEVEL_MAX};\n\
                      #define FOLD_PARAMETERS {}\n",
                     c(dw),
-                    FoldArguments::PARAMETERS
+                    FoldArguments::parameters(false)
                 );
                 (constants, FOLD.to_string())
             }
-            Module::BiasPartials { dtype, aligned } => {
+            Module::BiasPartials { dtype, aligned, two_levels } => {
                 let constants = format!(
                     "typedef {} T;\nconstexpr bool ALIGNED = {aligned};\nconstexpr u32 THREADS = {BIAS_THREADS};\n\
-                     #define BIAS_PARAMETERS {}\n",
+                     #define BIAS_PARAMETERS {}\n{}",
                     c(dtype),
-                    BiasArguments::PARAMETERS
+                    BiasArguments::parameters(two_levels),
+                    level_constants(two_levels)
                 );
-                (constants, BIAS.to_string())
+                (constants, format!("{LEVELS}\n{BIAS}"))
             }
             Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias } => {
                 let constants = format!(
                     "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once}, BEYOND = {BEYOND};\n#define FORWARD_PARAMETERS {}\n",
                     bias_constants(bias),
-                    ForwardArguments::PARAMETERS
+                    ForwardArguments::parameters(rows.two_levels)
                 );
                 let kernels = match rows.class {
-                    class if class.is_streamed() => format!("{ROWS}\n{FORWARD_STREAMED}"),
-                    class if class.is_clustered() => format!("{ROWS}\n{CLUSTER}\n{FORWARD_CLUSTER}"),
-                    _ if staged => format!("{ROWS}\n{ARRIVING}\n{FORWARD_STAGED}"),
-                    _ => format!("{ROWS}\n{FORWARD}"),
+                    class if class.is_streamed() => format!("{LEVELS}\n{ROWS}\n{FORWARD_STREAMED}"),
+                    class if class.is_clustered() => format!("{LEVELS}\n{ROWS}\n{CLUSTER}\n{FORWARD_CLUSTER}"),
+                    _ if staged => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{FORWARD_STAGED}"),
+                    _ => format!("{LEVELS}\n{ROWS}\n{FORWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
             }
@@ -266,9 +274,9 @@ impl Module {
                     "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SHARES = {shares};\n#define FORWARD_PARAMETERS {}\n",
                     bias_constants(bias),
-                    ForwardArguments::PARAMETERS
+                    ForwardArguments::parameters(rows.two_levels)
                 );
-                (rows.constants() + &constants, format!("{ROWS}\n{FORWARD_FEW}"))
+                (rows.constants() + &constants, format!("{LEVELS}\n{ROWS}\n{FORWARD_FEW}"))
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
                 let ring = match rows.class.is_clustered() {
@@ -288,12 +296,12 @@ impl Module {
                     "constexpr bool HAS_DZ = {dz};\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {ring};\n#define BACKWARD_PARAMETERS {}\n",
                     bias_constants(None),
-                    BackwardArguments::PARAMETERS
+                    BackwardArguments::parameters(rows.two_levels)
                 );
                 let kernels = match rows.class {
-                    class if class.is_streamed() => format!("{ROWS}\n{BACKWARD_STREAMED}"),
-                    class if class.is_clustered() => format!("{ROWS}\n{CLUSTER}\n{BACKWARD_CLUSTER}"),
-                    _ => format!("{ROWS}\n{ARRIVING}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
+                    class if class.is_streamed() => format!("{LEVELS}\n{ROWS}\n{BACKWARD_STREAMED}"),
+                    class if class.is_clustered() => format!("{LEVELS}\n{ROWS}\n{CLUSTER}\n{BACKWARD_CLUSTER}"),
+                    _ => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
             }
@@ -304,9 +312,9 @@ impl Module {
                      #define BACKWARD_FEW_PARAMETERS {}\n",
                     c(dw),
                     bias_constants(None),
-                    BackwardFewArguments::PARAMETERS
+                    BackwardFewArguments::parameters(rows.two_levels)
                 );
-                (rows.constants() + &constants, format!("{ROWS}\n{BACKWARD_FEW}"))
+                (rows.constants() + &constants, format!("{LEVELS}\n{ROWS}\n{BACKWARD_FEW}"))
             }
         };
         format!("{instructions}\n{ARITH}\n{constants}{kernels}")
@@ -315,7 +323,7 @@ impl Module {
 
 impl RowKind {
     fn constants(&self) -> String {
-        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact } = *self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels } = *self;
         let Class { cluster, team, teams, pack, packs, sets } = class;
         let of_cluster = match class.is_clustered() {
             true => {
@@ -327,9 +335,22 @@ impl RowKind {
         format!(
             "typedef {t} T;\ntypedef {w} W;\n\
              constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, TWICE = {twice}, ALIGNED = {aligned}, EXACT = {exact};\n\
-             constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}"
+             constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}{}",
+            level_constants(two_levels)
         )
     }
+}
+
+/// What a kernel of rows of one level has in place of the parameters of two.
+fn level_constants(two_levels: bool) -> String {
+    let absent = match two_levels {
+        true => String::new(),
+        false => {
+            let names = "inner reciprocal x_jump residual_jump z_out_jump y_jump dy_jump dz_jump dx_jump";
+            names.split(' ').map(|name| format!("constexpr u64 {name} = 0;\n")).collect()
+        }
+    };
+    format!("constexpr bool TWO_LEVELS = {two_levels};\n{absent}")
 }
 
 fn bias_constants(bias: Option<Dtype>) -> String {
@@ -345,72 +366,11 @@ fn c(dtype: Dtype) -> &'static str {
     }
 }
 
-/// The arguments of a launch, in order; one of four bytes lies in the low half of its cell. Cells past the last are 0.
-pub type Cells = [u64; ARGUMENTS_MAX];
-
-/// As many cells as the longest list of parameters.
-pub const ARGUMENTS_MAX: usize = 18;
-
-/// A kernel's parameters, and a struct with a cell for each.
-macro_rules! arguments {
-    ($(#[$doc:meta])* $name:ident: $type0:literal $field0:ident $(, $type:literal $field:ident)+) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default)]
-        pub(super) struct $name {
-            pub(super) $field0: u64,
-            $(pub(super) $field: u64,)+
-        }
-
-        impl $name {
-            const PARAMETERS: &str = concat!($type0, " ", stringify!($field0) $(, ", ", $type, " ", stringify!($field))+);
-
-            pub(super) fn cells(&self) -> Cells {
-                let mut cells = [0; ARGUMENTS_MAX];
-                let all = [self.$field0 $(, self.$field)+];
-                cells[..all.len()].copy_from_slice(&all);
-                cells
-            }
-        }
-    };
-}
-
-arguments! {
-    /// Of `forward` and `forward_few`. Streamed rows alone need `chains`.
-    ForwardArguments:
-    "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
-    "u32" chains, "float" eps, "const B*" bias
-}
-
-arguments! {
-    /// Of `backward` and `columns`. Rows that no team holds alone need the chains, a ring alone `stages` and `pace`.
-    BackwardArguments:
-    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
-    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride,
-    "float*" partial, "u64" rows, "u64" groups, "u32" hidden_given, "u32" chains, "u32" dot_chains, "u32" stages, "u32" pace
-}
-
-arguments! {
-    /// Of `backward_few`.
-    BackwardFewArguments:
-    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
-    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given
-}
-
-arguments! {
-    /// Of `bias_partials`.
-    BiasArguments:
-    "const T*" dy, "u64" dy_stride, "float*" partial, "u64" rows, "u64" groups, "u32" hidden, "u32" lanes
-}
-
-arguments! {
-    /// Of `fold_partials`.
-    FoldArguments: "const float*" partial, "DW*" dw, "u32" nodes, "u32" level, "u32" hidden
-}
-
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 17] = [
+pub const SOURCES: [(&str, &str); 18] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
+    ("levels.cuh", LEVELS),
     ("rows.cuh", ROWS),
     ("arriving.cuh", ARRIVING),
     ("forward.cu", FORWARD),
@@ -430,6 +390,7 @@ pub const SOURCES: [(&str, &str); 17] = [
 
 const PTX: &str = include_str!("../kernels/ptx.cuh");
 const ARITH: &str = include_str!("../arith.cuh");
+const LEVELS: &str = include_str!("../kernels/levels.cuh");
 const ROWS: &str = include_str!("../kernels/rows.cuh");
 const SOURCE: &str = include_str!("../kernels/source.cuh");
 const ARRIVING: &str = include_str!("../kernels/arriving.cuh");

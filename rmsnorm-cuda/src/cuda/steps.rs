@@ -2,13 +2,14 @@
 
 use arrayvec::ArrayVec;
 
-use super::module::{
-    BackwardArguments, BackwardFewArguments, BiasArguments, Cells, FoldArguments, ForwardArguments, Module, RowKind, source_type,
+use super::arguments::{
+    BackwardArguments, BackwardFewArguments, BiasArguments, Cells, FoldArguments, ForwardArguments,
 };
+use super::module::{Module, RowKind, source_type};
 use crate::input::{Found, Place};
 use crate::order::{column_order, row_order};
 use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
-use crate::view::is_in_place;
+use crate::view::{Levels, Shape, has_two_levels, is_in_place};
 use crate::{
     Backward, BiasGradient, Dtype, Error, Forward, Input, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset,
 };
@@ -64,10 +65,35 @@ impl Backward<Input<DeviceMemory>, DeviceMemory> {
     }
 }
 
-impl Rows<DeviceMemory> {
-    fn pointer(&self) -> u64 {
-        self.data.address + (self.offset * self.data.dtype.bytes()) as u64
+/// Where a matrix lies, as kernels are told (levels.cuh).
+#[derive(Clone, Copy, Default)]
+struct Matrix {
+    pointer: u64,
+    stride: u64,
+    jump: u64,
+}
+
+impl Matrix {
+    fn of(rows: &Rows<DeviceMemory>, shape: Shape) -> Matrix {
+        let pointer = rows.data.address + (rows.offset * rows.data.dtype.bytes()) as u64;
+        match Levels::of(rows, shape) {
+            Levels { inner: 1, stride, .. } => Matrix { pointer, stride: stride as u64, jump: 0 },
+            Levels { inner, stride, inner_stride } => {
+                let jump = (stride as u64).wrapping_sub((inner as u64).wrapping_mul(inner_stride as u64));
+                Matrix { pointer, stride: inner_stride as u64, jump }
+            }
+        }
     }
+
+    /// Zeros where it is absent.
+    fn of_any(rows: Option<&Rows<DeviceMemory>>, shape: Shape) -> Matrix {
+        rows.map_or(Matrix::default(), |rows| Matrix::of(rows, shape))
+    }
+}
+
+/// Rows of a group, and what stands for dividing by them (levels.cuh).
+fn group(Shape { inner, .. }: Shape) -> (u64, u64) {
+    (inner as u64, u64::MAX / inner as u64)
 }
 
 impl Vector<DeviceMemory> {
@@ -133,25 +159,38 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         dz: false,
         aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
         in_place: is_in_place(&table),
+        two_levels: has_two_levels(&table),
     };
     let plan = plan::forward(&calls, tuning);
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan;
+    let shape = call.shape();
+    let [x, y] = [Matrix::of(&call.x, shape), Matrix::of(&call.y, shape)];
+    let sum = call.residual.as_ref();
+    let residual = Matrix::of_any(sum.map(|sum| &sum.residual), shape);
+    let z = Matrix::of_any(sum.map(|sum| &sum.z), shape);
+    let (inner, reciprocal) = group(shape);
     let arguments = ForwardArguments {
-        x: call.x.pointer(),
-        x_stride: call.x.row_stride as u64,
-        residual: call.residual.map_or(0, |r| r.residual.pointer()),
-        residual_stride: call.residual.map_or(0, |r| r.residual.row_stride as u64),
-        z_out: call.residual.map_or(0, |r| r.z.pointer()),
-        z_stride: call.residual.map_or(0, |r| r.z.row_stride as u64),
+        x: x.pointer,
+        x_stride: x.stride,
+        residual: residual.pointer,
+        residual_stride: residual.stride,
+        z_out: z.pointer,
+        z_out_stride: z.stride,
         weight: call.weight.map_or(0, |w| w.pointer()),
-        y: call.y.pointer(),
-        y_stride: call.y.row_stride as u64,
+        y: y.pointer,
+        y_stride: y.stride,
         rstd: call.rstd.map_or(0, |r| r.pointer()),
         rows: call.rows as u64,
         hidden_given: call.hidden as u64,
         chains: row_order(call.hidden).chains as u64,
         eps: u64::from(call.eps.to_bits()),
         bias: call.bias.map_or(0, |b| b.pointer()),
+        inner,
+        reciprocal,
+        x_jump: x.jump,
+        residual_jump: residual.jump,
+        z_out_jump: z.jump,
+        y_jump: y.jump,
     };
     let Calls { weight, bias, residual, .. } = calls;
     let rows = row_kind(&launch, &calls, weight.is_some() || bias.is_some());
@@ -202,6 +241,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         dz: call.dz.is_some(),
         aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
         in_place: is_in_place(&table),
+        two_levels: has_two_levels(&table),
     };
     let plan = plan::backward(&calls, tuning);
     // First what reads all rows: they may be those of dx.
@@ -232,16 +272,21 @@ fn bias_partials(
     &BiasPlan { aligned, lanes, blocks, .. }: &BiasPlan,
     scratch: &Vector<DeviceMemory>,
 ) -> Kernel {
+    let dy = Matrix::of(&call.dy, call.shape());
+    let (inner, reciprocal) = group(call.shape());
     let arguments = BiasArguments {
-        dy: call.dy.pointer(),
-        dy_stride: call.dy.row_stride as u64,
+        dy: dy.pointer,
+        dy_stride: dy.stride,
         partial: scratch.pointer(),
         rows: call.rows as u64,
         groups: column_order(call.rows, call.hidden).groups as u64,
         hidden: call.hidden as u64,
         lanes: lanes.into(),
+        inner,
+        reciprocal,
+        dy_jump: dy.jump,
     };
-    let module = Module::BiasPartials { dtype: calls.dtype, aligned };
+    let module = Module::BiasPartials { dtype: calls.dtype, aligned, two_levels: calls.two_levels };
     let arguments = arguments.cells();
     Kernel { module, name: "bias_partials", blocks, threads: BIAS_THREADS, shared_bytes: 0, arguments }
 }
@@ -266,6 +311,21 @@ fn folds(fold: Fold, partials: &Vector<DeviceMemory>, sums: &Vector<DeviceMemory
     }
 }
 
+/// Where the matrices of a backward call lie.
+struct BackwardMatrices {
+    x: Matrix,
+    dy: Matrix,
+    dz: Matrix,
+    dx: Matrix,
+}
+
+impl BackwardMatrices {
+    fn of(call: &Backward<DeviceMemory, DeviceMemory>) -> BackwardMatrices {
+        let [x, dy, dx] = [&call.x, &call.dy, &call.dx].map(|rows| Matrix::of(rows, call.shape()));
+        BackwardMatrices { x, dy, dz: Matrix::of_any(call.dz.as_ref(), call.shape()), dx }
+    }
+}
+
 /// dx, and the partial rows of held rows.
 fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &BackwardPlan) -> Kernel {
     let launch = &plan.rows;
@@ -274,17 +334,19 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         Source::Cluster { stages, shared_bytes } => (stages, 0, shared_bytes),
         _ => (0, 0, 0),
     };
+    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call);
+    let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardArguments {
-        x: call.x.pointer(),
-        x_stride: call.x.row_stride as u64,
-        dy: call.dy.pointer(),
-        dy_stride: call.dy.row_stride as u64,
-        dz: call.dz.map_or(0, |dz| dz.pointer()),
-        dz_stride: call.dz.map_or(0, |dz| dz.row_stride as u64),
+        x: x.pointer,
+        x_stride: x.stride,
+        dy: dy.pointer,
+        dy_stride: dy.stride,
+        dz: dz.pointer,
+        dz_stride: dz.stride,
         weight: call.weight.map_or(0, |w| w.pointer()),
         rstd: call.rstd.pointer(),
-        dx: call.dx.pointer(),
-        dx_stride: call.dx.row_stride as u64,
+        dx: dx.pointer,
+        dx_stride: dx.stride,
         partial: call.dw.as_ref().map_or(0, |gradient| gradient.scratch.pointer()),
         rows: call.rows as u64,
         groups: plan.column.groups as u64,
@@ -293,6 +355,12 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         dot_chains: row_order(call.hidden).dot_chains as u64,
         stages: stages.into(),
         pace: pace.into(),
+        inner,
+        reciprocal,
+        x_jump: x.jump,
+        dy_jump: dy.jump,
+        dz_jump: dz.jump,
+        dx_jump: dx.jump,
     };
     Kernel {
         module: Module::Backward {
@@ -318,21 +386,29 @@ fn few_rows(
     span: u32,
 ) -> Kernel {
     let launch = &plan.rows;
+    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call);
+    let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardFewArguments {
-        x: call.x.pointer(),
-        x_stride: call.x.row_stride as u64,
-        dy: call.dy.pointer(),
-        dy_stride: call.dy.row_stride as u64,
-        dz: call.dz.map_or(0, |dz| dz.pointer()),
-        dz_stride: call.dz.map_or(0, |dz| dz.row_stride as u64),
+        x: x.pointer,
+        x_stride: x.stride,
+        dy: dy.pointer,
+        dy_stride: dy.stride,
+        dz: dz.pointer,
+        dz_stride: dz.stride,
         weight: call.weight.map_or(0, |w| w.pointer()),
         rstd: call.rstd.pointer(),
-        dx: call.dx.pointer(),
-        dx_stride: call.dx.row_stride as u64,
+        dx: dx.pointer,
+        dx_stride: dx.stride,
         dw: gradient.dw.pointer(),
         rows: call.rows as u64,
         groups: plan.column.groups as u64,
         hidden_given: call.hidden as u64,
+        inner,
+        reciprocal,
+        x_jump: x.jump,
+        dy_jump: dy.jump,
+        dz_jump: dz.jump,
+        dx_jump: dx.jump,
     };
     Kernel {
         module: Module::BackwardFew {
@@ -360,5 +436,6 @@ fn row_kind(launch: &Launch, calls: &Calls, multiplies: bool) -> RowKind {
         twice: multiplies && calls.rounding == Rounding::Twice && calls.dtype != Dtype::F32,
         aligned: launch.aligned,
         exact: launch.exact,
+        two_levels: calls.two_levels,
     }
 }

@@ -12,17 +12,17 @@ __device__ __forceinline__ u32 skew(const T* row) { return ALIGNED ? 0 : (u32)((
 // Bytes of such a buffer: bulk copies are fast to multiples of 128.
 __device__ __forceinline__ u32 pitch_of(u32 hidden) { return (hidden * (u32)sizeof(T) + (ALIGNED ? 0 : BEYOND) + 127) / 128 * 128; }
 
-// Row `number` of an operand of `rows` rows, from `row` to `row_end`, and what is copied in words: `from` to `to`.
+// A row of an operand, from `row` to `row_end`, and what is copied in words: `from` to `to`. `last` is the operand's last row, beyond which none ends.
 struct Arriving {
     const unsigned char *row, *row_end, *from, *to;
 
-    __device__ __forceinline__ Arriving(const T* operand, u64 stride, u64 number, u64 rows, u32 hidden) {
-        row = from = (const unsigned char*)(operand + number * stride);
+    __device__ __forceinline__ Arriving(const T* operand, const T* begin, const T* last, u32 hidden) {
+        row = from = (const unsigned char*)begin;
         row_end = to = row + hidden * sizeof(T);
         if (!ALIGNED) {
             from -= (u64)row % 16, to += (0 - (u64)row_end) % 16;
             if (from < (const unsigned char*)operand) from += 16;
-            if (to > (const unsigned char*)(operand + (rows - 1) * stride + hidden)) to -= 16;
+            if (to > (const unsigned char*)(last + hidden)) to -= 16;
         }
     }
 

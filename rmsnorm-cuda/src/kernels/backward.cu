@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
     RowFold fold_row{nodes[threadIdx.x / TEAM]};
     __shared__ u64 met;
     Meeting all(&met);
-    const Operands operands{x, x_stride, dy, dy_stride, dz, dz_stride, rstd, rows, groups, hidden};
+    const Operands operands{{x, x_stride, x_jump}, {dy, dy_stride, dy_jump}, {dz, dz_stride, dz_jump}, rstd, rows, groups, hidden, inner, reciprocal};
     Source source(operands, stages, pace);
 
     // The weight stays in registers for all rows of a team.
@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
                 });
                 const float c = mean(dot, (float)hidden);
                 source.met();
-                as_it_lies<IS_SELDOM>(dx + source.row * dx_stride, [&](auto to) {
+                as_it_lies<IS_SELDOM>(ROW(dx, source.row), [&](auto to) {
 #pragma unroll
                     for (u32 k = 0; k < PACKS; k++) store_dx(to, column_of(k), source.end, source.z<IS_SELDOM>(k), source.d<IS_SELDOM>(k), source.g<IS_SELDOM>(k), w[k], scale, c);
                 });

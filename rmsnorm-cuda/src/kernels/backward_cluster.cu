@@ -42,8 +42,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         const u32 bytes = part.end(far) * (u32)sizeof(T);
         arrival_expect(&shared.full[place], 2 * bytes);
         if (bytes > 0) {
-            bulk_copy(slice_at(2 * place), x + far_row * x_stride + part.first(far), bytes, &shared.full[place]);
-            bulk_copy(slice_at(2 * place + 1), dy + far_row * dy_stride + part.first(far), bytes, &shared.full[place]);
+            bulk_copy(slice_at(2 * place), ROW(x, far_row) + part.first(far), bytes, &shared.full[place]);
+            bulk_copy(slice_at(2 * place + 1), ROW(dy, far_row) + part.first(far), bytes, &shared.full[place]);
         }
     };
 
@@ -73,7 +73,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
 
     RowFold fold_alone{shared.alone};
     auto scale_of = [&](u32 row, float rstd) {
-        return row_scale(rstd, [&] { return scaled_root(streamed_squares(x + row * x_stride, hidden, chains, SCALE_UP, fold_alone), (float)hidden); });
+        return row_scale(rstd, [&] { return scaled_root(streamed_squares(ROW(x, row), hidden, chains, SCALE_UP, fold_alone), (float)hidden); });
     };
     u32 first_place = 0, first_phase = 0, second_place = 0;
     float p[PACK], sums[PACKS][PACK] = {};
@@ -93,9 +93,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         if (threadIdx.x % 32 == 0 && count(&shared.readers[second_place], WARPS - 1) == WARPS - 1) fetch(second_place);
         pass_by();
         const Pack<W> w = weight_at(k);
-        const Pack<T> g = load_dz(dz + now * dz_stride, part.column(k), hidden);
+        const Pack<T> g = load_dz(ROW(dz, now), part.column(k), hidden);
         column_step(z, d, scale, sums[k]);
-        store_dx(dx + now * dx_stride, part.column(k), hidden, z, d, g, w, scale, c);
+        store_dx(ROW(dx, now), part.column(k), hidden, z, d, g, w, scale, c);
         if (++second_place == stages) second_place = 0;
     };
 

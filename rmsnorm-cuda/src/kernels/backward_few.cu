@@ -10,11 +10,12 @@ constexpr u32 ROWS_AT_ONCE = SPAN < PACK ? SPAN : PACK, GROUPS_AT_ONCE = SPAN < 
 
 struct Columns {
     const T* x;
-    u64 x_stride;
+    u64 x_stride, x_jump;
     const T* dy;
-    u64 dy_stride;
+    u64 dy_stride, dy_jump;
     u64 rows, groups;
     u32 column, hidden;
+    u64 inner, reciprocal;
 };
 
 // The node of COUNT neighbouring groups, in each of a lane's columns; BATCH of them are on their way at once, and each is one row if ONE_ROW.
@@ -35,8 +36,8 @@ template <u32 COUNT, u32 BATCH, bool ONE_ROW, typename S> __device__ __forceinli
             for (u32 r = 0; r < COUNT; r++) {
                 const u64 row = base + first + r;
                 const bool is_there = first + r < of.groups && row < of.rows;
-                z[r] = load_pack(of.x + row * of.x_stride, of.column, is_there ? of.hidden : 0);
-                d[r] = load_pack(of.dy + row * of.dy_stride, of.column, is_there ? of.hidden : 0);
+                z[r] = load_pack(row_of(of.x, row, of.x_stride, of.x_jump, of.inner, of.reciprocal), of.column, is_there ? of.hidden : 0);
+                d[r] = load_pack(row_of(of.dy, row, of.dy_stride, of.dy_jump, of.inner, of.reciprocal), of.column, is_there ? of.hidden : 0);
                 s[r] = scale(row, is_there);
             }
 #pragma unroll
@@ -83,16 +84,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward_fe
         Pack<W> w[PACKS];
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
-            z[k] = load_pack(x + row * x_stride, column_of(k), end);
-            d[k] = load_pack(dy + row * dy_stride, column_of(k), end);
-            g[k] = load_dz(dz + row * dz_stride, column_of(k), end);
+            z[k] = load_pack(ROW(x, row), column_of(k), end);
+            d[k] = load_pack(ROW(dy, row), column_of(k), end);
+            g[k] = load_dz(ROW(dz, row), column_of(k), end);
             w[k] = load_weight(weight, column_of(k), end);
         }
         auto work = [&](auto scale) {
             const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { dot_step(z[k], d[k], w[k], scale, p); });
             const float c = mean(dot, (float)hidden);
 #pragma unroll
-            for (u32 k = 0; k < PACKS; k++) store_dx(dx + row * dx_stride, column_of(k), end, z[k], d[k], g[k], w[k], scale, c);
+            for (u32 k = 0; k < PACKS; k++) store_dx(ROW(dx, row), column_of(k), end, z[k], d[k], g[k], w[k], scale, c);
         };
         if (given == INFINITY_F32)
             work(row_scale(given, [&] {
@@ -106,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward_fe
     __shared__ float of_warps[LANES][TILE];
     const u32 lane = threadIdx.x % LANES;
     const u64 first_group = threadIdx.x / LANES * SPAN;
-    const Columns columns{x, x_stride, dy, dy_stride, rows, groups, blockIdx.x * TILE + lane * PACK, hidden};
+    const Columns columns{x, x_stride, x_jump, dy, dy_stride, dy_jump, rows, groups, blockIdx.x * TILE + lane * PACK, hidden, inner, reciprocal};
     auto hand_over = [&](float (&node)[PACK]) {
         u32 first = lane * PACK;
         fold_slots<PACK, LANES>(node, first);
@@ -129,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward_fe
         for (u64 row = 0; row < rows; row++) {
             if (rstd[row] != INFINITY_F32) continue;
             const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
-                scaled_squares_step(load_pack(x + row * x_stride, column_of(k), hidden), SCALE_UP, p);
+                scaled_squares_step(load_pack(ROW(x, row), column_of(k), hidden), SCALE_UP, p);
             });
             if (threadIdx.x == 0) roots[row] = scaled_root(squares, (float)hidden);
         }

@@ -5,7 +5,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const T *z = x + row * x_stride, *d = dy + row * dy_stride;
+        const T *z = ROW(x, row), *d = ROW(dy, row);
         const RowScale scale = row_scale(rstd[row], [&] {
             return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
         });
@@ -14,8 +14,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
         });
         const float c = mean(dot, (float)hidden);
         for (u32 k = 0; k * THREADS * PACK < hidden; k++)
-            store_dx(dx + row * dx_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(d, column_of(k), hidden),
-                     load_dz(dz + row * dz_stride, column_of(k), hidden), load_weight(weight, column_of(k), hidden), scale, c);
+            store_dx(ROW(dx, row), column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(d, column_of(k), hidden),
+                     load_dz(ROW(dz, row), column_of(k), hidden), load_weight(weight, column_of(k), hidden), scale, c);
     }
 }
 
@@ -31,11 +31,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETER
         const Column column = column_of((u32)(item % tiles));
         float sum[PACK] = {};
         for (u64 row = group; row < rows; row += groups) {
-            const T* z = x + row * x_stride;
+            const T* z = ROW(x, row);
             const RowScale scale = row_scale(rstd[row], [&] {
                 return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
             });
-            column_step(load_pack(z, column, hidden), load_pack(dy + row * dy_stride, column, hidden), scale, sum);
+            column_step(load_pack(z, column, hidden), load_pack(ROW(dy, row), column, hidden), scale, sum);
         }
         store_pack(partial + group * hidden, column, hidden, sum);
     }

@@ -36,15 +36,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) bias_partials(BIAS_PARAMET
     };
     if (group < groups && column < hidden) {
         const T* at = dy + column;
+        auto load = [&](u64 row) { return Pack<T>(row_of(at, row, dy_stride, dy_jump, inner, reciprocal)); };
         u64 row = group;
         for (; row + (AT_ONCE - 1) * groups < rows; row += AT_ONCE * groups) {
-            auto load = [&](u32 r) { return Pack<T>(at + (row + r * groups) * dy_stride); };
-            const Pack<T> v[AT_ONCE] = {load(0), load(1), load(2), load(3)};
+            const Pack<T> v[AT_ONCE] = {load(row), load(row + groups), load(row + 2 * groups), load(row + 3 * groups)};
 #pragma unroll
             for (u32 r = 0; r < AT_ONCE; r++) add(v[r]);
         }
 #pragma unroll 1
-        for (; row < rows; row += groups) add(Pack<T>(at + row * dy_stride));
+        for (; row < rows; row += groups) add(load(row));
     }
     // At distance d, slot s takes what slot s + d has come to, which changes no more.
     __shared__ float sums[PACK][THREADS];

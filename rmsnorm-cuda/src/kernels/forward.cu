@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
-            load_row(z[r], x + row * x_stride, row < rows ? hidden : 0);
+            load_row(z[r], ROW(x, row), row < rows ? hidden : 0);
         }
         if (HAS_RESIDUAL) {
 #pragma unroll
@@ -26,8 +26,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
                 const u64 row = first + r * TEAMS + team;
                 const u32 end = row < rows ? hidden : 0;
                 Pack<T> other[PACKS];
-                load_row(other, residual + row * residual_stride, end);
-                as_it_lies(z_out + row * z_stride, [&](auto to) {
+                load_row(other, ROW(residual, row), end);
+                as_it_lies(ROW(z_out, row), [&](auto to) {
 #pragma unroll
                     for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(to, column_of(k), end, z[r][k], other[k]);
                 });
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             });
             if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
             auto emit = [&](auto scale) {
-                as_it_lies<is_seldom(decltype(scale){})>(y + row * y_stride, [&](auto to) {
+                as_it_lies<is_seldom(decltype(scale){})>(ROW(y, row), [&](auto to) {
 #pragma unroll
                     for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[k], b[k], scale);
                 });

@@ -19,7 +19,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
         for (u32 k = 0; k < PACKS; k++) {
             const u32 bytes = part.end(k) * (u32)sizeof(T);
             arrival_expect(&shared.full[k], bytes);
-            if (bytes > 0) bulk_copy(slice_at(k), x + row * x_stride + part.first(k), bytes, &shared.full[k]);
+            if (bytes > 0) bulk_copy(slice_at(k), ROW(x, row) + part.first(k), bytes, &shared.full[k]);
         }
     }
     __syncwarp();
@@ -31,11 +31,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     if (HAS_RESIDUAL) {
         Pack<T> other[PACKS];
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(residual + row * residual_stride, part.column(k), hidden);
+        for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(ROW(residual, row), part.column(k), hidden);
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
             arrival_wait(&shared.full[k], 0);
-            part.store(slice_at(k), k, store_sum(z_out + row * z_stride, part.column(k), hidden, part.load(slice_at(k), k), other[k]));
+            part.store(slice_at(k), k, store_sum(ROW(z_out, row), part.column(k), hidden, part.load(slice_at(k), k), other[k]));
         }
     }
 
@@ -59,7 +59,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
             const Pack<W> w = k < EARLY ? early[k < EARLY ? k : 0] : load_weight(weight, part.column(k), hidden);
-            store_y(y + row * y_stride, part.column(k), hidden, part.load(slice_at(k), k), w, load_bias(bias, part.column(k), hidden), scale);
+            store_y(ROW(y, row), part.column(k), hidden, part.load(slice_at(k), k), w, load_bias(bias, part.column(k), hidden), scale);
         }
     };
     if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});

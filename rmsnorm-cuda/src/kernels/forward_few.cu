@@ -41,15 +41,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
     Pack<W> w[PACKS];
     Pack<B> b[PACKS];
 #pragma unroll
-    for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(x + row * x_stride, column_of(k), hidden);
+    for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(ROW(x, row), column_of(k), hidden);
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), own(k)), b[k] = load_bias(bias, column_of(k), own(k));
     if (HAS_RESIDUAL) {
         Pack<T> other[PACKS];
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(residual + row * residual_stride, column_of(k), hidden);
+        for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(ROW(residual, row), column_of(k), hidden);
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) z[k] = store_sum(z_out + row * z_stride, column_of(k), own(k), z[k], other[k]);
+        for (u32 k = 0; k < PACKS; k++) z[k] = store_sum(ROW(z_out, row), column_of(k), own(k), z[k], other[k]);
     }
     const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[k], p); });
     const Statistic stat = statistic(sum, divisor(hidden), eps, [&](float s) {
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
     });
     auto emit = [&](auto scale) {
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) store_y(y + row * y_stride, column_of(k), own(k), z[k], w[k], b[k], scale);
+        for (u32 k = 0; k < PACKS; k++) store_y(ROW(y, row), column_of(k), own(k), z[k], w[k], b[k], scale);
     };
     if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
     else emit(stat.scale);

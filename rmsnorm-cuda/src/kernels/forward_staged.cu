@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
     u32 phase = 0;
     for (u64 row = (u64)blockIdx.x * TEAMS + team; row < rows; row += (u64)gridDim.x * TEAMS) {
         if (member == 0) {
-            const Arriving arriving(x, x_stride, row, rows, hidden);
+            const Arriving arriving(x, ROW(x, row), ROW(x, rows - 1), hidden);
             arriving.ends(in);
             arrival_expect(arrived, arriving.bytes());
             arriving.copy(in, arrived);
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
 
         arrival_wait(arrived, phase);
         phase ^= 1;
-        const T* const x_row = (const T*)(in + skew(x + row * x_stride));
+        const T* const x_row = (const T*)(in + skew(ROW(x, row)));
         Pack<T> kept[PACKS] = {};
         if (KEEPS) {
 #pragma unroll
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
         });
         if (rstd && member == 0) rstd[row] = stat.rstd;
 
-        T *const to = y + row * y_stride, *const y_row = (T*)(out + skew(to));
+        T *const to = ROW(y, row), *const y_row = (T*)(out + skew(to));
         auto emit = [&](auto scale) {
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) store_y(y_row, column_of(k), hidden, z(k), w[k], Pack<B>{}, scale);

@@ -5,18 +5,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const T* z = x + row * x_stride;
+        const T* z = ROW(x, row);
         if (HAS_RESIDUAL) {
             for (u32 k = 0; k * THREADS * PACK < hidden; k++)
-                store_sum(z_out + row * z_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(residual + row * residual_stride, column_of(k), hidden));
+                store_sum(ROW(z_out, row), column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(ROW(residual, row), column_of(k), hidden));
             team_barrier();  // other threads read what this one has stored
-            z = z_out + row * z_stride;
+            z = ROW(z_out, row);
         }
         auto squares = [&](float s) { return streamed_squares(z, hidden, chains, s, fold_row); };
         const Statistic stat = statistic(squares(1.0f), (float)hidden, eps, squares);
         if (rstd && threadIdx.x == 0) rstd[row] = stat.rstd;
         for (u32 k = 0; k * THREADS * PACK < hidden; k++)
-            store_y(y + row * y_stride, column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(weight, column_of(k), hidden),
+            store_y(ROW(y, row), column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(weight, column_of(k), hidden),
                     load_bias(bias, column_of(k), hidden), stat.scale);
     }
 }

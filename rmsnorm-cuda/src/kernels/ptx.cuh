@@ -8,6 +8,9 @@ typedef unsigned long long u64;
 // So many words, in one access: 2 or 4.
 template <u32 N> struct alignas(4 * N) Words { u32 word[N]; };
 
+// Of a product of 128 bits.
+__device__ __forceinline__ u64 high_half(u64 a, u64 b) { u64 r; asm("mul.hi.u64 %0, %1, %2;" : "=l"(r) : "l"(a), "l"(b)); return r; }
+
 // Conversions to nearest even, overflow to infinity, NaN to 0x7fff.
 __device__ __forceinline__ float f32_from_f16(u16 v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v)); return r; }
 __device__ __forceinline__ u16 f16_from_f32(float v) { u16 r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }

@@ -6,16 +6,23 @@
 //   met()             all threads of the team have been here since they asked for a pack of the row before
 // Every team of a block calls them alike; one without a row works on no element.
 
+struct Matrix {
+    const T* first;
+    u64 stride, jump;
+};
+
 struct Operands {
-    const T* x;
-    u64 x_stride;
-    const T* dy;
-    u64 dy_stride;
-    const T* dz;
-    u64 dz_stride;
+    Matrix x, dy, dz;
     const float* rstd;
     u64 rows, groups;
     u32 hidden;
+    u64 inner, reciprocal;
+
+    __device__ __forceinline__ const T* row(Matrix of, u64 row) const { return row_of(of.first, row, of.stride, of.jump, inner, reciprocal); }
+    // By a number that is known when the kernel runs: member by member, or all would lie in memory.
+    __device__ __forceinline__ Matrix matrix(u32 i) const {
+        return {i == 0 ? x.first : i == 1 ? dy.first : dz.first, i == 0 ? x.stride : i == 1 ? dy.stride : dz.stride, i == 0 ? x.jump : i == 1 ? dy.jump : dz.jump};
+    }
 };
 
 // Rows in global memory. A thread's part of a row stays in registers between the two passes (KEPT), or is read twice, the second time from
@@ -59,13 +66,13 @@ template <bool KEPT> struct InMemory {
         const u64 row = first + threadIdx.x / TEAM;
         ahead.end = is_mine(row) ? of.hidden : 0;
         ahead.rstd = ahead.end > 0 ? of.rstd[row] : 0.0f;
-        load_row(ahead.z, of.x + row * of.x_stride, ahead.end);
-        load_row(ahead.d, of.dy + row * of.dy_stride, ahead.end);
+        load_row(ahead.z, of.row(of.x, row), ahead.end);
+        load_row(ahead.d, of.row(of.dy, row), ahead.end);
     }
 
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_words<IS_SELDOM>(of.x + row * of.x_stride, column_of(k), end); }
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_words<IS_SELDOM>(of.dy + row * of.dy_stride, column_of(k), end); }
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz<IS_SELDOM>(of.dz + row * of.dz_stride, column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32 k) const { return KEPT ? kept.z[k] : load_words<IS_SELDOM>(of.row(of.x, row), column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32 k) const { return KEPT ? kept.d[k] : load_words<IS_SELDOM>(of.row(of.dy, row), column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32 k) const { return load_dz<IS_SELDOM>(of.row(of.dz, row), column_of(k), end); }
     __device__ __forceinline__ void met() {}
 };
 
@@ -156,14 +163,16 @@ struct Ringed {
         return (unsigned char*)ring_memory + (threadIdx.x / TEAM * stages + s) * STAGE_ROWS * pitch();
     }
 
-    __device__ __forceinline__ Arriving arriving(const T* operand, u64 stride) const { return Arriving(operand, stride, wanted, of.rows, of.hidden); }
+    __device__ __forceinline__ Arriving arriving(Matrix operand) const {
+        return Arriving(operand.first, of.row(operand, wanted), of.row(operand, of.rows - 1), of.hidden);
+    }
 
     // Begins to fill stage s with the next row of this team, of whichever group.
     __device__ __forceinline__ void fetch(u32 s) {
         if (wanted_group >= of.groups) return;
         if constexpr (ALIGNED) {
             if (threadIdx.x % TEAM == 0) {
-                const Arriving rows[] = {arriving(of.x, of.x_stride), arriving(of.dy, of.dy_stride), arriving(of.dz, of.dz_stride)};
+                const Arriving rows[] = {arriving(of.x), arriving(of.dy), arriving(of.dz)};
                 u32 bytes = 0;
 #pragma unroll
                 for (u32 i = 0; i < STAGE_ROWS; i++) bytes += rows[i].bytes();
@@ -174,7 +183,7 @@ struct Ringed {
         } else if (threadIdx.x % TEAM / 32 == TEAM_WARPS / 2) {
             // Where a row's words begin and end takes many instructions: a lane does it for one operand, in a warp that seldom has the end of the row.
             const u32 lane = threadIdx.x % 32, i = lane < STAGE_ROWS ? lane : 0;
-            const Arriving row = arriving(i == 0 ? of.x : i == 1 ? of.dy : of.dz, i == 0 ? of.x_stride : i == 1 ? of.dy_stride : of.dz_stride);
+            const Arriving row = arriving(of.matrix(i));
             if (lane < STAGE_ROWS) row.ends(at(s) + i * pitch());
             u32 bytes = 0;
 #pragma unroll
@@ -201,7 +210,7 @@ struct Ringed {
         arrival_wait(full(stage), phase);
         here = at(stage);
         if (KEEPS) {
-            const T *x = arrived(0, of.x, of.x_stride), *dy = arrived(1, of.dy, of.dy_stride);
+            const T *x = arrived(0, of.x), *dy = arrived(1, of.dy);
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) {
                 kept_z[k] = kept_d[k] = {};
@@ -213,20 +222,20 @@ struct Ringed {
     }
 
     // Where a row of the stage begins.
-    __device__ __forceinline__ const T* arrived(u32 i, const T* operand, u64 stride) const {
-        return (const T*)(here + i * pitch() + skew(operand + row * stride));
+    __device__ __forceinline__ const T* arrived(u32 i, Matrix operand) const {
+        return (const T*)(here + i * pitch() + skew(of.row(operand, row)));
     }
 
     // Pack k of row i of the stage.
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> arrived_pack(u32 i, const T* operand, u64 stride, u32 k) const {
-        const T* row = arrived(i, operand, stride);
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> arrived_pack(u32 i, Matrix operand, u32 k) const {
+        const T* row = arrived(i, operand);
         return IS_SELDOM ? load_pack(row, column_of(k), end) : load_arrived(row, column_of(k), end);
     }
 
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : arrived_pack<IS_SELDOM>(0, of.x, of.x_stride, k); }
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : arrived_pack<IS_SELDOM>(1, of.dy, of.dy_stride, k); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32 k) const { return KEEPS ? kept_z[k] : arrived_pack<IS_SELDOM>(0, of.x, k); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32 k) const { return KEEPS ? kept_d[k] : arrived_pack<IS_SELDOM>(1, of.dy, k); }
 
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32 k) const { return HAS_DZ ? arrived_pack<IS_SELDOM>(2, of.dz, of.dz_stride, k) : Pack<T>{}; }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32 k) const { return HAS_DZ ? arrived_pack<IS_SELDOM>(2, of.dz, k) : Pack<T>{}; }
 
     __device__ __forceinline__ void met() {
         if (TEAM_WARPS == 1) team_barrier();

@@ -33,11 +33,14 @@ pub struct Calls {
     pub aligned: bool,
     /// Whether an output has the rows of an input. What is prepared is prepared for both: few rows then have the kernels of more.
     pub in_place: bool,
+    /// Whether rows of an operand lie in two levels that no one stride tells. There are at least four of them, and what is prepared does not ask how many
+    /// a group has.
+    pub two_levels: bool,
 }
 
 impl Calls {
-    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no bias, no gradient of either, no residual, no `dz`; not in place. The rest
-    /// by struct update.
+    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no bias, no gradient of either, no residual, no `dz`; not in place; of one
+    /// level. The rest by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
             rows,
@@ -53,6 +56,7 @@ impl Calls {
             dz: false,
             aligned: true,
             in_place: false,
+            two_levels: false,
         }
     }
 

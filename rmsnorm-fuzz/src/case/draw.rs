@@ -1,6 +1,6 @@
 //! How fuzzers, proptest and random sweeps draw cases: one definition for all of them.
 
-use super::{Case, DwKind, Gap, Name, Place, WeightKind};
+use super::{Case, DwKind, Gap, Groups, Name, Place, WeightKind};
 use crate::values::{Values, Which, mix};
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::strategy::Strategy;
@@ -58,6 +58,20 @@ impl Case {
             case.db = *u.choose(&[DwKind::Same, DwKind::F32])?;
             for operand in [Name::Db, Name::DbScratch] {
                 case.places[operand as usize].offset = u.int_in_range(0..=7)?;
+            }
+        }
+        let drawn = case;
+        if drawn.rows >= 4 && chance(u, 25)? {
+            // Of every number of rows some divisor, one of a prime's.
+            let wanted = *u.choose(&[2, 3, 8, 5, 16, 7])?;
+            case.inner = (1..=wanted).rev().find(|inner| drawn.rows.is_multiple_of(*inner)).unwrap_or(1);
+            let spare = budget / rows - hidden;
+            for operand in Name::ALL.into_iter().filter(|name| name.is_matrix() && drawn.has(*name)) {
+                case.groups[operand as usize] = match u.int_in_range(0..=3)? {
+                    0 => Groups::Even,
+                    1 => Groups::Across,
+                    _ => Groups::Apart(u.int_in_range(0..=spare.min(300) as u16)?),
+                };
             }
         }
         Ok(case)
@@ -225,6 +239,7 @@ mod tests {
         share("odd offset", 0.3, &|c| c.places.iter().any(|p| p.offset % 2 == 1));
         share("rounded twice", 0.14, &|c| c.rounding == Rounding::Twice && c.dtype != Dtype::F32);
         share("a bias", 0.15, &|c| c.bias != WeightKind::Absent);
+        share("two levels", 0.1, &|c| c.inner > 1);
         share("a db", 0.12, &|c| c.db != DwKind::Absent);
         share("M = 0", 0.005, &|c| c.rows == 0);
         for dtype in Dtype::ALL {

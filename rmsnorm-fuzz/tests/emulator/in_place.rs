@@ -26,14 +26,14 @@ fn case(rows: usize, hidden: usize, dtype: Dtype, (offset, gap): (u8, Gap)) -> C
     Name::ALL.into_iter().fold(case, |case, name| case.with_place(name, Place { offset, gap }))
 }
 
-/// The kernel of a direction, in a word.
-fn kernels(case: &Case, tuning: &Tuning) -> [String; 2] {
+/// The kernel of each direction, in a word.
+pub(super) fn kernels(case: &Case, tuning: &Tuning, in_place: bool) -> [String; 2] {
     let aligned = case.place(Name::X).offset == 0;
     let (residual, dz) = (case.residual.is_some(), case.dz.is_some());
     let plain = Calls::new((case.rows, case.hidden), case.dtype);
-    let calls = Calls { dw: case.dw_dtype(), residual, dz, aligned, in_place: true, ..plain };
+    let calls = Calls { dw: case.dw_dtype(), residual, dz, aligned, in_place, two_levels: case.inner > 1, ..plain };
     let (f, b) = (forward(&calls, tuning), backward(&calls, tuning));
-    assert!(f.shares.is_none_or(|shares| shares == 1) && b.span.is_none(), "{case}: {f} {b}");
+    assert!(!in_place || f.shares.is_none_or(|shares| shares == 1) && b.span.is_none(), "{case}: {f} {b}");
     let of = |class: rmsnorm_cuda::plan::Class| match () {
         _ if class.is_streamed() => "streamed",
         _ if class.is_clustered() => "cluster",
@@ -51,9 +51,10 @@ fn kernels(case: &Case, tuning: &Tuning) -> [String; 2] {
         other => other,
     };
     let layout = |aligned| if aligned { "aligned" } else { "unaligned" };
+    let held = if b.span.is_some() { "few" } else { of(b.rows.class) };
     [
         format!("forward {few} {}", layout(f.rows.aligned)),
-        format!("backward {} {source} {}", of(b.rows.class), layout(b.rows.aligned)),
+        format!("backward {held} {source} {}", layout(b.rows.aligned)),
     ]
 }
 
@@ -101,7 +102,7 @@ fn every_kernel_in_place() {
     ];
     let mut seen = BTreeSet::new();
     for (arch, cases) in [(Arch::H200, &h200[..]), (Arch::A100, &a100[..])] {
-        seen.extend(cases.iter().flat_map(|case| kernels(case, &Tuning::of(arch))));
+        seen.extend(cases.iter().flat_map(|case| kernels(case, &Tuning::of(arch), true)));
         demand_in_place(|| emulator(arch, None, 3), cases);
     }
     // Two clusters with all rows, and two blocks with all groups: rings are filled again and again.

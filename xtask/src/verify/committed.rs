@@ -196,7 +196,7 @@ mod tests {
             let Backward { rows, hidden, weight_offset, x, weight, rstd, dy, mut dx, dw, .. } = call;
             let at = dx.offset;
             let SliceMut::F32(data) = &mut dx.data else { panic!("another type") };
-            let lent = Rows { data: SliceMut::F32(data), offset: at, row_stride: dx.row_stride };
+            let lent = Rows::strided(SliceMut::F32(data), at, dx.row_stride);
             Cpu.backward(Backward {
                 weight_offset,
                 weight,

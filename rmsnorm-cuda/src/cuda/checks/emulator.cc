@@ -229,6 +229,7 @@ static inline float f32_from_f16(u16 v) { _Float16 h; std::memcpy(&h, &v, 2); re
 static inline u16 f16_from_f32(float v) { _Float16 h = (_Float16)v; u16 u; std::memcpy(&u, &h, 2); return v != v ? 0x7fff : u; }
 static inline u16 bf16_from_f32(float v) { const u32 b = __float_as_uint(v); return v != v ? 0x7fff : (u16)((b + 0x7fff + (b >> 16 & 1)) >> 16); }
 static inline u32 f16x2_from_f32(float low, float high) { return f16_from_f32(low) | (u32)f16_from_f32(high) << 16; }
+static inline u64 high_half(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 static inline u32 bf16x2_from_f32(float low, float high) { return bf16_from_f32(low) | (u32)bf16_from_f32(high) << 16; }
 template <u32 N> static inline void store_words(Words<N>* to, Words<N> v) { *to = v; }
 static inline u32 load_word(const void* from) {

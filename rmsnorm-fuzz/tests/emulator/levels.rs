@@ -1,0 +1,120 @@
+//! Rows of two levels.
+
+use rmsnorm_cuda::plan::{Arch, Tuning};
+use rmsnorm_cuda::{Dtype, Rounding};
+use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
+use rmsnorm_fuzz::{Case, Groups, Name, Place, Values};
+use std::collections::BTreeSet;
+
+use super::in_place::kernels;
+use super::{TINY, demand_identity, emulated, emulator, machine, refuted};
+
+/// Rows in groups of `inner`, of one operand behind each other with a gap, of the next side by side: in groups of 16 bytes, or from an odd element on.
+fn case((rows, inner, hidden): (usize, usize, usize), dtype: Dtype, odd: bool) -> Case {
+    let case = Case { seed: hidden as u64, ..Case::new(rows, hidden, dtype) };
+    let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix()).enumerate();
+    let (offset, gap) = if odd { (1, Gap::Elements(3)) } else { (0, Gap::None) };
+    matrices.fold(case, |case, (i, name)| {
+        let groups = if i % 2 == 0 { Groups::Apart(if odd { 5 } else { 16 }) } else { Groups::Across };
+        case.with_groups(inner, name, groups).with_place(name, Place { offset, gap })
+    })
+}
+
+/// With all that can be added.
+fn added(case: Case) -> Case {
+    let (residual, dz) = (Some(Values::Normal), Some(Values::Normal));
+    Case { residual, dz, bias: WeightKind::F32, db: DwKind::Same, ..case }
+}
+
+/// Every kind of kernel, rows aligned and not, with what can be added and without, and rows that must be scaled.
+#[test]
+fn every_kernel_of_two_levels() {
+    if !machine::has_cxx() {
+        return;
+    }
+    use Dtype::{Bf16, F16, F32};
+    let tiny = |case: Case| Case { x: TINY, residual: None, eps: 0.0, ..case };
+    let h200 = [
+        // Few rows, which blocks share, and which one launch computes.
+        case((4, 2, 4096), Bf16, false),
+        added(case((6, 3, 1024), F16, false)),
+        tiny(case((4, 2, 4096), F32, false)),
+        // A ring.
+        Case { rounding: Rounding::Twice, ..case((1030, 5, 520), Bf16, false) },
+        added(case((130, 13, 1000), F32, false)),
+        case((10, 5, 777), Bf16, true),
+        added(case((4, 2, 4097), F16, true)),
+        tiny(case((9, 3, 1001), F32, true)),
+        // Clusters, more rows than groups.
+        case((33, 3, 20_000), Bf16, false),
+        added(case((4, 2, 32_768), F32, false)),
+        tiny(case((6, 2, 20_000), F32, false)),
+        // Streamed.
+        added(case((4, 2, 17_001), F32, true)),
+        tiny(case((4, 2, 16_999), Bf16, true)),
+        // Narrow, and narrowest.
+        case((600, 8, 128), Bf16, false),
+        added(case((600, 12, 64), F16, false)),
+        added(case((70, 7, 39), F16, true)),
+        case((1000, 10, 3), F32, true),
+    ];
+    let a100 = [
+        case((10, 5, 4096), Bf16, false),
+        added(case((4, 2, 8191), Bf16, true)),
+        added(case((10, 2, 520), F32, false)),
+        case((6, 3, 1001), F16, true),
+        case((4, 2, 20_000), F16, false),
+        Case { dw: DwKind::Absent, ..case((10, 5, 4096), Bf16, false) },
+    ];
+    let mut seen = BTreeSet::new();
+    for (arch, cases) in [(Arch::H200, &h200[..]), (Arch::A100, &a100[..])] {
+        seen.extend(cases.iter().flat_map(|case| kernels(case, &Tuning::of(arch), false)));
+        demand_identity(emulator(arch, None, 3), cases);
+    }
+    // Two clusters with all rows, and two blocks with all groups: rings are filled again and again.
+    demand_identity(emulator(Arch::H200, Some(8), 4), &[case((30, 5, 20_000), F32, false)]);
+    let ringed = [case((40, 8, 2048), Bf16, false), case((40, 8, 2049), Bf16, true)];
+    demand_identity(emulator(Arch::H200, Some(2), 5), &ringed);
+    let held = ["kept", "reread", "ring"]
+        .map(|source| ["aligned", "unaligned"].map(|l| format!("backward held {source} {l}")));
+    let others = [
+        "forward few aligned",
+        "backward few kept aligned",
+        "forward staged unaligned",
+        "forward cluster aligned",
+        "backward cluster cluster aligned",
+    ]
+    .map(String::from);
+    let both = ["forward held", "forward streamed", "backward streamed reread"]
+        .map(|kernel| ["aligned", "unaligned"].map(|layout| format!("{kernel} {layout}")));
+    let all: BTreeSet<String> = held.into_iter().chain(both).flatten().chain(others).collect();
+    assert_eq!(seen, all);
+}
+
+/// A quotient that is not the largest, and a row that is looked up as if there were one level, show.
+#[test]
+fn defects_of_levels_show() {
+    if !machine::has_cxx() {
+        return;
+    }
+    let broken = [
+        ("least + (row - least * inner >= inner)", "least"),
+        ("of.row(of.dy, row), ahead.end", "of.dy.first + row * of.dy.stride, ahead.end"),
+        ("const Arriving arriving(x, ROW(x, row),", "const Arriving arriving(x, x + row * x_stride,"),
+        (
+            "bulk_copy(slice_at(2 * place + 1), ROW(dy, far_row)",
+            "bulk_copy(slice_at(2 * place + 1), dy + far_row * dy_stride",
+        ),
+        ("row_of(at, row, dy_stride, dy_jump, inner, reciprocal)", "(at + row * dy_stride)"),
+    ];
+    let narrow = || Case { db: DwKind::Same, ..case((64, 8, 128), Dtype::Bf16, false) };
+    // Read alone in two levels: what a wrong quotient leads to is then still in the buffer.
+    let read = Case::new(64, 128, Dtype::Bf16).with_groups(8, Name::X, Groups::Apart(64));
+    let cases =
+        [read, narrow(), case((6, 3, 1001), Dtype::F32, true), case((6, 3, 20_000), Dtype::Bf16, false), narrow()];
+    for ((from, to), case) in broken.into_iter().zip(cases) {
+        let subject = emulated(emulator(Arch::H200, None, 6).patched(from, to));
+        assert!(refuted(&subject, &case).is_some(), "{to}: nothing shows");
+        assert_eq!(refuted(&emulated(emulator(Arch::H200, None, 6)), &case), None);
+    }
+}
