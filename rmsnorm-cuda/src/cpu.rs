@@ -239,7 +239,9 @@ impl<T: Packed> WithSimd for ForwardJob<'_, '_, T> {
         let ForwardJob { x, weight, bias, eps, twice, first_row, y, rstd, acc } = self;
         let hidden = weight.len();
         let rows = y.len();
-        let finite_scale = weight.iter().chain(bias.unwrap_or_default()).all(|w| w.is_finite());
+        // Without a way out of the middle, so that it vectorises: a job may have few rows beside the weight.
+        let finite = |scale: &[f32]| scale.iter().fold(true, |finite, w| finite & w.is_finite());
+        let finite_scale = finite(weight) && finite(bias.unwrap_or_default());
         let mut held = Held::new();
         let mut sum = squares(x.map_or(y.row(0, hidden), |x| x.row(first_row, hidden)), 1.0, acc);
         for i in 0..rows {
