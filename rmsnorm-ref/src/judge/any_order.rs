@@ -245,6 +245,8 @@ pub(crate) struct Column {
     pub(crate) db: f64,
     dy_magnitude: f64,
     pub(crate) x_hat_nan: bool,
+    /// By the formula of a mistake: squares that vanished.
+    pub(crate) x_hat_infinite: bool,
     pub(crate) dy_not_finite: bool,
     /// A row whose squares leave f32 has a share in it.
     pub(crate) beyond: bool,
@@ -254,6 +256,7 @@ impl Column {
     /// Takes one row's element: x_hat or what it was rounded to, its error, and the error that random rounding would reach.
     pub(crate) fn add(&mut self, x_hat: f64, (error, alarmed): (f64, f64), dy: f64, beyond: bool) {
         self.x_hat_nan |= x_hat.is_nan();
+        self.x_hat_infinite |= x_hat.is_infinite();
         self.dy_not_finite |= !dy.is_finite();
         self.beyond |= beyond && dy != 0.0;
         self.db += dy;
@@ -275,6 +278,7 @@ impl Column {
         self.db += other.db;
         self.dy_magnitude += other.dy_magnitude;
         self.x_hat_nan |= other.x_hat_nan;
+        self.x_hat_infinite |= other.x_hat_infinite;
         self.dy_not_finite |= other.dy_not_finite;
         self.beyond |= other.beyond;
     }

@@ -151,7 +151,8 @@ fn squares(case: &Case<'_>, base: Model, eps: f64, few: &[usize]) -> Vec<Mistake
             _ => None,
         }
     };
-    for format in [case.x().stored.narrow(), Some(Format::F32)].into_iter().flatten() {
+    // f32 first: what it explains needs no narrower squares.
+    for format in [Some(Format::F32), case.x().stored.narrow()].into_iter().flatten() {
         let mut example = None;
         for &row in few {
             pass.load(row, &mut z);

@@ -402,7 +402,7 @@ impl<'a> Pass<'a> {
                 };
                 let demand = if nan {
                     Demand::Nan
-                } else if sums.dy_not_finite {
+                } else if sums.dy_not_finite || name == "dw" && sums.x_hat_infinite {
                     Demand::NotFinite
                 } else {
                     Demand::Near { exact, error, may_overflow }

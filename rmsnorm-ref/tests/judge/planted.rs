@@ -1,6 +1,6 @@
 //! Every mistake that the judge knows, planted: it gets its sentence, and no other.
 
-use crate::kernel::{Fault, Named, Outputs, Problem, Random, Style, file, run, write};
+use crate::kernel::{Fault, Named, Order, Outputs, Problem, Random, Style, file, run, write};
 use rmsnorm_ref::Format;
 use rmsnorm_ref::judge::{CaseReport, Kind, Options, Rounding, Verdict, judge_file};
 
@@ -138,15 +138,42 @@ fn squares() {
         let plain = Options { reach: rmsnorm_ref::judge::Reach::Plain, ..options(&p) };
         assert_eq!(judged(&tensors, &plain).outputs[1].verdict, Verdict::Right);
     }
+    // Where every row overflows, squares in bf16 would explain it as well: f32 is enough.
+    let mut p = Problem::new(ROWS, HIDDEN, Format::Bf16, 10);
+    p.x.iter_mut().for_each(|x| *x = Format::Bf16.round(f64::from(*x) * 1e25) as f32);
+    let tensors = file(&p, &run(&p, &Style::PLAIN, Fault::None));
+    demand("squares of all rows", &p, &options(&p), &tensors, Kind::SquaresOverflowed, &["y", "rstd"]);
+    let sentence = &judged(&tensors, &options(&p)).looks_like[0].sentence;
+    assert!(sentence.contains("squares overflowed in f32"), "{sentence}");
     // The same on rows whose squares are subnormal: neither rstd's type nor another eps is to blame.
     for format in [Format::F32, Format::Bf16] {
         let mut p = Problem::new(ROWS, HIDDEN, format, 11);
         p.eps = 0.0;
         p.x.iter_mut().for_each(|x| *x = format.round(f64::from(*x) * 2e-22) as f32);
-        let tensors = file(&p, &run(&p, &Style::PLAIN, Fault::None));
-        demand("squares lose digits", &p, &options(&p), &tensors, Kind::SquaresOverflowed, &["y", "rstd"]);
-        assert!(judged(&tensors, &options(&p)).looks_like[0].sentence.contains("squares lost digits in f32"));
+        for row in [Order::Chain { fused: false }, Style::PLAIN.row, Order::Halves] {
+            for reciprocal in [false, true] {
+                let tensors = file(&p, &run(&p, &Style { row, reciprocal, ..Style::PLAIN }, Fault::None));
+                let kind = Kind::SquaresOverflowed;
+                demand("squares lose digits", &p, &options(&p), &tensors, kind, &["y", "rstd", "dw"]);
+                let report = judged(&tensors, &options(&p));
+                assert!(report.looks_like[0].sentence.contains("squares lost digits in f32"), "{report}");
+            }
+        }
     }
+}
+
+/// Where squares vanish x_hat is infinite: that explains no finite dw.
+#[test]
+fn a_finite_dw_of_squares_that_vanished() {
+    let mut p = Problem::new(ROWS, HIDDEN, Format::F32, 14);
+    p.eps = 0.0;
+    p.x.iter_mut().for_each(|x| *x *= 1e-30);
+    let mut out = run(&p, &Style::PLAIN, Fault::None);
+    let mut random = Random(2);
+    out.dw.iter_mut().for_each(|dw| *dw = f64::from(random.normal() as f32));
+    let report = judged(&file(&p, &out), &options(&p));
+    let squares = report.looks_like.iter().find(|looks| looks.kind == Kind::SquaresOverflowed).expect("of y");
+    assert!(squares.outputs.contains(&"y") && !squares.outputs.contains(&"dw"), "{report}");
 }
 
 /// dx as autograd makes it, of rows whose rstd³ no f32 holds.
