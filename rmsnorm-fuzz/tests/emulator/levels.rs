@@ -3,7 +3,7 @@
 use rmsnorm_cuda::plan::{Arch, Tuning};
 use rmsnorm_cuda::{Dtype, Rounding};
 use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
-use rmsnorm_fuzz::{Case, Groups, Name, Place, Values};
+use rmsnorm_fuzz::{Case, Groups, Name, Place, Values, mutants};
 use std::collections::BTreeSet;
 
 use super::in_place::kernels;
@@ -91,28 +91,31 @@ fn every_kernel_of_two_levels() {
     assert_eq!(seen, all);
 }
 
-/// A quotient that is not the largest, and a row that is looked up as if there were one level, show.
+/// Rows that are looked up as if there were one level, and what the list of defects has of the kernels, show.
 #[test]
 fn defects_of_levels_show() {
     if !machine::has_cxx() {
         return;
     }
-    let broken = [
-        ("least + (row - least * inner >= inner)", "least"),
-        ("of.row(of.dy, row), ahead.end", "of.dy.first + row * of.dy.stride, ahead.end"),
-        ("const Arriving arriving(x, ROW(x, row),", "const Arriving arriving(x, x + row * x_stride,"),
+    let listed = ["quotient_not_corrected", "dy_of_one_level"].map(|name| {
+        let mutant = mutants::mutant(name).expect("a mutant");
+        (mutant.patches[0].from, mutant.patches[0].to, (mutant.case)())
+    });
+    let narrow = Case { db: DwKind::Same, ..case((64, 8, 128), Dtype::Bf16, false) };
+    let others = [
+        (
+            "const Arriving arriving(x, ROW(x, row),",
+            "const Arriving arriving(x, x + row * x_stride,",
+            case((6, 3, 1001), Dtype::F32, true),
+        ),
         (
             "bulk_copy(slice_at(2 * place + 1), ROW(dy, far_row)",
             "bulk_copy(slice_at(2 * place + 1), dy + far_row * dy_stride",
+            case((6, 3, 20_000), Dtype::Bf16, false),
         ),
-        ("row_of(at, row, dy_stride, dy_jump, inner, reciprocal)", "(at + row * dy_stride)"),
+        ("row_of(at, row, dy_stride, dy_jump, inner, reciprocal)", "(at + row * dy_stride)", narrow),
     ];
-    let narrow = || Case { db: DwKind::Same, ..case((64, 8, 128), Dtype::Bf16, false) };
-    // Read alone in two levels: what a wrong quotient leads to is then still in the buffer.
-    let read = Case::new(64, 128, Dtype::Bf16).with_groups(8, Name::X, Groups::Apart(64));
-    let cases =
-        [read, narrow(), case((6, 3, 1001), Dtype::F32, true), case((6, 3, 20_000), Dtype::Bf16, false), narrow()];
-    for ((from, to), case) in broken.into_iter().zip(cases) {
+    for (from, to, case) in listed.into_iter().chain(others) {
         let subject = emulated(emulator(Arch::H200, None, 6).patched(from, to));
         assert!(refuted(&subject, &case).is_some(), "{to}: nothing shows");
         assert_eq!(refuted(&emulated(emulator(Arch::H200, None, 6)), &case), None);
