@@ -143,18 +143,25 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
         Literal.backward(backward(b * block, rows, dx)).expect("a good call");
     });
     let call = backward(0, rows, SliceMut::F32(&mut []));
-    let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
-    let columns = |dtype, of: fn(&Backward<Slice<'_>, SliceMut<'_>>, Range<usize>) -> Vec<f32>| {
-        let blocks: Vec<_> = (0..hidden).step_by(width).map(|j| j..hidden.min(j + width)).collect();
-        let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|columns| of(&call, columns)).collect();
-        let mut all = Elements::zeros(dtype, hidden);
-        sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut all.slice_mut(), j, sum));
-        all
-    };
-    let dw = operands.case().dw_dtype().map(|dtype| columns(dtype, dw_columns));
-    let db = operands.case().db_dtype().map(|dtype| columns(dtype, db_columns));
+    let dw = operands.case().dw_dtype().map(|dtype| columns(&call, dtype, dw_columns));
+    let db = operands.case().db_dtype().map(|dtype| columns(&call, dtype, db_columns));
     let z = residual.is_some().then_some(z);
     Outputs { rows, hidden, z, y, rstd, dx, dw, db }
+}
+
+/// Sums down the columns, blocks of columns in parallel.
+fn columns(
+    call: &Backward<Slice<'_>, SliceMut<'_>>,
+    dtype: rmsnorm_cuda::Dtype,
+    of: fn(&Backward<Slice<'_>, SliceMut<'_>>, Range<usize>) -> Vec<f32>,
+) -> Elements {
+    let hidden = call.hidden;
+    let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
+    let blocks: Vec<_> = (0..hidden).step_by(width).map(|j| j..hidden.min(j + width)).collect();
+    let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|columns| of(call, columns)).collect();
+    let mut all = Elements::zeros(dtype, hidden);
+    sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut all.slice_mut(), j, sum));
+    all
 }
 
 /// From this row on, the first of a group.

@@ -255,43 +255,22 @@ impl Module {
                 (constants, format!("{LEVELS}\n{BIAS}"))
             }
             Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias } => {
-                let constants = format!(
-                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{}\
-                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, ROWS = {rows_at_once}, BEYOND = {BEYOND};\n#define FORWARD_PARAMETERS {}\n",
-                    bias_constants(bias),
-                    ForwardArguments::parameters(rows.two_levels)
-                );
+                let own = format!("ROWS = {rows_at_once}, BEYOND = {BEYOND}");
+                let constants = rows.forward_constants(residual, bias, blocks_per_sm, &own);
                 let kernels = match rows.class {
                     class if class.is_streamed() => format!("{LEVELS}\n{ROWS}\n{FORWARD_STREAMED}"),
                     class if class.is_clustered() => format!("{LEVELS}\n{ROWS}\n{CLUSTER}\n{FORWARD_CLUSTER}"),
                     _ if staged => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{FORWARD_STAGED}"),
                     _ => format!("{LEVELS}\n{ROWS}\n{FORWARD}"),
                 };
-                (rows.constants() + &constants, kernels)
+                (constants, kernels)
             }
             Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias } => {
-                let constants = format!(
-                    "constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{}\
-                     constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SHARES = {shares};\n#define FORWARD_PARAMETERS {}\n",
-                    bias_constants(bias),
-                    ForwardArguments::parameters(rows.two_levels)
-                );
-                (rows.constants() + &constants, format!("{LEVELS}\n{ROWS}\n{FORWARD_FEW}"))
+                let constants = rows.forward_constants(residual, bias, blocks_per_sm, &format!("SHARES = {shares}"));
+                (constants, format!("{LEVELS}\n{ROWS}\n{FORWARD_FEW}"))
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
-                let ring = match rows.class.is_clustered() {
-                    true => format!(
-                        "LEAD = {}, KEEPS_WEIGHT = {}",
-                        lead(rows.class, rows.dtype),
-                        u32::from(keeps_weight(rows.class, rows.weight))
-                    ),
-                    false => {
-                        format!(
-                            "STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}, BEYOND = {BEYOND}",
-                            stage_rows(dz)
-                        )
-                    }
-                };
+                let ring = rows.ring_constants(dz);
                 let constants = format!(
                     "constexpr bool HAS_DZ = {dz};\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {ring};\n#define BACKWARD_PARAMETERS {}\n",
@@ -322,6 +301,25 @@ impl Module {
 }
 
 impl RowKind {
+    /// Of a forward kernel, with what is its own among the numbers.
+    fn forward_constants(&self, residual: bool, bias: Option<Dtype>, blocks_per_sm: u32, own: &str) -> String {
+        let (rows, bias) = (self.constants(), bias_constants(bias));
+        let parameters = ForwardArguments::parameters(self.two_levels);
+        format!(
+            "{rows}constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{bias}\
+             constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {own};\n#define FORWARD_PARAMETERS {parameters}\n"
+        )
+    }
+
+    /// Of backward's ring, that of a team or that of a cluster.
+    fn ring_constants(&self, dz: bool) -> String {
+        if !self.class.is_clustered() {
+            return format!("STAGES_MAX = {RING_STAGES_MAX}, STAGE_ROWS = {}, BEYOND = {BEYOND}", stage_rows(dz));
+        }
+        let keeps_weight = u32::from(keeps_weight(self.class, self.weight));
+        format!("LEAD = {}, KEEPS_WEIGHT = {keeps_weight}", lead(self.class, self.dtype))
+    }
+
     fn constants(&self) -> String {
         let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels } = *self;
         let Class { cluster, team, teams, pack, packs, sets } = class;

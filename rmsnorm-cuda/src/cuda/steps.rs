@@ -9,7 +9,7 @@ use super::module::{Module, RowKind, source_type};
 use crate::input::{Found, Place};
 use crate::order::{column_order, row_order};
 use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
-use crate::view::{Levels, Shape, has_two_levels, is_in_place};
+use crate::view::{Levels, Shape, has_two_levels, is_in_place, Table};
 use crate::{
     Backward, BiasGradient, Dtype, Error, Forward, Input, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset,
 };
@@ -137,6 +137,43 @@ pub struct Kernel {
 /// What one call does, in order: at most three steps for dx and dw, and two for db.
 pub type Steps = ArrayVec<Step, 5>;
 
+/// What decides how a forward call is launched.
+fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>) -> Calls {
+    let table = call.operands();
+    Calls {
+        weight: call.weight.map(|w| w.data.dtype),
+        weight_offset: call.weight_offset,
+        rounding: call.rounding,
+        bias: call.bias.map(|b| b.data.dtype),
+        residual: call.residual.is_some(),
+        ..kind_of(&table, (call.rows, call.hidden), call.x.data.dtype)
+    }
+}
+
+/// The same of a backward call.
+fn kind_of_backward(call: &Backward<DeviceMemory, DeviceMemory>) -> Calls {
+    let table = call.operands();
+    Calls {
+        weight: call.weight.map(|w| w.data.dtype),
+        weight_offset: call.weight_offset,
+        rounding: call.rounding,
+        dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
+        db: call.db.as_ref().map(|gradient| gradient.db.data.dtype),
+        dz: call.dz.is_some(),
+        ..kind_of(&table, (call.rows, call.hidden), call.x.data.dtype)
+    }
+}
+
+/// What the operands say by themselves.
+fn kind_of(table: &Table, shape: (usize, usize), dtype: Dtype) -> Calls {
+    Calls {
+        aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
+        in_place: is_in_place(table),
+        two_levels: has_two_levels(table),
+        ..Calls::new(shape, dtype)
+    }
+}
+
 /// What a checked forward call does, in order.
 pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> Result<Steps, Error> {
     call.check()?;
@@ -144,23 +181,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     if call.rows == 0 {
         return Ok(steps);
     }
-    let table = call.operands();
-    let calls = Calls {
-        rows: call.rows,
-        hidden: call.hidden,
-        dtype: call.x.data.dtype,
-        weight: call.weight.map(|w| w.data.dtype),
-        weight_offset: call.weight_offset,
-        rounding: call.rounding,
-        dw: None,
-        bias: call.bias.map(|b| b.data.dtype),
-        db: None,
-        residual: call.residual.is_some(),
-        dz: false,
-        aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
-        in_place: is_in_place(&table),
-        two_levels: has_two_levels(&table),
-    };
+    let calls = kind_of_forward(call);
     let plan = plan::forward(&calls, tuning);
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan;
     let shape = call.shape();
@@ -226,23 +247,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         steps.extend(gradients.into_iter().flatten().map(clear));
         return Ok(steps);
     }
-    let table = call.operands();
-    let calls = Calls {
-        rows: call.rows,
-        hidden: call.hidden,
-        dtype: call.x.data.dtype,
-        weight: call.weight.map(|w| w.data.dtype),
-        weight_offset: call.weight_offset,
-        rounding: call.rounding,
-        dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
-        bias: None,
-        db: call.db.as_ref().map(|gradient| gradient.db.data.dtype),
-        residual: false,
-        dz: call.dz.is_some(),
-        aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
-        in_place: is_in_place(&table),
-        two_levels: has_two_levels(&table),
-    };
+    let calls = kind_of_backward(call);
     let plan = plan::backward(&calls, tuning);
     // First what reads all rows: they may be those of dx.
     if let (Some(plan), Some(BiasGradient { db, scratch })) = (plan.bias, &call.db) {

@@ -121,6 +121,11 @@ fn clusters_are_launched_where_they_work() {
             }
         }
     }
+}
+
+/// Of the rows of one cluster's launch: on other GPUs, beside a ring that has no room, with other weights, with blocks that are forced.
+#[test]
+fn clusters_have_what_fits() {
     // Fewer multiprocessors: as many clusters as take equally many groups; too few for one, or too many rows: streamed.
     let wide = Calls { rows: 4099, ..calls(65536, Dtype::Bf16) };
     let of = |calls: &Calls, sm_count| backward(calls, &Tuning::of(Arch { sm_count, ..Arch::H200 })).to_string();
