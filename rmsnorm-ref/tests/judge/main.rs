@@ -3,5 +3,6 @@
 mod compared;
 mod files;
 mod kernel;
+mod large;
 mod planted;
 mod right;

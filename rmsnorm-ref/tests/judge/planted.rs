@@ -282,3 +282,31 @@ fn none_where_none_fits() {
     assert_eq!(report.verdict, Verdict::Outside);
     assert!(report.looks_like.is_empty(), "{report}");
 }
+
+/// Beyond the range of f32 NaN is what arithmetic makes, even if it is everywhere: nobody says that it was not written.
+#[test]
+fn all_nan_beyond_the_range() {
+    let autograd = Style { cubed: true, ..Style::PLAIN };
+    for format in [Format::F32, Format::Bf16] {
+        let mut p = Problem::new(ROWS, HIDDEN, format, 15);
+        p.eps = 0.0;
+        let problem = p.clone();
+        let scaled = |values: &[f32], by: f64| values.iter().map(|v| format.round(f64::from(*v) * by) as f32).collect();
+        // rstd³·Σ wdy·x is ∞·0.
+        p.x = scaled(&problem.x, 1e-15);
+        p.dy = scaled(&problem.dy, 1e-33);
+        let out = run(&p, &autograd, Fault::None);
+        assert!(out.dx.iter().all(|dx| dx.is_nan()));
+        demand("0 times rstd cubed", &p, &options(&p), &file(&p, &out), Kind::CubesOverflowed, &["dx"]);
+        // It is 0·∞.
+        p.x = scaled(&problem.x, 1e37);
+        p.dy = scaled(&problem.dy, 1e6);
+        let out = run(&p, &autograd, Fault::None);
+        assert!(out.dx.iter().all(|dx| dx.is_nan()));
+        demand("0 times a sum", &p, &options(&p), &file(&p, &out), Kind::SquaresOverflowed, &["y", "rstd", "dx", "dw"]);
+        // Whoever wrote nothing within the range is still told.
+        let mut out = run(&problem, &autograd, Fault::None);
+        out.dx.fill(f64::NAN);
+        demand("nothing written", &problem, &options(&problem), &file(&problem, &out), Kind::Stale, &["dx"]);
+    }
+}
