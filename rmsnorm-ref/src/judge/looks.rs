@@ -268,7 +268,7 @@ fn overflows(case: &Case<'_>, pass: &Pass<'_>, name: &str, found: &Findings) -> 
         (true, _) => (Kind::CubesOverflowed, format!("rstd³ overflows in f32: row {row} has rstd {rstd:e}")),
         (_, true) => {
             let what =
-                format!("both its squares and Σ |wdy·x| overflow in f32, 0·∞: the latter is {dot:e} in row {row}");
+                format!("squares and Σ |wdy·x| overflow in f32, and 0 meets ∞: the latter is {dot:.1e} in row {row}");
             (Kind::SquaresOverflowed, what)
         }
         _ => return None,

@@ -58,7 +58,9 @@ pub(crate) fn place(case: &Case<'_>, name: &'static str, found: &Findings) -> Op
     let (all_rows, all_columns) = (found.row_outside.len(), found.column_outside.len());
     let content = content(case, name, case.tensor(name)?, &region, all_columns);
     let holds = match &content {
-        Some(Content::Constant(what)) => format!(", and all of it is {what}: it was not written"),
+        Some(Content::Constant(what)) => format!(", and all of it is {what}: {}", unwritten(what)),
+        // One number that is off is no place.
+        _ if found.outside == 1 => return None,
         _ => String::new(),
     };
     let dense = region.share >= 0.75;
@@ -111,14 +113,19 @@ pub(crate) fn place(case: &Case<'_>, name: &'static str, found: &Findings) -> Op
             let rows = region.wrong_rows.len();
             let which =
                 if rows == all_rows { "every row".into() } else { format!("{rows} rows, the first {from_row}") };
-            Some((Kind::Stale, format!("{name} was not written in {which}: each wrong element is {what}")))
+            Some((Kind::Stale, format!("{name} in {which}: each wrong element is {what}, {}", unwritten(&what))))
         }
         _ => None,
     }
 }
 
+/// What a constant says.
+fn unwritten(constant: &str) -> &'static str {
+    if constant.starts_with("NaN") { "nothing was written, or NaN was computed" } else { "it was not written" }
+}
+
 enum Content {
-    /// The same bits everywhere.
+    /// The same bits everywhere; 0 or NaN where it is one element.
     Constant(String),
     /// What stands elsewhere.
     Copied(String),
@@ -137,6 +144,9 @@ fn content(case: &Case<'_>, name: &str, tensor: &Tensor<'_>, region: &Region, wi
     let is_constant = |bytes: &[u8]| bytes.chunks_exact(size).filter(|one| *one == constant).count() * 50 >= count * 49;
     if region.share >= 0.5 && rows.iter().all(|row| is_constant(tensor.slice(row * width + first, count))) {
         let value = tensor.get(rows[0] * width + first);
+        if rows.len() * count == 1 && value != 0.0 && !value.is_nan() {
+            return None;
+        }
         let bits: String = constant.iter().rev().map(|byte| format!("{byte:02x}")).collect();
         return Some(Content::Constant(if value == 0.0 { "0".into() } else { format!("{value} (bits {bits})") }));
     }

@@ -30,14 +30,14 @@ fn memory_is_at_most_twice_the_tensors() {
         let bytes = std::fs::metadata(&path).unwrap().len();
         let mut judge = Command::new(env!("CARGO_BIN_EXE_rmsnorm-judge"));
         let mut child = judge.arg(&path).args(["--eps", "0", "--quiet"]).stdout(Stdio::null()).spawn().unwrap();
-        let (mut most, mut status) = (0, None);
-        while status.is_none() {
+        let mut most = 0;
+        while child.try_wait().unwrap().is_none() {
             most = most.max(peak(child.id()).unwrap_or(0));
             std::thread::sleep(Duration::from_millis(1));
-            status = child.try_wait().unwrap();
         }
+        let status = child.wait().unwrap();
         println!("{verdict}: {bytes} bytes of tensors, {most} resident at most");
-        assert_eq!(status.unwrap().code(), Some(i32::from(verdict != Verdict::Right)));
+        assert_eq!(status.code(), Some(i32::from(verdict != Verdict::Right)));
         assert!(bytes < most && most <= 2 * bytes, "{verdict}: {bytes} bytes of tensors, {most} resident at most");
     }
 }

@@ -5,4 +5,5 @@ mod files;
 mod kernel;
 mod large;
 mod planted;
+mod program;
 mod right;

@@ -205,6 +205,7 @@ fn rows_and_columns() {
         spoil("columns not written", &p, Kind::ColumnsPast, &["y"], |out| columns(&mut out.y, 256, &|_| 0.0));
         spoil("dw past a threshold", &p, Kind::ColumnsPast, &["dw"], |out| out.dw[256..].fill(0.0));
         spoil("last columns not written", &p, Kind::LastColumns, &["y"], |out| columns(&mut out.y, 296, &|_| 0.0));
+        spoil("the last column not written", &p, Kind::LastColumns, &["dw"], |out| out.dw[300] = 0.0);
         spoil("last columns wrong", &p, Kind::LastColumns, &["dx"], |out| {
             columns(&mut out.dx, 296, &|v| p.format.round(v * 1.5));
         });
@@ -267,6 +268,17 @@ fn memory() {
     spoil("transposed", &p, Kind::Transposed, &["y"], |out| {
         let y = out.y.clone();
         (0..64 * 64).for_each(|i| out.y[i] = y[i % 64 * 64 + i / 64]);
+    });
+}
+
+/// One number that is off, even if it is the last, is no place.
+#[test]
+fn one_number_is_no_place() {
+    in_every_format(|p| {
+        let mut out = run(&p, &Style::PLAIN, Fault::None);
+        out.dw[HIDDEN - 1] = p.format.round(1.1 * out.dw[HIDDEN - 1] + 1.0);
+        let report = judged(&file(&p, &out), &options(&p));
+        assert_eq!((report.verdict, report.looks_like.as_slice()), (Verdict::Outside, &[][..]), "{report}");
     });
 }
 
