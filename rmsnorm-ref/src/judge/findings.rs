@@ -45,8 +45,9 @@ pub(crate) struct Findings {
     pub(crate) single: u64,
     pub(crate) nan: u64,
     pub(crate) infinite: u64,
-    /// Zeros outside the bound.
+    /// Zeros outside the bound, and NaN and infinities there.
     pub(crate) zero: u64,
+    pub(crate) not_finite: u64,
     pub(crate) alarms: u64,
     pub(crate) first_alarm: Option<Place>,
     pub(crate) worst: Option<Place>,
@@ -167,6 +168,7 @@ impl Findings {
 
     fn wrong(&mut self, place: Place, beyond: bool) {
         self.outside += 1;
+        self.not_finite += u64::from(!place.computed.is_finite());
         self.beyond_outside += u64::from(beyond);
         self.histogram[16] += 1;
         self.row_outside[place.row - self.first_row] += 1;
@@ -191,6 +193,7 @@ impl Findings {
             (&mut self.nan, other.nan),
             (&mut self.infinite, other.infinite),
             (&mut self.zero, other.zero),
+            (&mut self.not_finite, other.not_finite),
             (&mut self.alarms, other.alarms),
             (&mut self.signed_count, other.signed_count),
             (&mut self.bias_count, other.bias_count),

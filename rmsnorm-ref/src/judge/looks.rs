@@ -5,7 +5,7 @@
 use super::file::Case;
 use super::findings::Findings;
 use super::mistakes::{eps_to_try, mistakes};
-use super::model::Model;
+use super::model::{Model, Statistic};
 use super::pass::{Outputs, Pass, Scope};
 use super::progress::Progress;
 use super::{accumulators, right, rows_left_out, structure};
@@ -72,9 +72,9 @@ pub(crate) fn looks_like(case: &Case<'_>, pass: &Pass<'_>, outputs: &Outputs) ->
         let found_here = &outputs[name];
         let explained = structure::memory(case, pass, name, found_here)
             .or_else(|| ["dw", "db"].contains(&name).then(|| rows_left_out::explain(case, pass, name)).flatten())
+            .or_else(|| overflows(case, pass, name, found_here))
             .or_else(|| structure::place(case, name, found_here))
             .or_else(|| transposed(case, pass, name, found_here))
-            .or_else(|| cubes(case, pass, name, found_here))
             .or_else(|| accumulators::explain(case, pass, name, found_here));
         if let Some((kind, sentence)) = explained {
             note(&mut found, kind, name, sentence);
@@ -243,30 +243,37 @@ pub(crate) fn eps_that_fit(case: &Case<'_>) -> Vec<f64> {
     fits
 }
 
-/// dx that is not finite in the rows whose rstd³, of which autograd makes it, leaves the range of f32, and wrong in no other.
-fn cubes(case: &Case<'_>, pass: &Pass<'_>, name: &str, found: &Findings) -> Option<(Kind, String)> {
-    if name != "dx" || found.nan + found.infinite < found.outside {
+/// dx that is not finite in rows of which f32 does not hold rstd³, of which autograd makes it, or neither the squares nor Σ wdy·x, and wrong in
+/// no other.
+fn overflows(case: &Case<'_>, pass: &Pass<'_>, name: &str, found: &Findings) -> Option<(Kind, String)> {
+    if name != "dx" || found.not_finite < found.outside {
         return None;
     }
-    let mut z = vec![0.0; case.hidden];
-    let wrong = (0..case.rows).filter(|row| found.row_outside.get(*row).is_some_and(|n| *n > 0));
-    let mut example = None;
-    for row in wrong {
+    let Statistic::Right { eps } = pass.model.statistic else { return None };
+    let (dy, omega) = (case.tensor("dy")?, Format::F32.overflow_threshold());
+    let (mut z, mut dys) = (vec![0.0; case.hidden], vec![0.0; case.hidden]);
+    let (mut cubes, mut squares, mut example) = (true, true, None);
+    for row in (0..case.rows).filter(|row| found.row_outside[*row] > 0) {
         pass.load(row, &mut z);
+        dy.read(row * case.hidden, &mut dys);
+        let weight = |column: usize| case.weight.as_ref().map_or(1.0, |w| w[column] + pass.model.offset);
+        let dot: f64 = (0..case.hidden).map(|column| (dys[column] * weight(column) * z[column]).abs()).sum();
         let rstd = pass.model.statistic.of(&z).rstd;
-        if rstd.powi(3) < Format::F32.overflow_threshold() {
-            return None;
-        }
-        example.get_or_insert((row, rstd));
+        cubes &= rstd.powi(3) >= omega;
+        squares &= dot >= omega && Statistic::SquaresIn { format: Format::F32, eps }.of(&z).v.is_infinite();
+        example.get_or_insert((row, rstd, dot));
     }
-    let (row, rstd) = example?;
-    let wrong = found.outside;
-    Some((
-        Kind::CubesOverflowed,
-        format!(
-            "dx is not finite where rstd³ overflows in f32: row {row} has rstd {rstd:e}; all {wrong} wrong elements are in such rows"
-        ),
-    ))
+    let (row, rstd, dot) = example?;
+    let (kind, what) = match (cubes, squares) {
+        (true, _) => (Kind::CubesOverflowed, format!("rstd³ overflows in f32: row {row} has rstd {rstd:e}")),
+        (_, true) => {
+            let what =
+                format!("squares and Σ |wdy·x| overflow in f32, and 0 meets ∞: the latter is {dot:.1e} in row {row}");
+            (Kind::SquaresOverflowed, what)
+        }
+        _ => return None,
+    };
+    Some((kind, format!("dx is not finite where {what}; all {} wrong elements are in such rows", found.outside)))
 }
 
 /// A square matrix that is right where rows and columns change places.

@@ -52,7 +52,7 @@ pub(crate) fn of_folder(report: &FolderReport) -> String {
             let mark = if outside > 0 { " class=bad" } else { "" };
             let _ = write!(
                 body,
-                "<tr{mark}><td>{class}<td>{output}<td>{outside}<td>{elements}<td>{cases_outside}<td>{cases}<td>{beyond_only}"
+                "<tr{mark}><td>{class}<td>{output}<td class=n>{outside}<td class=n>{elements}<td class=n>{cases_outside}<td class=n>{cases}<td class=n>{beyond_only}"
             );
         }
     }
@@ -115,12 +115,12 @@ fn section(case: &CaseReport, reason: Option<&str>) -> String {
     };
     let _ = write!(
         html,
-        "<p>{} × {}, x in {}, eps {}, weight + {}, {order}.",
+        "<p>{} × {}, x in {}, eps {}{}, {order}.",
         case.rows,
         case.hidden,
         case.x,
         short(case.eps),
-        case.offset
+        if case.offset == 0.0 { "" } else { ", weight + 1" }
     );
     for looks in &case.looks_like {
         let _ = write!(html, "<p class=looks>Looks like: {}.", text(&looks.sentence));
@@ -154,7 +154,7 @@ fn panel(output: &OutputReport) -> String {
         (output.beyond_plain_range_outside, "of these where a plain kernel's intermediates leave the range of f32"),
         (output.nan, "NaN"),
         (output.infinite, "infinite"),
-        (output.zeros_outside, "0 outside the bound"),
+        (output.zeros_outside, "of what is outside are 0"),
         (output.unbounded, "without a bound"),
         (output.may_overflow, "may overflow"),
         (output.one_value_allowed, "of which one value alone is right"),
@@ -177,7 +177,9 @@ fn panel(output: &OutputReport) -> String {
     if let Some(signed) = output.mean_signed_ulp {
         let _ = write!(html, " Mean signed error {} ULP.", figure(signed));
     }
-    if let Some((rows, first, last)) = output.rows_outside {
+    if let Some((rows, first, last)) = output.rows_outside
+        && !["dw", "db"].contains(&output.name)
+    {
         let _ = write!(html, " Rows with something outside: {rows}, from {first} to {last}.");
     }
     if let Some((columns, first, last)) = output.columns_outside {
@@ -185,7 +187,7 @@ fn panel(output: &OutputReport) -> String {
     }
     let _ = write!(
         html,
-        "<div class=row><figure>{}<figcaption>where: the largest error / bound of each cell, rows down</figcaption></figure>",
+        "<div class=row><figure>{}<figcaption>where: the largest error / bound of each cell, rows down; light to dark is 0 to 1, red outside</figcaption></figure>",
         map(&output.map)
     );
     let _ = write!(
@@ -257,8 +259,8 @@ fn whole(title: &str, body: &str) -> String {
          body{{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#1c2430}}\
          h1{{font-size:2.2em;margin:0}}h2{{margin-top:2em;border-top:1px solid #ccd3dc;padding-top:.6em}}h3{{margin:.8em 0 0}}\
          .good{{color:#1d7a3c}}.wrong{{color:#d22f27}}small{{color:#667}}.looks{{background:#fff4d6;padding:.5em .8em;border-left:4px solid #e0a100}}\
-         .note,figcaption{{color:#566}}table{{border-collapse:collapse}}td,th{{padding:.15em .7em;border-bottom:1px solid #dde3ea;text-align:left}}\
-         tr.bad td{{background:#fde8e6}}.row{{display:flex;flex-wrap:wrap;gap:1.5em}}figure{{margin:.6em 0}}svg{{background:#fff;border:1px solid #dde3ea}}\
+         figcaption{{max-width:36em}}.note,figcaption{{color:#566}}table{{border-collapse:collapse}}td,th{{padding:.15em .7em;border-bottom:1px solid #dde3ea;text-align:left}}\
+         td.n{{text-align:right;font-variant-numeric:tabular-nums}}tr.bad td{{background:#fde8e6}}.row{{display:flex;flex-wrap:wrap;gap:1.5em}}figure{{margin:.6em 0}}svg{{background:#fff;border:1px solid #dde3ea}}\
          svg text{{font-size:12px;fill:#556}}figcaption{{font-size:13px}}</style>{body}</html>\n",
         text(title)
     )

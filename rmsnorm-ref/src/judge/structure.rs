@@ -50,11 +50,17 @@ pub(crate) fn memory(case: &Case<'_>, pass: &Pass<'_>, name: &'static str, found
 
 /// Mistakes that show by their place: rows, columns, tiles.
 pub(crate) fn place(case: &Case<'_>, name: &'static str, found: &Findings) -> Option<(Kind, String)> {
+    // Zeros, NaN and infinities are what a plain kernel computes beyond its range: where they stand says which rows are, not what was written.
+    if found.beyond_outside == found.outside && found.not_finite + found.zero == found.outside {
+        return None;
+    }
     let region = Region::of(found)?;
     let (all_rows, all_columns) = (found.row_outside.len(), found.column_outside.len());
     let content = content(case, name, case.tensor(name)?, &region, all_columns);
     let holds = match &content {
-        Some(Content::Constant(what)) => format!(", and all of it is {what}: it was not written"),
+        Some(Content::Constant(what)) => format!(", and all of it is {what}: {}", unwritten(what)),
+        // One number that is off is no place.
+        _ if found.outside == 1 => return None,
         _ => String::new(),
     };
     let dense = region.share >= 0.75;
@@ -107,14 +113,19 @@ pub(crate) fn place(case: &Case<'_>, name: &'static str, found: &Findings) -> Op
             let rows = region.wrong_rows.len();
             let which =
                 if rows == all_rows { "every row".into() } else { format!("{rows} rows, the first {from_row}") };
-            Some((Kind::Stale, format!("{name} was not written in {which}: each wrong element is {what}")))
+            Some((Kind::Stale, format!("{name} in {which}: each wrong element is {what}, {}", unwritten(&what))))
         }
         _ => None,
     }
 }
 
+/// What a constant says.
+fn unwritten(constant: &str) -> &'static str {
+    if constant.starts_with("NaN") { "nothing was written, or NaN was computed" } else { "it was not written" }
+}
+
 enum Content {
-    /// The same bits everywhere.
+    /// The same bits everywhere; 0 or NaN where it is one element.
     Constant(String),
     /// What stands elsewhere.
     Copied(String),
@@ -127,13 +138,15 @@ const ROWS: usize = 1 << 16;
 
 fn content(case: &Case<'_>, name: &str, tensor: &Tensor<'_>, region: &Region, width: usize) -> Option<Content> {
     let (first, count) = (region.columns.start, region.columns.len());
-    let segment = |tensor: &Tensor<'_>, row: usize| tensor.slice(row * width + first, count).to_vec();
     let size = tensor.stored.bytes();
     let constant = tensor.slice(region.wrong_rows[0] * width + first, 1);
     let rows = &region.wrong_rows[..region.wrong_rows.len().min(ROWS)];
     let is_constant = |bytes: &[u8]| bytes.chunks_exact(size).filter(|one| *one == constant).count() * 50 >= count * 49;
     if region.share >= 0.5 && rows.iter().all(|row| is_constant(tensor.slice(row * width + first, count))) {
         let value = tensor.get(rows[0] * width + first);
+        if rows.len() * count == 1 && value != 0.0 && !value.is_nan() {
+            return None;
+        }
         let bits: String = constant.iter().rev().map(|byte| format!("{byte:02x}")).collect();
         return Some(Content::Constant(if value == 0.0 { "0".into() } else { format!("{value} (bits {bits})") }));
     }
@@ -141,7 +154,7 @@ fn content(case: &Case<'_>, name: &str, tensor: &Tensor<'_>, region: &Region, wi
         return None;
     }
     // Where each piece of memory of this width stands otherwise.
-    let mut places: HashMap<Vec<u8>, (String, usize)> = HashMap::new();
+    let mut places: HashMap<&[u8], (&str, usize)> = HashMap::new();
     for other in ["x", "residual", "dy", "dz", "y", "dx", "dw", "db", "weight", "bias"] {
         let Some(theirs) = case.tensor(other).filter(|t| t.stored == tensor.stored && t.len() % width == 0) else {
             continue;
@@ -149,19 +162,19 @@ fn content(case: &Case<'_>, name: &str, tensor: &Tensor<'_>, region: &Region, wi
         for row in 0..(theirs.len() / width).min(ROWS) {
             // What is right in the output itself may have been copied over what is wrong, not the other way.
             if other != name || region.wrong_rows.binary_search(&row).is_err() {
-                places.entry(segment(theirs, row)).or_insert((other.to_owned(), row));
+                places.entry(theirs.slice(row * width + first, count)).or_insert((other, row));
             }
         }
     }
     let varied = |bytes: &[u8]| bytes.chunks_exact(size).any(|one| one != &bytes[..size]);
-    let copied: Vec<(usize, &(String, usize))> = rows
+    let copied: Vec<(usize, (&str, usize))> = rows
         .iter()
         .filter_map(|row| {
-            let piece = segment(tensor, *row);
-            Some((*row, places.get(&piece).filter(|_| varied(&piece))?))
+            let piece = tensor.slice(row * width + first, count);
+            Some((*row, *places.get(piece).filter(|_| varied(piece))?))
         })
         .collect();
-    let (row, (from, at)) = copied.first().map(|(row, (from, at))| (row, (from, at)))?;
+    let &(row, (from, at)) = copied.first()?;
     let enough = copied.len() * 10 >= rows.len() * 9;
     enough.then(|| {
         let part = if count == width { String::new() } else { format!(", columns {first}–{},", first + count - 1) };

@@ -3,5 +3,7 @@
 mod compared;
 mod files;
 mod kernel;
+mod large;
 mod planted;
+mod program;
 mod right;

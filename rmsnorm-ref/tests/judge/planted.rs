@@ -205,6 +205,7 @@ fn rows_and_columns() {
         spoil("columns not written", &p, Kind::ColumnsPast, &["y"], |out| columns(&mut out.y, 256, &|_| 0.0));
         spoil("dw past a threshold", &p, Kind::ColumnsPast, &["dw"], |out| out.dw[256..].fill(0.0));
         spoil("last columns not written", &p, Kind::LastColumns, &["y"], |out| columns(&mut out.y, 296, &|_| 0.0));
+        spoil("the last column not written", &p, Kind::LastColumns, &["dw"], |out| out.dw[300] = 0.0);
         spoil("last columns wrong", &p, Kind::LastColumns, &["dx"], |out| {
             columns(&mut out.dx, 296, &|v| p.format.round(v * 1.5));
         });
@@ -270,6 +271,17 @@ fn memory() {
     });
 }
 
+/// One number that is off, even if it is the last, is no place.
+#[test]
+fn one_number_is_no_place() {
+    in_every_format(|p| {
+        let mut out = run(&p, &Style::PLAIN, Fault::None);
+        out.dw[HIDDEN - 1] = p.format.round(1.1 * out.dw[HIDDEN - 1] + 1.0);
+        let report = judged(&file(&p, &out), &options(&p));
+        assert_eq!((report.verdict, report.looks_like.as_slice()), (Verdict::Outside, &[][..]), "{report}");
+    });
+}
+
 #[test]
 fn none_where_none_fits() {
     let p = Problem::new(ROWS, HIDDEN, Format::F32, 12);
@@ -281,4 +293,32 @@ fn none_where_none_fits() {
     let report = judged(&file(&p, &out), &options(&p));
     assert_eq!(report.verdict, Verdict::Outside);
     assert!(report.looks_like.is_empty(), "{report}");
+}
+
+/// Beyond the range of f32 NaN is what arithmetic makes, even if it is everywhere: nobody says that it was not written.
+#[test]
+fn all_nan_beyond_the_range() {
+    let autograd = Style { cubed: true, ..Style::PLAIN };
+    for format in [Format::F32, Format::Bf16] {
+        let mut p = Problem::new(ROWS, HIDDEN, format, 15);
+        p.eps = 0.0;
+        let problem = p.clone();
+        let scaled = |values: &[f32], by: f64| values.iter().map(|v| format.round(f64::from(*v) * by) as f32).collect();
+        // rstd³·Σ wdy·x is ∞·0.
+        p.x = scaled(&problem.x, 1e-15);
+        p.dy = scaled(&problem.dy, 1e-33);
+        let out = run(&p, &autograd, Fault::None);
+        assert!(out.dx.iter().all(|dx| dx.is_nan()));
+        demand("0 times rstd cubed", &p, &options(&p), &file(&p, &out), Kind::CubesOverflowed, &["dx"]);
+        // It is 0·∞.
+        p.x = scaled(&problem.x, 1e37);
+        p.dy = scaled(&problem.dy, 1e6);
+        let out = run(&p, &autograd, Fault::None);
+        assert!(out.dx.iter().all(|dx| dx.is_nan()));
+        demand("0 times a sum", &p, &options(&p), &file(&p, &out), Kind::SquaresOverflowed, &["y", "rstd", "dx", "dw"]);
+        // Whoever wrote nothing within the range is still told.
+        let mut out = run(&problem, &autograd, Fault::None);
+        out.dx.fill(f64::NAN);
+        demand("nothing written", &problem, &options(&problem), &file(&problem, &out), Kind::Stale, &["dx"]);
+    }
 }
