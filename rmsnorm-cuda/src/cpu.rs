@@ -138,6 +138,11 @@ impl Executor for Cpu {
     }
 }
 
+/// Runs a job with the widest instruction set that there is.
+fn vectorized<J: WithSimd>(job: J) -> J::Output {
+    pulp::Arch::new().dispatch(job)
+}
+
 // Forward -----------------------------------------------------------------------------------------------------------------
 
 /// `sum`: what is added to x, and where the sums go. Beside the weight, the bias.
@@ -163,12 +168,12 @@ fn forward<T: Packed>(
             let first_row = job * rows_per_job;
             let (x, first_row) = match (residual, z.as_mut()) {
                 (Some(residual), Some(z)) => {
-                    pulp::Arch::new().dispatch(Sums { x, residual, first_row, hidden, y: &y, z: &mut *z });
+                    vectorized(Sums { x, residual, first_row, hidden, y: &y, z: &mut *z });
                     (Some(Read::Written(z)), 0)
                 }
                 _ => (memory(x), first_row),
             };
-            pulp::Arch::new().dispatch(ForwardJob { x, weight, bias, eps, twice, first_row, y: &mut y, rstd, acc });
+            vectorized(ForwardJob { x, weight, bias, eps, twice, first_row, y: &mut y, rstd, acc });
         },
     )
 }
@@ -331,7 +336,7 @@ fn backward<T: Packed>(
             sums.fill(0.0); // Where chains start.
             let job =
                 BackwardJob { of, weight, twice, groups, first_group, steps, partials: &mut *sums, acc, squares_acc };
-            pulp::Arch::new().dispatch(job);
+            vectorized(job);
             partials.copy_from_slice(sums);
         },
     )

@@ -3,6 +3,7 @@
 use super::convert::Packed;
 use super::memory::Read;
 use super::threads::{JOB, share};
+use super::vectorized;
 use crate::Error;
 use crate::arith::{chain, fold, total};
 use pulp::{Simd, WithSimd};
@@ -19,7 +20,7 @@ pub(super) fn bias_partials<T: Packed>(
         partials.chunks_mut(per_job * hidden).collect(),
         || (),
         |_, job, partials: &mut [f32]| {
-            pulp::Arch::new().dispatch(BiasJob { dy, rows, hidden, groups, first_group: job * per_job, partials });
+            vectorized(BiasJob { dy, rows, hidden, groups, first_group: job * per_job, partials });
         },
     )
 }

@@ -208,15 +208,8 @@ fn program(mutants: &[&Mutant], main: &str) -> String {
 }
 
 /// A copy of the CPU executor for one instruction set, which every machine has: a defect is in all of them, and each takes as long to compile.
-const SCALAR: [Patch; 3] = [
-    Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(sums);", to: "pulp::Scalar.vectorize(sums);" },
-    Patch {
-        file: "cpu.rs",
-        from: "pulp::Arch::new().dispatch(ForwardJob {",
-        to: "pulp::Scalar.vectorize(ForwardJob {",
-    },
-    Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(job);", to: "pulp::Scalar.vectorize(job);" },
-];
+const SCALAR: [Patch; 1] =
+    [Patch { file: "cpu.rs", from: "pulp::Arch::new().dispatch(job)", to: "pulp::Scalar.vectorize(job)" }];
 
 /// A copy that takes other texts of its kernel sources where it is told to.
 const TOLD: [Patch; 2] = [
