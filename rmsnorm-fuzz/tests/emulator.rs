@@ -167,8 +167,8 @@ fn nothing_is_copied_from_outside_an_operand() {
         return;
     }
     const CLAMPED: &str = "            if (from < (const unsigned char*)operand) from += 16;\n            \
-                           if (to > (const unsigned char*)(operand + (rows - 1) * stride + hidden)) to -= 16;\n";
-    const CHECKED: &str = "            if (from < (const unsigned char*)operand || (const T*)to > operand + (rows - 1) * stride + hidden) \
+                           if (to > (const unsigned char*)(last + hidden)) to -= 16;\n";
+    const CHECKED: &str = "            if (from < (const unsigned char*)operand || (const T*)to > last + hidden) \
                            emulator::fail(emulator::TOO_LARGE);\n";
     let place = |offset, gap| Place { offset, gap };
     for (offset, gap) in [(0, Gap::None), (1, Gap::None), (6, Gap::Elements(2)), (3, Gap::Broadcast)] {
