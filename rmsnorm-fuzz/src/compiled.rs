@@ -241,6 +241,15 @@ pub const EXCEPTIONS: &[Exception] = &[
         reason: "64 registers are all that 1024 threads have; rows that are not on 16 bytes; not timed there",
     },
     Exception {
+        kernel: "backward",
+        of: |unit| {
+            unit.capability != (9, 0)
+                && matches!(unit.module, Module::Backward { rows, .. } if rows.class.is_clustered() && !rows.exact)
+        },
+        bytes_max: 276,
+        reason: "128 registers are all that 512 threads have; rows that a cluster shares and whose width is no constant; not timed there",
+    },
+    Exception {
         kernel: "backward_few",
         of: |unit| matches!(unit.module, Module::BackwardFew { span: 16, .. }),
         bytes_max: 64,
@@ -251,6 +260,24 @@ pub const EXCEPTIONS: &[Exception] = &[
         of: |unit| unit.module.class().is_some_and(|class| class.pack == 4),
         bytes_max: 16,
         reason: "128 registers a thread; where the width is no constant two values go to the first cache and back once a block; not timed",
+    },
+    Exception {
+        kernel: "backward",
+        of: |unit| matches!(unit.module, Module::Backward { rows, .. } if rows.two_levels && rows.class.is_streamed()),
+        bytes_max: 52,
+        reason: "64 registers are all that 1024 threads have; where two levels of rows lie takes some; not timed",
+    },
+    Exception {
+        kernel: "backward_few",
+        of: |unit| matches!(unit.module, Module::BackwardFew { rows, span: 16, .. } if rows.two_levels),
+        bytes_max: 80,
+        reason: "as of one level, and where two levels of rows lie takes some more; not timed",
+    },
+    Exception {
+        kernel: "forward_few",
+        of: |unit| matches!(unit.module, Module::ForwardFew { rows, .. } if rows.two_levels && rows.class.threads() == 1024),
+        bytes_max: 24,
+        reason: "64 registers are all that 1024 threads have; where two levels of rows lie takes some; not timed",
     },
     Exception {
         kernel: "forward",

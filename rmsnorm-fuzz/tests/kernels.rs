@@ -48,7 +48,8 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             for direction in Direction::BOTH {
                 for (i, wanted) in classes(direction, dtype).into_iter().enumerate() {
                     let has_turn = is_hopper || dtype == Dtype::F32 || (dtype == Dtype::F16) == i.is_multiple_of(2);
-                    let of_class: Vec<&Unit> = of_dtype.iter().filter(|unit| is_of(unit, direction, wanted)).collect();
+                    let is_candidate = |unit: &&Unit| is_of(unit, direction, wanted) && !has_two_levels(unit);
+                    let of_class: Vec<&Unit> = of_dtype.iter().filter(is_candidate).collect();
                     // Not every GPU has clusters.
                     let one = of_class.get((7 * i + arch.sm_count as usize) % of_class.len().max(1));
                     chosen.extend(one.filter(|_| has_turn).copied());
@@ -69,6 +70,11 @@ fn key(unit: &Unit) -> Option<((u32, u32), bool, usize, Class)> {
             None
         }
     }
+}
+
+/// Of rows, and these of two levels: on other GPUs than Hoppers those of one level stand for them.
+fn has_two_levels(unit: &Unit) -> bool {
+    matches!(unit.module, Module::Forward { rows, .. } | Module::Backward { rows, .. } if rows.two_levels)
 }
 
 fn is_few(unit: &Unit) -> bool {

@@ -165,7 +165,8 @@ impl Layer {
     /// update; to be launched by [`Kernels::forward_on`].
     ///
     /// ```no_run
-    /// # use rmsnorm_cuda::{bf16, cuda::{Kernels, Layer, cudarc::driver::{CudaSlice, CudaStream}}, Error, Forward, Residual, Rows};
+    /// # use rmsnorm_cuda::cudarc::driver::{CudaSlice, CudaStream};
+    /// # use rmsnorm_cuda::{bf16, cuda::{Kernels, Layer}, Error, Forward, Residual, Rows};
     /// # use std::sync::Arc;
     /// # fn block(kernels: &Kernels, layer: &Layer, stream: &Arc<CudaStream>, hidden: usize,
     /// #     x: &CudaSlice<bf16>, residual: &CudaSlice<bf16>, z: &mut CudaSlice<bf16>, y: &mut CudaSlice<bf16>) -> Result<(), Error> {
@@ -179,7 +180,7 @@ impl Layer {
         y: impl Into<GpuSliceMut<'a>>,
     ) -> Forward<GpuSlice<'a>, GpuSliceMut<'a>> {
         let (norm, x) = (self.norm, x.into());
-        let call = Forward::new(norm.shape(&x), norm.eps, x, y.into());
+        let call = Forward::new(norm.shape(x.len()), norm.eps, x, y.into());
         Forward { weight_offset: norm.weight_offset, rounding: norm.rounding, ..call }
     }
 
@@ -196,7 +197,7 @@ impl Layer {
             rounding: norm.rounding,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             rstd: rstd.map(Vector::from),
-            ..Forward::in_place((x.len().div_ceil(norm.hidden), norm.hidden), norm.eps, x)
+            ..Forward::in_place(norm.shape(x.len()), norm.eps, x)
         };
         self.kernels.forward_in_place_on(&self.stream, call)
     }
@@ -245,7 +246,7 @@ impl Layer {
             rounding: norm.rounding,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: GpuSliceMut::from(scratch).into() }),
-            ..Backward::in_place(norm.shape(&x), x, rstd.into(), dy.into())
+            ..Backward::in_place(norm.shape(x.len()), x, rstd.into(), dy.into())
         };
         kernels.backward_in_place_on(stream, call)
     }
@@ -265,13 +266,13 @@ impl Norm {
             rounding: self.rounding,
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: of_dw.into() }),
             db: db.map(|db| BiasGradient { db: db.into(), scratch: of_db.into() }),
-            ..Backward::new(self.shape(&x), x, rstd, dy, dx)
+            ..Backward::new(self.shape(x.len()), x, rstd, dy, dx)
         }
     }
 
-    /// Of the rows that x is.
-    fn shape(self, x: &GpuSlice) -> (usize, usize) {
-        (x.len().div_ceil(self.hidden), self.hidden)
+    /// Of the rows that so many elements are.
+    fn shape(self, elements: usize) -> (usize, usize) {
+        (elements.div_ceil(self.hidden), self.hidden)
     }
 }
 
