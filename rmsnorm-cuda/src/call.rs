@@ -239,13 +239,18 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
+        self.checked().map(drop)
+    }
+
+    /// The operands, if this call can be carried out.
+    pub(crate) fn checked(&self) -> Result<Table, Error> {
         check_shape(self.rows, self.inner, self.hidden)?;
         // Bits, since a thread that flushes takes a negative subnormal for zero.
         let bits = self.eps.to_bits();
         if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {
             return Err(Error::Eps { got: self.eps });
         }
-        view::check(&self.operands())
+        view::check(self.operands())
     }
 }
 
@@ -337,8 +342,13 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
 
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
+        self.checked().map(drop)
+    }
+
+    /// The operands, if this call can be carried out.
+    pub(crate) fn checked(&self) -> Result<Table, Error> {
         check_shape(self.rows, self.inner, self.hidden)?;
-        view::check(&self.operands())
+        view::check(self.operands())
     }
 }
 

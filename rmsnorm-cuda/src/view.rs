@@ -62,7 +62,7 @@ pub struct Levels {
 }
 
 impl Levels {
-    fn one(stride: usize) -> Levels {
+    pub(crate) fn one(stride: usize) -> Levels {
         Levels { inner: 1, stride, inner_stride: 0 }
     }
 
@@ -304,10 +304,10 @@ impl TableLine {
     }
 }
 
-/// Whether a call may have these operands.
-pub(crate) fn check(table: &Table) -> Result<(), Error> {
+/// These operands, if a call may have them.
+pub(crate) fn check(table: Table) -> Result<Table, Error> {
     let mut extents = ArrayVec::<Extent, OPERANDS_MAX>::new();
-    for line in table {
+    for line in &table {
         extents.push(line.check()?);
     }
     for (i, output) in table.iter().enumerate().filter(|(_, line)| line.role != Role::Read) {
@@ -322,7 +322,7 @@ pub(crate) fn check(table: &Table) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    Ok(table)
 }
 
 /// Whether an output of a checked call has the rows of an input.

@@ -22,9 +22,9 @@ impl Executor for Literal {
         let w = effective(&call.weight, call.weight_offset, call.hidden);
         let bias = call.bias.map(|bias| get_all(bias.data, bias.offset..bias.offset + call.hidden));
         for i in 0..call.rows {
-            let mut z = elements(&call.x, first(&call.x, i, call.inner), 0..call.hidden);
+            let mut z = elements(&call.x, i, call.inner, 0..call.hidden);
             if let Some(sum) = &mut call.residual {
-                let residual = elements(&sum.residual, first(&sum.residual, i, call.inner), 0..call.hidden);
+                let residual = elements(&sum.residual, i, call.inner, 0..call.hidden);
                 z.iter_mut().zip(residual).for_each(|(z, residual)| *z += residual);
                 let at = first(&sum.z, i, call.inner);
                 put_all(&mut sum.z.data, at, &z);
@@ -55,12 +55,11 @@ impl Executor for Literal {
         let n = call.hidden;
         let w = effective(&call.weight, call.weight_offset, n);
         for i in 0..call.rows {
-            let z = elements(&call.x, first(&call.x, i, call.inner), 0..n);
+            let z = elements(&call.x, i, call.inner, 0..n);
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             let (x_hat, root) = normalised(&z, rstd);
-            let wdy: Vec<f32> =
-                elements(&call.dy, first(&call.dy, i, call.inner), 0..n).iter().zip(&w).map(|(dy, w)| dy * w).collect();
-            let dz = call.dz.as_ref().map(|dz| elements(dz, first(dz, i, call.inner), 0..n));
+            let wdy: Vec<f32> = elements(&call.dy, i, call.inner, 0..n).iter().zip(&w).map(|(dy, w)| dy * w).collect();
+            let dz = call.dz.as_ref().map(|dz| elements(dz, i, call.inner, 0..n));
             let c = reduce(row_order(n).dot_chains, n, 1, |j, _| (wdy[j], x_hat[j]))[0] / n as f32;
             let dx = |j: usize| {
                 let t = (-x_hat[j]).mul_add(c, wdy[j]);
@@ -95,10 +94,10 @@ pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             // Only a row whose rstd is +Inf must be read whole.
             let read = if rstd == f32::INFINITY { 0..call.hidden } else { columns.clone() };
-            let z = elements(&call.x, first(&call.x, i, call.inner), read.clone());
+            let z = elements(&call.x, i, call.inner, read.clone());
             let x_hat = &normalised(&z, rstd).0[columns.start - read.start..][..columns.len()];
             h = x_hat.iter().map(|x_hat| factor(*x_hat, call.rounding, call.x.data.dtype())).collect();
-            (row, dy) = (i, elements(&call.dy, first(&call.dy, i, call.inner), columns.clone()));
+            (row, dy) = (i, elements(&call.dy, i, call.inner, columns.clone()));
         }
         (dy[j], h[j])
     })
@@ -109,7 +108,7 @@ pub(crate) fn db_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
     let (mut row, mut dy) = (usize::MAX, Vec::new());
     reduce(column_order(call.rows, call.hidden).groups, call.rows, columns.len(), |i, j| {
         if row != i {
-            (row, dy) = (i, elements(&call.dy, first(&call.dy, i, call.inner), columns.clone()));
+            (row, dy) = (i, elements(&call.dy, i, call.inner, columns.clone()));
         }
         (dy[j], 1.0)
     })
@@ -167,8 +166,9 @@ fn first<D>(view: &Rows<D>, i: usize, inner: usize) -> usize {
     view.offset + view.outer_stride.map_or(i * view.row_stride, |outer| i / inner * outer + i % inner * view.row_stride)
 }
 
-/// Some of the row that begins at `first`.
-fn elements(view: &Rows<Slice<'_>>, first: usize, columns: Range<usize>) -> Vec<f32> {
+/// Some of row `i`.
+fn elements(view: &Rows<Slice<'_>>, i: usize, inner: usize, columns: Range<usize>) -> Vec<f32> {
+    let first = first(view, i, inner);
     get_all(view.data, first + columns.start..first + columns.end)
 }
 

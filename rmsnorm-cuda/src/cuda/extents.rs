@@ -30,7 +30,7 @@ impl Extent {
 
     /// So many elements from the start of the buffer.
     pub(super) fn whole(len: usize) -> Extent {
-        Extent { offset: 0, levels: Levels { inner: 1, stride: 0, inner_stride: 0 }, count: 1, len }
+        Extent { offset: 0, levels: Levels::one(0), count: 1, len }
     }
 
     /// The pieces, in bytes.

@@ -138,21 +138,19 @@ pub struct Kernel {
 pub type Steps = ArrayVec<Step, 5>;
 
 /// What decides how a forward call is launched.
-fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>) -> Calls {
-    let table = call.operands();
+fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>, table: &Table) -> Calls {
     Calls {
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         rounding: call.rounding,
         bias: call.bias.map(|b| b.data.dtype),
         residual: call.residual.is_some(),
-        ..kind_of(&table, (call.rows, call.hidden), call.x.data.dtype)
+        ..kind_of(table, (call.rows, call.hidden), call.x.data.dtype)
     }
 }
 
 /// The same of a backward call.
-fn kind_of_backward(call: &Backward<DeviceMemory, DeviceMemory>) -> Calls {
-    let table = call.operands();
+fn kind_of_backward(call: &Backward<DeviceMemory, DeviceMemory>, table: &Table) -> Calls {
     Calls {
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
@@ -160,7 +158,7 @@ fn kind_of_backward(call: &Backward<DeviceMemory, DeviceMemory>) -> Calls {
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
         db: call.db.as_ref().map(|gradient| gradient.db.data.dtype),
         dz: call.dz.is_some(),
-        ..kind_of(&table, (call.rows, call.hidden), call.x.data.dtype)
+        ..kind_of(table, (call.rows, call.hidden), call.x.data.dtype)
     }
 }
 
@@ -176,12 +174,12 @@ fn kind_of(table: &Table, shape: (usize, usize), dtype: Dtype) -> Calls {
 
 /// What a checked forward call does, in order.
 pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> Result<Steps, Error> {
-    call.check()?;
+    let table = call.checked()?;
     let mut steps = Steps::new();
     if call.rows == 0 {
         return Ok(steps);
     }
-    let calls = kind_of_forward(call);
+    let calls = kind_of_forward(call, &table);
     let plan = plan::forward(&calls, tuning);
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan;
     let shape = call.shape();
@@ -235,7 +233,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
 
 /// What a checked backward call does, in order.
 pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> Result<Steps, Error> {
-    call.check()?;
+    let table = call.checked()?;
     let mut steps = Steps::new();
     if call.rows == 0 {
         // All zero bytes are +0.0 in every element type, and no scratch is read.
@@ -247,7 +245,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         steps.extend(gradients.into_iter().flatten().map(clear));
         return Ok(steps);
     }
-    let calls = kind_of_backward(call);
+    let calls = kind_of_backward(call, &table);
     let plan = plan::backward(&calls, tuning);
     // First what reads all rows: they may be those of dx.
     if let (Some(plan), Some(BiasGradient { db, scratch })) = (plan.bias, &call.db) {

@@ -58,6 +58,23 @@ pub(super) fn kernels(case: &Case, tuning: &Tuning, in_place: bool) -> [String; 
     ]
 }
 
+/// All that [`kernels`] can name.
+pub(super) fn every_kernel(in_place: bool) -> BTreeSet<String> {
+    let held = ["kept", "reread", "ring"].map(|source| format!("backward held {source}"));
+    let both = ["forward held", "forward streamed", "backward streamed reread"].map(String::from);
+    let both = held.into_iter().chain(both);
+    let both = both.flat_map(|kernel| ["aligned", "unaligned"].map(|layout| format!("{kernel} {layout}")));
+    let one = [
+        "forward few aligned",
+        "forward staged unaligned",
+        "forward cluster aligned",
+        "backward cluster cluster aligned",
+    ];
+    // In place few rows have the kernels of more in backward.
+    let few = (!in_place).then_some("backward few kept aligned");
+    both.chain(one.into_iter().chain(few).map(String::from)).collect()
+}
+
 /// Every kind of kernel, rows aligned and not, and rows that must be scaled.
 #[test]
 fn every_kernel_in_place() {
@@ -108,19 +125,7 @@ fn every_kernel_in_place() {
     // Two clusters with all rows, and two blocks with all groups: rings are filled again and again.
     demand_in_place(|| emulator(Arch::H200, Some(8), 4), &[case(31, 20_000, F32, PLAIN)]);
     demand_in_place(|| emulator(Arch::H200, Some(2), 5), &[case(40, 2048, Bf16, PLAIN), case(40, 2049, Bf16, ODD)]);
-    let held = ["kept", "reread", "ring"]
-        .map(|source| ["aligned", "unaligned"].map(|l| format!("backward held {source} {l}")));
-    let others = [
-        "forward few aligned",
-        "forward staged unaligned",
-        "forward cluster aligned",
-        "backward cluster cluster aligned",
-    ]
-    .map(String::from);
-    let both = ["forward held", "forward streamed", "backward streamed reread"]
-        .map(|kernel| ["aligned", "unaligned"].map(|layout| format!("{kernel} {layout}")));
-    let all: BTreeSet<String> = held.into_iter().chain(both).flatten().chain(others).collect();
-    assert_eq!(seen, all);
+    assert_eq!(seen, every_kernel(true));
 }
 
 /// The kernels' defects of the list that are about calls in place, where the defect is in a kernel.

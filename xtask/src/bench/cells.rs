@@ -23,6 +23,11 @@ impl Cell {
         Cell { dtype, rows, hidden, residual: false, bias: false, moved: false }
     }
 
+    /// 2^28 bytes a tensor.
+    fn large(dtype: Dtype, hidden: usize) -> Cell {
+        Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden)
+    }
+
     /// Size of x, and of y, dy and dx.
     pub(super) fn tensor_bytes(&self) -> usize {
         self.rows * self.hidden * self.dtype.bytes()
@@ -209,14 +214,13 @@ pub(super) fn is_large(cell: Cell) -> bool {
 
 /// A report of a GPU that leaves one of these out is partial. 2^28 bytes a tensor where the rows are many.
 pub(super) fn required_cuda() -> Vec<Cell> {
-    let large = |dtype: Dtype, hidden: usize| Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden);
     let mut cells = Vec::new();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
-        cells.extend(MIDDLE.map(|hidden| large(dtype, hidden)));
+        cells.extend(MIDDLE.map(|hidden| Cell::large(dtype, hidden)));
         cells.extend([4096, 7168].map(|hidden| Cell::new(dtype, 4096, hidden)));
     }
-    cells.extend(NARROW_AND_WIDE.map(|hidden| large(Dtype::Bf16, hidden)));
-    cells.push(large(Dtype::F32, 65536));
+    cells.extend(NARROW_AND_WIDE.map(|hidden| Cell::large(Dtype::Bf16, hidden)));
+    cells.push(Cell::large(Dtype::F32, 65536));
     cells.extend(ODD_AND_FEW_ROWS.map(|(rows, hidden)| Cell::new(Dtype::Bf16, rows, hidden)));
     cells
 }
@@ -225,15 +229,14 @@ pub(super) fn required_cuda() -> Vec<Cell> {
 #[cfg(any(feature = "cuda", test))]
 pub(super) fn default_cuda() -> Vec<Cell> {
     let mut cells = required_cuda();
-    let large = |dtype: Dtype, hidden: usize| Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden);
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
-        cells.extend(FURTHER.map(|hidden| large(dtype, hidden)));
+        cells.extend(FURTHER.map(|hidden| Cell::large(dtype, hidden)));
     }
     cells.extend(FURTHER_FEW_ROWS.map(|(rows, hidden)| Cell::new(Dtype::Bf16, rows, hidden)));
-    cells.extend(WITH_RESIDUAL.map(|hidden| Cell { residual: true, ..large(Dtype::Bf16, hidden) }));
-    cells.push(Cell { bias: true, ..large(Dtype::Bf16, 4096) });
+    cells.extend(WITH_RESIDUAL.map(|hidden| Cell { residual: true, ..Cell::large(Dtype::Bf16, hidden) }));
+    cells.push(Cell { bias: true, ..Cell::large(Dtype::Bf16, 4096) });
     cells.extend(ODD.map(|(dtype, rows, hidden)| Cell::new(dtype, rows, hidden)));
-    cells.push(Cell { moved: true, ..large(Dtype::Bf16, 4096) });
+    cells.push(Cell { moved: true, ..Cell::large(Dtype::Bf16, 4096) });
     let mut seen = std::collections::HashSet::new();
     cells.retain(|cell| seen.insert(*cell));
     cells
@@ -241,9 +244,8 @@ pub(super) fn default_cuda() -> Vec<Cell> {
 
 /// The same for a report of a CPU.
 pub(super) fn required_cpu() -> Vec<Cell> {
-    let large = |dtype: Dtype, hidden: usize| Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden);
     let hiddens = MIDDLE.into_iter().filter(|&hidden| hidden.is_power_of_two() && hidden >= 1024);
-    hiddens.flat_map(|hidden| [Dtype::F32, Dtype::Bf16].map(|dtype| large(dtype, hidden))).collect()
+    hiddens.flat_map(|hidden| [Dtype::F32, Dtype::Bf16].map(|dtype| Cell::large(dtype, hidden))).collect()
 }
 
 /// Whether `--quick` measures it.
