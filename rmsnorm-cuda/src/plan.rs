@@ -194,7 +194,9 @@ fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Cla
 /// Stages, and their shared memory, where there is to be a ring.
 fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let arch = &tuning.arch;
-    if calls.hidden <= NARROW || arch.compute_capability < (9, 0) {
+    // A bulk copy of a row that is aligned takes whole words of 16 bytes, and a pack of four 16-bit elements is half of one.
+    let is_in_words = (calls.hidden * calls.dtype.bytes()).is_multiple_of(16) || !is_aligned(class, calls);
+    if calls.hidden <= NARROW || arch.compute_capability < (9, 0) || !is_in_words {
         return None;
     }
     let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch(class, calls);

@@ -234,6 +234,22 @@ fn few_rows_have_a_kernel_in_forward() {
     assert_eq!(of(1 << 30, &Tuning { shares: Some(4), ..tuning }), None);
 }
 
+/// Whichever class is chosen: a copy that is no whole number of words never arrives.
+#[test]
+fn a_ring_of_aligned_rows_has_whole_words() {
+    for (dtype, hidden) in
+        Dtype::ALL.into_iter().flat_map(|dtype| (1..=HELD_MAX).step_by(4).map(move |n| (dtype, n + 3)))
+    {
+        for class in variants(hidden, dtype) {
+            let tuning = Tuning { backward: Some(class), ..Tuning::of(Arch::H200) };
+            let plan = backward(&Calls { rows: 1000, ..calls(hidden, dtype) }, &tuning);
+            let has_ring = matches!(plan.source, Source::Ring { .. } | Source::Cluster { .. });
+            let is_whole = (hidden * dtype.bytes()).is_multiple_of(16);
+            assert!(!has_ring || !plan.rows.aligned || is_whole, "{hidden} {dtype}: {plan}");
+        }
+    }
+}
+
 /// Rows that are not aligned arrive by a ring as others do, whose stages have room for their words; what is not planned for them says so.
 #[test]
 fn unaligned_rows_have_a_ring() {
