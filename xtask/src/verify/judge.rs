@@ -6,13 +6,14 @@
 use super::CUDA;
 use super::display::{Progress, in_short};
 use super::report::{Failure, Machine, Row};
+use crate::record::tell;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rmsnorm_fuzz::case::WeightKind;
 use rmsnorm_fuzz::sets::Item;
 use rmsnorm_fuzz::{Outcome, PROPERTIES, Property, Subject, Tried, property, try_case};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Which properties a case is tried with.
@@ -72,35 +73,25 @@ impl<'a> Judge<'a> {
         let (large, small) = order.split_at(order.partition_point(|i| elements(*i) > LARGE));
         let progress = Progress::new(what, items.len());
         let threads = rayon::current_num_threads();
+        let under_way = Mutex::new(BTreeSet::new());
+        let (ended, endings) = mpsc::channel();
         std::thread::scope(|scope| {
+            // A kernel that hangs says nothing itself.
+            scope.spawn(|| at_silence(endings, SILENCE, || tell_of(&under_way)));
             // It waits for copies of many gigabytes, and for nothing else.
             items.iter().filter(|item| item.name == IDLE).for_each(|item| drop(scope.spawn(|| self.far_rows(item))));
-            self.judge_by_size(items, [(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)], &depth, &progress)
-        })
-    }
-
-    fn judge_by_size(
-        &self,
-        items: &[Item],
-        parts: [(&[usize], usize); 2],
-        depth: &(impl Fn(usize) -> Depth + Sync),
-        progress: &Progress,
-    ) -> anyhow::Result<()> {
-        let threads = rayon::current_num_threads();
-        for (order, workers) in parts {
-            let next = AtomicUsize::new(0);
-            let work = || {
-                while let Some(i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    self.judge_case(&items[*i], depth(*i));
-                    progress.tick();
-                }
+            let judge = |i: usize| {
+                let name = items[i].name.as_str();
+                under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+                self.judge_case(&items[i], depth(i));
+                under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+                progress.tick();
+                ended.send(()).ok(); // Without a listener there is nothing to tell.
             };
-            // A pool for each worker: a shared one would begin a new case whenever it waits within another.
-            let pool = |_| ThreadPoolBuilder::new().num_threads(threads / workers).build();
-            let pools: Vec<ThreadPool> = (0..workers.min(order.len())).map(pool).collect::<Result<_, _>>()?;
-            std::thread::scope(|scope| pools.iter().for_each(|pool| drop(scope.spawn(|| pool.install(work)))));
-        }
-        Ok(())
+            let judged = by_size([(large, threads.min(LARGE_SIDE_BY_SIDE)), (small, threads)], judge);
+            drop(ended);
+            judged
+        })
     }
 
     /// Tries one item by itself.
@@ -178,6 +169,40 @@ impl<'a> Judge<'a> {
     }
 }
 
+/// Tries each part's items, so many side by side.
+fn by_size(parts: [(&[usize], usize); 2], judge: impl Fn(usize) + Sync) -> anyhow::Result<()> {
+    let threads = rayon::current_num_threads();
+    for (order, workers) in parts {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                judge(*i);
+            }
+        };
+        // A pool for each worker: a shared one would begin a new case whenever it waits within another.
+        let pool = |_| ThreadPoolBuilder::new().num_threads(threads / workers).build();
+        let pools: Vec<ThreadPool> = (0..workers.min(order.len())).map(pool).collect::<Result<_, _>>()?;
+        std::thread::scope(|scope| pools.iter().for_each(|pool| drop(scope.spawn(|| pool.install(work)))));
+    }
+    Ok(())
+}
+
+fn tell_of(under_way: &Mutex<BTreeSet<&str>>) {
+    let names: Vec<&str> = under_way.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    tell(format_args!("  none of these has ended for {} s: {}", SILENCE.as_secs(), names.join(", ")));
+}
+
+/// Calls `say` whenever none has ended for so long.
+fn at_silence(endings: mpsc::Receiver<()>, patience: Duration, say: impl Fn()) {
+    loop {
+        match endings.recv_timeout(patience) {
+            Ok(()) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => say(),
+        }
+    }
+}
+
 /// Whether the subject has what the property is about. (The CPU has no launches.)
 fn can_be_tried(property: &Property, subject: &Subject) -> bool {
     match property.name {
@@ -200,5 +225,26 @@ const FAR_ROWS: &str = "far rows";
 const FAILURES: &str = "launch failures";
 /// Up to so many elements a case takes less than 300 MB, whatever is tried.
 const LARGE: usize = 1 << 22;
+/// No case takes so long, whatever is compiled for it.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Larger ones take 1 GB.
 const LARGE_SIDE_BY_SIDE: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_told_of_until_all_have_ended() {
+        let said = AtomicUsize::new(0);
+        let (ended, endings) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| at_silence(endings, Duration::from_millis(20), || _ = said.fetch_add(1, Ordering::Relaxed)));
+            while said.load(Ordering::Relaxed) < 2 {
+                std::thread::yield_now();
+            }
+            ended.send(()).expect("a listener");
+            drop(ended);
+        });
+    }
+}
