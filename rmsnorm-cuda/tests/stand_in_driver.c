@@ -10,7 +10,7 @@
 //   STAND_IN_COMPILE_MS  milliseconds that a compilation takes, 0 without
 //   STAND_IN_POOLS    whether the device has memory pools, 1 without
 //
-// A function is left out with the compiler's option -Dname=absent_name. NVRTC knows the architectures that NVRTC_ARCHS was defined as,
+// A function is left out with the compiler's option -Dname=absent_name, NVRTC with -DWITHOUT_NVRTC. NVRTC knows the architectures that NVRTC_ARCHS was defined as,
 // or 80 and 90.
 #include <pthread.h>
 #include <stdarg.h>
@@ -324,6 +324,7 @@ Result cuLaunchKernel(const struct function *f, unsigned gx, unsigned gy, unsign
     return arguments && !extra && shared_bytes <= (unsigned)f->dynamic_bytes_max ? 0 : INVALID_VALUE;
 }
 
+#ifndef WITHOUT_NVRTC
 // NVRTC: compiles everything to a number, the shared memory that the kernels of a module declare (backward.cu, rows.cuh). A program
 // is compiled by one thread.
 
@@ -373,3 +374,4 @@ Result nvrtcGetCUBINSize(void *program, size_t *bytes) { (void)program; *bytes =
 Result nvrtcGetCUBIN(void *program, char *to) { (void)program; memcpy(to, cubin, sizeof cubin); return 0; }
 Result nvrtcGetPTXSize(void *program, size_t *bytes) { (void)program; return text_size(bytes); }
 Result nvrtcGetPTX(void *program, char *to) { (void)program; return text(to); }
+#endif
