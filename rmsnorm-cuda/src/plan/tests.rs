@@ -234,6 +234,41 @@ fn few_rows_have_a_kernel_in_forward() {
     assert_eq!(of(1 << 30, &Tuning { shares: Some(4), ..tuning }), None);
 }
 
+#[test]
+fn staged_rows_have_room() {
+    let mut staged = 0;
+    for (dtype, hidden) in
+        Dtype::ALL.into_iter().flat_map(|dtype| (257..=HELD_MAX).step_by(97).map(move |n| (dtype, n)))
+    {
+        let plan = forward(&Calls { rows: 1000, aligned: false, ..calls(hidden, dtype) }, &Tuning::of(Arch::H200));
+        let two_rows = 2 * plan.rows.class.teams as usize * (hidden * dtype.bytes() + BEYOND as usize);
+        assert!(!plan.is_staged() || plan.shared_bytes as usize >= two_rows, "{hidden} {dtype}: {plan}");
+        staged += usize::from(plan.is_staged());
+    }
+    assert!(staged > 100, "{staged}");
+}
+
+/// Where it was measured, of what the memory must move, and where there is a rate.
+#[test]
+fn a_pace_needs_a_rate() {
+    let pace = |rows, tuning: Tuning| match backward(&Calls { rows, ..calls(4096, Dtype::Bf16) }, &tuning).source {
+        Source::Ring { pace, .. } => pace,
+        source => panic!("{source:?}"),
+    };
+    let at = |rate_percent| Tuning { rate_percent, ..Tuning::of(Arch::H200) };
+    assert!(pace(100_000, at(None)) > 0);
+    assert!(pace(100_000, at(Some(50))) > pace(100_000, at(Some(100))));
+    assert_eq!(pace(100_000, at(Some(0))), 0);
+    assert_eq!(pace(2000, at(None)), 0);
+    for (name, arch) in Arch::ALL.into_iter().filter(|(_, arch)| arch.compute_capability > (9, 0)) {
+        if let Source::Ring { pace, .. } =
+            backward(&Calls { rows: 100_000, ..calls(4096, Dtype::Bf16) }, &Tuning::of(arch)).source
+        {
+            assert_eq!(pace, 0, "{name}");
+        }
+    }
+}
+
 /// Whichever class is chosen: a copy that is no whole number of words never arrives.
 #[test]
 fn a_ring_of_aligned_rows_has_whole_words() {
