@@ -80,11 +80,12 @@ impl<'a> Judge<'a> {
             scope.spawn(|| at_silence(endings, SILENCE, || tell_of(&under_way)));
             // It waits for copies of many gigabytes, and for nothing else.
             items.iter().filter(|item| item.name == IDLE).for_each(|item| drop(scope.spawn(|| self.far_rows(item))));
+            let names = || under_way.lock().unwrap_or_else(PoisonError::into_inner);
             let judge = |i: usize| {
                 let name = items[i].name.as_str();
-                under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+                names().insert(name);
                 self.judge_case(&items[i], depth(i));
-                under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+                names().remove(name);
                 progress.tick();
                 ended.send(()).ok(); // Without a listener there is nothing to tell.
             };
@@ -192,7 +193,7 @@ fn tell_of(under_way: &Mutex<BTreeSet<&str>>) {
     tell(format_args!("  none of these has ended for {} s: {}", SILENCE.as_secs(), names.join(", ")));
 }
 
-/// Calls `say` whenever none has ended for so long.
+/// Calls `say` whenever no case has ended for so long.
 fn at_silence(endings: mpsc::Receiver<()>, patience: Duration, say: impl Fn()) {
     loop {
         match endings.recv_timeout(patience) {
@@ -225,10 +226,10 @@ const FAR_ROWS: &str = "far rows";
 const FAILURES: &str = "launch failures";
 /// Up to so many elements a case takes less than 300 MB, whatever is tried.
 const LARGE: usize = 1 << 22;
-/// No case takes so long, whatever is compiled for it.
-const SILENCE: Duration = Duration::from_secs(60);
 /// Larger ones take 1 GB.
 const LARGE_SIDE_BY_SIDE: usize = 4;
+/// No case takes so long, whatever is compiled for it.
+const SILENCE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
