@@ -147,7 +147,7 @@ fn load_driver() -> Result<Driver, Error> {
         let tried = tried.join("; ");
         return Err(unusable(format!(
             "{tried}; it comes with the GPU's driver (see `nvidia-smi`) and is looked for where the loader looks: in the \
-             folders of LD_LIBRARY_PATH (Windows: PATH), then in the system's"
+             folders of LD_LIBRARY_PATH (Windows: PATH), then in those of the system"
         )));
     };
     demand(name, &library, &DRIVER_FUNCTIONS)?;
