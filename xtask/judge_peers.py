@@ -5,12 +5,15 @@
     python3 xtask/judge_peers.py cases outputs
     cargo xtask judge outputs/LIBRARY --cases cases        # torch, compile, liger, quack, flash-attn
 
-What a library refuses, or none of its kind takes (no weight, zero-centred weights), is printed and left out. Needs PyTorch and safetensors; compile takes seconds a case.
+What a library refuses, or none of its kind takes (no weight, zero-centred weights), is printed and left out. Needs PyTorch and safetensors. compile, QuACK and
+flash-attention's kernel compile or tune for seconds a case: --jobs N has N processes take turns with the cases.
 """
 
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 
 import peers
 import torch
@@ -31,14 +34,19 @@ def main():
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--libraries", help="separated by commas; if absent, all that can be imported")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--job", type=int, help="one of them alone, from 0")
     options = parser.parse_args()
+    if options.jobs > 1 and options.job is None:
+        running = [subprocess.Popen([sys.executable, *sys.argv, "--job", str(job)]) for job in range(options.jobs)]
+        sys.exit(max([job.wait() for job in running]))
     cases, out, device = options.cases, options.out, options.device
     found, missing = peers.libraries()
     for name, why in missing.items():
         print(f"{name}: {why}")
     if options.libraries:
         found = {name: function for name, function in found.items() if name in options.libraries.split(",")}
-    listed = json.loads((cases / "manifest.json").read_text())["cases"]
+    listed = json.loads((cases / "manifest.json").read_text())["cases"][options.job or 0 :: options.jobs]
     for library, function in found.items():
         (out / library).mkdir(parents=True, exist_ok=True)
         written = 0
