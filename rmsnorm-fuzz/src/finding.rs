@@ -97,7 +97,11 @@ pub(crate) enum Stop {
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        Stop::Failed(format!("refused a good call: {error}"))
+        match error {
+            // Only where there is no NVRTC; then not all is compiled ahead.
+            Error::NoCode { .. } => Stop::NotApplicable("its kernels were not compiled ahead".into()),
+            error => Stop::Failed(format!("refused a good call: {error}")),
+        }
     }
 }
 

@@ -67,6 +67,17 @@ pub(crate) fn driver_version() -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_version).map(Into::into)
 }
 
+/// What there is to compile with for a GPU of this compute capability: the version of NVRTC, and where it is; or `none`, and what there is instead.
+#[cfg(feature = "cuda")]
+pub(crate) fn compiler(capability: (u32, u32)) -> (String, String) {
+    use rmsnorm_cuda::cuda::{library::nvrtc, prebuilt::Bundle};
+    match (nvrtc(capability), Bundle::installed()) {
+        (Ok(found), _) => (format!("{}.{}", found.version.0, found.version.1), found.path.clone()),
+        (Err(_), Ok(bundle)) => ("none".into(), format!("compiled ahead: {}", bundle.describe())),
+        (Err(_), Err(_)) => ("none".into(), "what the cache has".into()),
+    }
+}
+
 /// Writes a file, which is then either the old one or the whole new one. A link is followed; what is neither a file nor a folder, such
 /// as a device, stays what it is and is written to.
 pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {

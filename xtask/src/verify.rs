@@ -253,12 +253,12 @@ fn find(device: Device, quick: bool) -> Result<(Gpu, Subject), String> {
 #[cfg(feature = "cuda")]
 fn first_gpu(quick: bool) -> Result<(Gpu, Subject), rmsnorm_cuda::Error> {
     let cuda = rmsnorm_cuda::cuda::Cuda::new(0)?;
-    let nvrtc = rmsnorm_cuda::cuda::library::nvrtc(cuda.arch().compute_capability)?;
+    let (nvrtc, nvrtc_path) = crate::record::compiler(cuda.arch().compute_capability);
     let gpu = Gpu {
         name: cuda.name(),
         driver: crate::record::driver_version().unwrap_or_else(|| "unknown".into()),
-        nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
-        nvrtc_path: nvrtc.path.clone(),
+        nvrtc,
+        nvrtc_path,
     };
     Ok((gpu, Subject::cuda(&cuda, quick)?))
 }

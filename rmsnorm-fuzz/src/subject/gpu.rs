@@ -2,6 +2,7 @@
 
 use super::{Again, FORCED_BLOCKS, OtherLaunch, Subject, Tried};
 use rmsnorm_cuda::cuda::checks::replay::{Beside, Replayed};
+use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::cuda::prebuilt::Bundle;
 use rmsnorm_cuda::cuda::{Cuda, Tuning};
 use rmsnorm_cuda::plan::{Arch, variants};
@@ -59,9 +60,15 @@ fn launches(streams: &Streams, gpu: Arch, quick: bool) -> Vec<OtherLaunch> {
             ..OtherLaunch::new(format!("planned for {name}"), streams.with(Tuning { arch, ..streams.tuning }))
         }
     });
+    let has_compiler = nvrtc(gpu.compute_capability).is_ok();
     let others = (0..VARIANTS).map(|turn| {
         let varied = Varied { streams: streams.clone(), turn };
-        OtherLaunch { tried: Tried::Seldom, ..OtherLaunch::new(format!("variant {turn}"), varied) }
+        OtherLaunch {
+            elements_max: if has_compiler { usize::MAX } else { 0 },
+            left_out: "a class that is not compiled ahead",
+            tried: Tried::Seldom,
+            ..OtherLaunch::new(format!("variant {turn}"), varied)
+        }
     });
     forced.into_iter().chain(planned).chain(others).collect()
 }

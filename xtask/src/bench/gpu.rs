@@ -6,7 +6,6 @@ use super::report::{Ceiling, Differ, Gpu, HostTime, Timing};
 use super::run::Device;
 use anyhow::Result;
 use rmsnorm_cuda::cuda::checks::meter::{self, Meter, Tensors};
-use rmsnorm_cuda::cuda::library::nvrtc;
 use rmsnorm_cuda::plan;
 use std::sync::Arc;
 
@@ -27,11 +26,11 @@ impl OnGpu {
 
     /// What is known of the GPU.
     pub(super) fn describe(&self) -> Result<Gpu> {
-        let nvrtc = nvrtc(self.meter.kernels().tuning().arch.compute_capability)?;
+        let (nvrtc, _) = crate::record::compiler(self.meter.kernels().tuning().arch.compute_capability);
         Ok(Gpu {
             name: self.meter.kernels().gpu_name().into(),
             driver: crate::record::driver_version().unwrap_or_else(|| "unknown".into()),
-            nvrtc: format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+            nvrtc,
             l2_bytes: self.meter.l2_bytes()?,
             theoretical_bytes_per_second: self.meter.theoretical_bytes_per_second()?,
             bare_launch: timing(self.meter.bare_launch(self.replays)?),

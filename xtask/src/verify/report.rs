@@ -80,9 +80,9 @@ pub(super) struct Gpu {
     pub name: String,
     /// Version of the driver, where the system tells it.
     pub driver: String,
-    /// Version of NVRTC.
+    /// Version of NVRTC, or `none`.
     pub nvrtc: String,
-    /// What was loaded as NVRTC.
+    /// What was loaded as NVRTC, or what there is instead.
     pub nvrtc_path: String,
 }
 
