@@ -63,7 +63,7 @@
 //! The oldest Rust is 1.89; a later one is asked for in a minor version only.
 //!
 //! The sources in this order: `call.rs` (what a call is), [`order`] and [`arith`] (the specification: all bits), `plan.rs` (which launch: all
-//! speed), `kernels/levels.cuh`, `rows.cuh`, `forward.cu`, `forward_few.cu`, `arriving.cuh`, `forward_staged.cu`, `source.cuh`, `backward.cu`, `backward_few.cu` and `bias.cu` (how rows move through it), `cpu.rs`, [`cuda`].
+//! speed), `kernels/levels.cuh`, `rows.cuh`, `pack.cuh`, `reduce.cuh`, `forward.cu`, `forward_few.cu`, `arriving.cuh`, `forward_staged.cu`, `source.cuh`, `backward.cu`, `backward_apart.cu`, `backward_few.cu` and `bias.cu` (how rows move through it), `cpu.rs`, [`cuda`].
 
 #![deny(unsafe_code)]
 

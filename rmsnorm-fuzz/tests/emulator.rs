@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
+#[path = "emulator/apart.rs"]
+mod apart;
 #[path = "emulator/bias.rs"]
 mod bias;
 #[path = "emulator/broken.rs"]
@@ -112,6 +114,24 @@ fn f16_on_a100() {
     }
     let some: Vec<Case> = cases(Dtype::F16).into_iter().skip(1).step_by(2).collect();
     demand_identity(of_classes(Arch::A100, 2), &some);
+}
+
+/// What is compiled ahead: one module for all widths of an order, from the narrowest to the widest.
+#[test]
+fn compiled_ahead() {
+    if !machine::has_cxx() {
+        return;
+    }
+    let widths = [64, 257, 512, 1000, 1025, 2048, 2049, 3001, 4096, 4097, 5000, 8191, 8193, 12_288, 16_384];
+    for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
+        let weights = [WeightKind::Same, WeightKind::Absent, WeightKind::F32];
+        let case = |(j, hidden): (usize, usize)| {
+            let dz = (j % 2 == 1).then_some(Values::Normal);
+            Case { weight: weights[(i + j) % 3], dz, residual: dz, seed: hidden as u64, ..Case::new(9, hidden, dtype) }
+        };
+        let cases: Vec<Case> = widths.into_iter().enumerate().map(case).collect();
+        demand_identity(of_classes(Arch::A100, 20 + i as u64).portable(), &cases);
+    }
 }
 
 /// Element by element.

@@ -1,7 +1,6 @@
 //! What is compiled ahead is all that calls launch where there is no compiler.
 #![cfg(feature = "cuda")]
 
-use rmsnorm_cuda::Rounding;
 use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::plan::{Arch, Calls};
 use rmsnorm_fuzz::compiled::{is_portable, kinds, portable, units};
@@ -13,12 +12,12 @@ fn every_call_finds_its_modules() {
     for (name, arch) in Arch::ALL {
         let arch = Arch { compute_capability: (8, 0), ..arch };
         let (portable, others): (Vec<Calls>, Vec<Calls>) = kinds().into_iter().partition(is_portable);
+        assert!(!portable.is_empty() && others.iter().any(|kind| kind.two_levels && kind.db.is_some()));
         for kind in others {
             // A bias is forward's alone, and db has kernels of its own.
             let is_ordinary = |module: Module| match module {
-                Module::Fold { .. } => true,
-                Module::Backward { .. } => kind.rounding == Rounding::Once,
-                Module::Forward { .. } => kind.rounding == Rounding::Once && kind.bias.is_none(),
+                Module::Fold { .. } | Module::Backward { .. } => true,
+                Module::Forward { .. } => kind.bias.is_none(),
                 _ => false,
             };
             let missing = |module: Module| !is_ordinary(module) && !all.contains(&module.portable());

@@ -100,11 +100,13 @@ pub struct RowKind {
     pub exact: bool,
     /// Whether rows of an operand lie in two levels.
     pub two_levels: bool,
+    /// Whether a row may be narrower than the packs before a thread's last.
+    pub any_width: bool,
 }
 
 impl fmt::Display for RowKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels } = self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels, any_width } = self;
         write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
         f.write_str(if *zero_centred { "+1" } else { "" })?;
         f.write_str(if *twice { " rounded twice" } else { "" })?;
@@ -115,6 +117,7 @@ impl fmt::Display for RowKind {
         } else {
             " unaligned"
         })?;
+        f.write_str(if *any_width { " of any width" } else { "" })?;
         f.write_str(if *two_levels { " of two levels" } else { "" })
     }
 }
@@ -160,12 +163,16 @@ impl fmt::Display for Added {
     }
 }
 
+/// In place of such a type: backward_apart.cu.
+const APART: &str = "apart";
+
 /// The type of source.cuh that is meant. `Ringed` needs compute capability 9.0; so does a cluster, which is its own source and needs aligned rows.
 pub(super) fn source_type(source: Source) -> &'static str {
     match source {
         Source::Kept => "InMemory<true>",
         Source::Reread => "InMemory<false>",
-        Source::Ring { .. } => "Ringed",
+        Source::Ring { apart: false, .. } => "Ringed",
+        Source::Ring { .. } => APART,
         Source::Cluster { .. } => "cluster",
     }
 }
@@ -174,7 +181,7 @@ impl Module {
     /// Whether its kernels use dynamic shared memory.
     pub fn has_dynamic_shared_memory(&self) -> bool {
         self.cluster() > 1
-            || matches!(self, Module::Backward { source: "Ringed", .. } | Module::Forward { staged: true, .. })
+            || matches!(self, Module::Backward { source: "Ringed" | APART, .. } | Module::Forward { staged: true, .. })
     }
 
     /// Blocks of a cluster of its kernels over rows. 1: no clusters.
@@ -184,7 +191,11 @@ impl Module {
 
     /// The module that does the same on every layout of rows, of any GPU that plans as compute capability 8.0 does: what is compiled ahead.
     pub fn portable(self) -> Self {
-        let portable = |rows| RowKind { aligned: false, exact: false, ..rows };
+        // One module for all widths that share an order; a streamed row has any in any case.
+        let portable = |rows: RowKind| {
+            let class = rows.class.widest();
+            RowKind { class, aligned: false, exact: false, any_width: class.packs > 1, ..rows }
+        };
         match self {
             // How many blocks must fit a multiprocessor depends on what is given up here, and is speed alone.
             Module::Forward { rows, rows_at_once, residual, bias, .. } => {
@@ -192,7 +203,10 @@ impl Module {
                 Module::Forward { rows, staged: false, blocks_per_sm: 1, rows_at_once, residual, bias }
             }
             Module::Backward { rows, source, dz, .. } => {
-                Module::Backward { rows: portable(rows), source, blocks_per_sm: 1, dz }
+                let rows = portable(rows);
+                let is_read_twice = rows.class.packs * rows.class.pack > 16;
+                let source = if is_read_twice { source_type(Source::Reread) } else { source };
+                Module::Backward { rows, source, blocks_per_sm: 1, dz }
             }
             // Few rows are planned as others are, for their kernels take nothing but aligned rows.
             Module::ForwardFew { .. }
@@ -270,6 +284,7 @@ impl Module {
                 (constants, format!("{LEVELS}\n{ROWS}\n{FORWARD_FEW}"))
             }
             Module::Backward { rows, source, blocks_per_sm, dz } => {
+                let rows = if source == APART { RowKind { class: rows.class.apart(), ..rows } } else { rows };
                 let ring = rows.ring_constants(dz);
                 let constants = format!(
                     "constexpr bool HAS_DZ = {dz};\n{}\
@@ -280,6 +295,7 @@ impl Module {
                 let kernels = match rows.class {
                     class if class.is_streamed() => format!("{LEVELS}\n{ROWS}\n{BACKWARD_STREAMED}"),
                     class if class.is_clustered() => format!("{LEVELS}\n{ROWS}\n{CLUSTER}\n{BACKWARD_CLUSTER}"),
+                    _ if source == APART => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{SOURCE}\n{BACKWARD_APART}"),
                     _ => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
                 (rows.constants() + &constants, kernels)
@@ -321,7 +337,7 @@ impl RowKind {
     }
 
     fn constants(&self) -> String {
-        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels } = *self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels, any_width } = *self;
         let Class { cluster, team, teams, pack, packs, sets } = class;
         let of_cluster = match class.is_clustered() {
             true => {
@@ -332,8 +348,9 @@ impl RowKind {
         let (t, w, has_weight) = (c(dtype), c(weight.unwrap_or(dtype)), weight.is_some());
         format!(
             "typedef {t} T;\ntypedef {w} W;\n\
-             constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, TWICE = {twice}, ALIGNED = {aligned}, EXACT = {exact};\n\
+             constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, TWICE = {twice}, ALIGNED = {aligned}, FILLED = {}, EXACT = {exact};\n\
              constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}{}",
+            !any_width,
             level_constants(two_levels)
         )
     }
@@ -365,11 +382,13 @@ fn c(dtype: Dtype) -> &'static str {
 }
 
 /// The kernel sources of this crate, in the order in which they are read.
-pub const SOURCES: [(&str, &str); 18] = [
+pub const SOURCES: [(&str, &str); 21] = [
     ("ptx.cuh", PTX),
     ("arith.cuh", ARITH),
     ("levels.cuh", LEVELS),
-    ("rows.cuh", ROWS),
+    ("rows.cuh", include_str!("../kernels/rows.cuh")),
+    ("pack.cuh", include_str!("../kernels/pack.cuh")),
+    ("reduce.cuh", include_str!("../kernels/reduce.cuh")),
     ("arriving.cuh", ARRIVING),
     ("forward.cu", FORWARD),
     ("forward_staged.cu", FORWARD_STAGED),
@@ -377,6 +396,7 @@ pub const SOURCES: [(&str, &str); 18] = [
     ("forward_streamed.cu", FORWARD_STREAMED),
     ("source.cuh", SOURCE),
     ("backward.cu", BACKWARD),
+    ("backward_apart.cu", BACKWARD_APART),
     ("backward_streamed.cu", BACKWARD_STREAMED),
     ("cluster.cuh", CLUSTER),
     ("forward_cluster.cu", FORWARD_CLUSTER),
@@ -389,7 +409,7 @@ pub const SOURCES: [(&str, &str); 18] = [
 const PTX: &str = include_str!("../kernels/ptx.cuh");
 const ARITH: &str = include_str!("../arith.cuh");
 const LEVELS: &str = include_str!("../kernels/levels.cuh");
-const ROWS: &str = include_str!("../kernels/rows.cuh");
+const ROWS: &str = concat!(include_str!("../kernels/rows.cuh"), include_str!("../kernels/pack.cuh"), include_str!("../kernels/reduce.cuh"));
 const SOURCE: &str = include_str!("../kernels/source.cuh");
 const ARRIVING: &str = include_str!("../kernels/arriving.cuh");
 const FORWARD_STAGED: &str = include_str!("../kernels/forward_staged.cu");
@@ -397,6 +417,7 @@ const FORWARD: &str = include_str!("../kernels/forward.cu");
 const FORWARD_FEW: &str = include_str!("../kernels/forward_few.cu");
 const FORWARD_STREAMED: &str = include_str!("../kernels/forward_streamed.cu");
 const BACKWARD: &str = include_str!("../kernels/backward.cu");
+const BACKWARD_APART: &str = include_str!("../kernels/backward_apart.cu");
 const BACKWARD_STREAMED: &str = include_str!("../kernels/backward_streamed.cu");
 const CLUSTER: &str = include_str!("../kernels/cluster.cuh");
 const FORWARD_CLUSTER: &str = include_str!("../kernels/forward_cluster.cu");

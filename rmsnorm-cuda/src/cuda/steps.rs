@@ -333,10 +333,11 @@ impl BackwardMatrices {
 fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &BackwardPlan) -> Kernel {
     let launch = &plan.rows;
     let (stages, pace, shared_bytes) = match plan.source {
-        Source::Ring { stages, pace, shared_bytes } => (stages, pace, shared_bytes),
+        Source::Ring { stages, pace, shared_bytes, .. } => (stages, pace, shared_bytes),
         Source::Cluster { stages, shared_bytes } => (stages, 0, shared_bytes),
         _ => (0, 0, 0),
     };
+    let apart = matches!(plan.source, Source::Ring { apart: true, .. });
     let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call);
     let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardArguments {
@@ -374,7 +375,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         },
         name: "backward",
         blocks: launch.blocks,
-        threads: launch.class.threads(),
+        threads: if apart { launch.class.apart().threads() } else { launch.class.threads() },
         shared_bytes,
         arguments: arguments.cells(),
     }
@@ -440,5 +441,6 @@ fn row_kind(launch: &Launch, calls: &Calls, multiplies: bool) -> RowKind {
         aligned: launch.aligned,
         exact: launch.exact,
         two_levels: calls.two_levels,
+        any_width: false,
     }
 }

@@ -44,8 +44,14 @@ impl fmt::Display for BackwardPlan {
         match source {
             Source::Kept => f.write_str(" kept")?,
             Source::Reread => f.write_str(" reread")?,
-            Source::Cluster { stages, .. } | Source::Ring { stages, pace: 0, .. } => write!(f, " ring {stages}")?,
-            Source::Ring { stages, pace, .. } => write!(f, " ring {stages} pace {:.2} µs", f64::from(*pace) / 256e3)?,
+            Source::Cluster { stages, .. } => write!(f, " ring {stages}")?,
+            Source::Ring { stages, pace, apart, .. } => {
+                write!(f, " ring {stages}")?;
+                f.write_str(if *apart { " sums apart" } else { "" })?;
+                if *pace > 0 {
+                    write!(f, " pace {:.2} µs", f64::from(*pace) / 256e3)?;
+                }
+            }
         }
         if *blocks_per_sm > 1 {
             write!(f, " {blocks_per_sm}/SM")?;

@@ -298,7 +298,8 @@ fn unaligned_rows_have_a_ring() {
             let stage_bytes = class.teams as usize * stage_rows(false) as usize * pitch;
             let room = (Arch::H200.block_shared_bytes - class.declared_bytes() - (1 << 10)) as usize;
             match plan.source {
-                Source::Ring { stages, shared_bytes, .. } => {
+                Source::Ring { stages, shared_bytes, apart, .. } => {
+                    assert_eq!(apart, dtype != Dtype::F32 && (4097..=5120).contains(&hidden), "{hidden} {plan}");
                     assert_eq!(shared_bytes as usize, stages as usize * stage_bytes, "{hidden} {plan}");
                     assert!(shared_bytes as usize <= room, "{hidden} {plan}");
                 }
@@ -317,11 +318,17 @@ fn unaligned_rows_have_a_ring() {
     };
     let expected = (
         "held-1×128×8×5/2 ×32768 unaligned staged 8/SM",
-        "G128 held-1×256×8×3 ×128 unaligned ring 4 pace 0.73 µs fold 128",
+        "G128 held-1×128×8×5/2 ×128 unaligned ring 6 sums apart pace 0.73 µs fold 128",
     );
     assert_eq!(of(32_768, 4097, Dtype::Bf16), (expected.0.into(), expected.1.into()));
     let few = of(9, 4097, Dtype::Bf16).1;
-    assert_eq!(few, "G9 held-1×256×8×3 ×9 unaligned ring 4 fold 9");
+    assert_eq!(few, "G9 held-1×128×8×5/2 ×9 unaligned ring 6 sums apart fold 9");
+    // Without dw there are no sums.
+    let without = backward(
+        &Calls { rows: 100_000, aligned: false, dw: None, ..calls(4097, Dtype::Bf16) },
+        &Tuning::of(Arch::H200),
+    );
+    assert!(matches!(without.source, Source::Ring { apart: false, .. }), "{without}");
     // Elsewhere they have the classes of aligned rows, which is what is compiled ahead.
     let odd = Calls { rows: 9, ..calls(4097, Dtype::Bf16) };
     assert_eq!(backward(&odd, &Tuning::of(Arch::A100)).rows.class, class(Direction::Backward, 4097, Dtype::Bf16));

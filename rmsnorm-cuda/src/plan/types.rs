@@ -84,6 +84,8 @@ pub struct Tuning {
     pub stages: Option<u32>,
     /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
     pub rate_percent: Option<u32>,
+    /// Whether dw's sums may have a team of their own.
+    pub apart: bool,
     /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each, unless here
     /// stands what no grid can have.)
     pub blocks: Option<u32>,
@@ -103,6 +105,7 @@ impl Tuning {
             backward: None,
             stages: None,
             rate_percent: None,
+            apart: true,
             blocks: None,
             few_rows: true,
             shares: None,
@@ -152,6 +155,8 @@ pub enum Source {
         pace: u32,
         /// Shared memory of all stages of a block.
         shared_bytes: u32,
+        /// Whether dw's sums, and what is read ahead, have threads of their own.
+        apart: bool,
     },
     /// From shared memory, where slices of rows arrive ahead of their turn; a cluster shares a row.
     Cluster {

@@ -25,6 +25,7 @@ pub struct Emulator {
     tuning: Tuning,
     seed: AtomicU64,
     patches: Vec<(String, String)>,
+    portable: bool,
     modules: Mutex<HashMap<Module, Built>>,
 }
 
@@ -36,7 +37,12 @@ type Built = Arc<OnceLock<Result<Mutex<Library>, Error>>>;
 impl Emulator {
     /// An emulator that plans for `tuning` and draws the order of threads from `seed`.
     pub fn new(tuning: Tuning, seed: u64) -> Self {
-        Emulator { tuning, seed: AtomicU64::new(seed), patches: Vec::new(), modules: Mutex::default() }
+        Emulator { tuning, seed: AtomicU64::new(seed), patches: Vec::new(), portable: false, modules: Mutex::default() }
+    }
+
+    /// The same with the modules that are compiled ahead, where `tuning` plans for a GPU of compute capability 8.0 without kernels for few rows.
+    pub fn portable(self) -> Self {
+        Emulator { portable: true, ..self }
     }
 
     /// The same with `from` replaced by `to` in the kernel sources, wherever it stands: a broken kernel that a check must catch.
@@ -61,11 +67,12 @@ impl Emulator {
     }
 
     fn launch(&self, kernel: &Kernel) -> Result<(), Error> {
+        let module = if self.portable { kernel.module.portable() } else { kernel.module };
         let slot = {
             let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-            modules.entry(kernel.module).or_default().clone()
+            modules.entry(module).or_default().clone()
         };
-        let library = slot.get_or_init(|| self.build(&kernel.module).map(Mutex::new)).as_ref().map_err(Clone::clone)?;
+        let library = slot.get_or_init(|| self.build(&module).map(Mutex::new)).as_ref().map_err(Clone::clone)?;
         let library = library.lock().unwrap_or_else(PoisonError::into_inner);
         let cells = kernel.arguments.each_ref().map(arg);
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
@@ -88,10 +95,9 @@ impl Emulator {
         ];
         match codes.get(code as usize) {
             Some(&"") => Ok(()),
-            Some(code) => Err(Error::Driver {
-                call: "emulated launch",
-                code: format!("{code} in {} of {}", kernel.name, kernel.module),
-            }),
+            Some(code) => {
+                Err(Error::Driver { call: "emulated launch", code: format!("{code} in {} of {module}", kernel.name) })
+            }
             None => Err(Error::Driver { call: "emulated launch", code: code.to_string() }),
         }
     }
