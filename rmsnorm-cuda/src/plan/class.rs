@@ -33,7 +33,7 @@ impl Class {
 
     /// That of a block in which dw's sums have a team, and dx the others.
     pub(crate) const fn apart(self) -> Self {
-        Class { teams: 4, ..self }
+        Class { teams: 3, ..self }
     }
 
     /// That of the widest row with as many chains, which works on all of them.
