@@ -1,7 +1,7 @@
 //! Calls on the CPU.
 
 use candle_core::{CpuStorage, Error, Result};
-use rmsnorm_cuda::{Cpu, Executor, Operand, Rows, Slice, SliceMut, Vector, bf16, f16, scratch_len};
+use rmsnorm_cuda::{Cpu, Executor, Operand, Slice, SliceMut, Vector, bf16, f16, scratch_len};
 
 use crate::ops::{At, NAME, RmsNorm};
 use crate::rows::Place;
@@ -24,12 +24,12 @@ pub(crate) fn forward(
 pub(crate) fn backward(
     op: &RmsNorm,
     (x, weight, rstd): (&CpuStorage, Option<At<CpuStorage>>, &CpuStorage),
-    (dy, Place { offset, row_stride, .. }): (&CpuStorage, Place),
+    (dy, dy_at): (&CpuStorage, Place),
     wants_dw: bool,
 ) -> Result<(CpuStorage, Option<CpuStorage>)> {
     let Place { rows, hidden, .. } = op.at;
     let (x, weight, rstd) = (read(x)?, weight.map(vector).transpose()?, read(rstd)?);
-    let dy = Rows::strided(read(dy)?, offset, row_stride);
+    let dy = (read(dy)?, dy_at);
     let mut dx = like(x, rows * hidden);
     let mut dw = weight.filter(|_| wants_dw).map(|weight| like(weight.data, hidden));
     let mut scratch = vec![0.0; if dw.is_some() { scratch_len(rows, hidden).map_err(Error::wrap)? } else { 0 }];

@@ -9,7 +9,7 @@ use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Shape};
 use rmsnorm_cuda::cuda::{Calls, DeviceMemory, Kernels};
 use rmsnorm_cuda::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
-use rmsnorm_cuda::{Dtype, Rows, Vector, bf16, f16, scratch_len};
+use rmsnorm_cuda::{Dtype, Vector, bf16, f16, scratch_len};
 
 use crate::ops::{At, Options, RmsNorm, dtype};
 use crate::rows::Place;
@@ -41,7 +41,7 @@ pub(crate) fn forward(
 pub(crate) fn backward(
     op: &RmsNorm,
     (x, weight, rstd): (&CudaStorage, Option<At<CudaStorage>>, &CudaStorage),
-    (dy, Place { offset, row_stride, .. }): (&CudaStorage, Place),
+    (dy, dy_at): (&CudaStorage, Place),
     wants_dw: bool,
 ) -> Result<(CudaStorage, Option<CudaStorage>)> {
     let Place { rows, hidden, .. } = op.at;
@@ -61,9 +61,8 @@ pub(crate) fn backward(
         let gradient = |(dw, scratch)| Ok::<_, Error>((write(dw, &stream)?, write(scratch, &stream)?));
         let dw = dw.as_mut().map(|(dw, scratch)| gradient((dw, scratch))).transpose()?;
         let (dw, _dw) = dw.map(|((dw, d), (scratch, s))| ((dw, scratch), (d, s))).unzip();
-        let dy = Rows::strided(dy, offset, row_stride);
         // SAFETY: as in `forward`.
-        unsafe { kernels.backward(&op.backward((x, weight, rstd), dy, dx, dw), stream.cu_stream()) }
+        unsafe { kernels.backward(&op.backward((x, weight, rstd), (dy, dy_at), dx, dw), stream.cu_stream()) }
             .map_err(Error::wrap)?;
     }
     Ok((dx, dw.map(|(dw, _)| dw)))

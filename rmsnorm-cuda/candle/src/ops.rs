@@ -95,26 +95,35 @@ impl RmsNorm {
         y: Out,
         rstd: Option<Out>,
     ) -> Forward<In, Out> {
-        let Place { rows, hidden, offset, row_stride } = self.at;
-        let (x, y) = (Rows::strided(x, offset, row_stride), Rows::contiguous(y, hidden));
+        let Place { rows, inner, hidden, .. } = self.at;
+        let (x, y) = (self.at.rows_of(x), Rows::contiguous(y, hidden));
         let Options { eps, weight_offset, rounding } = self.options;
         let rstd = rstd.map(Vector::from);
-        Forward { weight_offset, rounding, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) }
+        Forward { inner, weight_offset, rounding, weight, rstd, ..Forward::with_rows((rows, hidden), eps, x, y) }
     }
 
     /// The gradients of the call; `dw` and scratch, if wanted.
     pub(crate) fn backward<In, Out>(
         &self,
         (x, weight, rstd): (In, Option<Vector<In>>, In),
-        dy: Rows<In>,
+        (dy, dy_at): (In, Place),
         dx: Out,
         dw: Option<(Out, Out)>,
     ) -> Backward<In, Out> {
-        let Place { rows, hidden, offset, row_stride } = self.at;
-        let (x, dx) = (Rows::strided(x, offset, row_stride), Rows::contiguous(dx, hidden));
+        let Place { rows, inner, hidden, .. } = self.at;
+        // Of one level are rows in groups of any size.
+        let inner = inner.max(dy_at.inner);
+        let (x, dy, dx) = (self.at.rows_of(x), dy_at.rows_of(dy), Rows::contiguous(dx, hidden));
         let dw = dw.map(|(dw, scratch)| WeightGradient { dw: dw.into(), scratch: scratch.into() });
         let Options { weight_offset, rounding, .. } = self.options;
-        Backward { weight_offset, rounding, weight, dw, ..Backward::with_rows((rows, hidden), x, rstd.into(), dy, dx) }
+        Backward {
+            inner,
+            weight_offset,
+            rounding,
+            weight,
+            dw,
+            ..Backward::with_rows((rows, hidden), x, rstd.into(), dy, dx)
+        }
     }
 
     fn cpu(&self, x: At<CpuStorage>, weight: Option<At<CpuStorage>>) -> Result<(CpuStorage, Shape)> {
@@ -146,7 +155,7 @@ impl RmsNorm {
         let Some(rstd) = self.rstd.get() else {
             bail!("{NAME}: a graph without rstd, though something in it is tracked")
         };
-        let (dy, dy_at) = Place::in_tensor(dy)?;
+        let (dy, dy_at) = Place::beside(self.at, dy)?;
         let wants_dw = weight.is_some_and(Tensor::track_op);
         let operands = [Some(x), weight, Some(rstd), Some(&dy)].map(|t| t.map(Tensor::storage_and_layout));
         let storages =

@@ -90,13 +90,19 @@ fn views_give_the_bits_of_their_copies() -> Result<()> {
         let hidden = view.dim(candle_core::D::Minus1)?;
         let weight = Var::from_tensor(&numbers(2, &[hidden], DType::F32))?;
         let dy = numbers(3, view.dims(), DType::F32);
-        let of = |x: &Tensor| {
+        // Turned, the gradient of y lies at two strides too.
+        let of = |x: &Tensor, turned: bool| {
             let y = rms_norm(x, &weight, PLAIN.eps)?;
-            let mut gradients = (&y * &dy)?.sum_all()?.backward()?;
+            let product = if turned { y.transpose(0, 1)? * dy.transpose(0, 1)?.contiguous()? } else { &y * &dy };
+            let mut gradients = product?.sum_all()?.backward()?;
             let [packed, weight] = [&packed, &weight].map(|var| gradients.remove(var).expect("a gradient"));
             Ok::<_, candle_core::Error>([y, packed, weight].map(|t| bits(&t)))
         };
-        assert_eq!(of(&view)?, of(&view.force_contiguous()?)?, "{name}");
+        let expected = of(&view.force_contiguous()?, false)?;
+        assert_eq!(of(&view, false)?, expected, "{name}");
+        if view.rank() == 3 {
+            assert_eq!(of(&view, true)?, expected, "{name}, turned");
+        }
     }
     Ok(())
 }
