@@ -32,11 +32,13 @@ impl Class {
     }
 
     /// That of a block in which dw's sums have a team, and dx the others.
+    #[cfg(feature = "cuda")]
     pub(crate) const fn apart(self) -> Self {
         Class { teams: 3, ..self }
     }
 
     /// That of the widest row with as many chains, which works on all of them.
+    #[cfg(feature = "cuda")]
     pub(crate) const fn widest(self) -> Self {
         // Four elements of each chain; narrow rows have one, and streamed ones any number.
         if self.packs > 1 { Class { packs: 4 * self.sets, ..self } } else { self }
