@@ -84,9 +84,9 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     Ok(found.into_iter().map(unit).collect())
 }
 
-/// Whether its modules are compiled ahead: for a bias and its gradient there is no room.
+/// Whether its modules are compiled ahead: for rounding twice, and for a bias and its gradient, there is no room.
 pub fn is_portable(kind: &Calls) -> bool {
-    kind.bias.is_none() && kind.db.is_none()
+    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none()
 }
 
 /// What is compiled ahead: the portable modules of all calls that [have them](is_portable). Those that resemble each other stand together.
@@ -249,12 +249,6 @@ pub const EXCEPTIONS: &[Exception] = &[
         },
         bytes_max: 276,
         reason: "128 registers are all that 512 threads have; rows that a cluster shares and whose width is no constant; not timed there",
-    },
-    Exception {
-        kernel: "backward",
-        of: |unit| matches!(unit.module, Module::Backward { source: "apart", .. }),
-        bytes_max: 400,
-        reason: "128 registers a thread, of which a row of x, dy, dz and the weight takes 80 or 100: some go to the first cache and back once a row",
     },
     Exception {
         kernel: "backward_few",

@@ -1,6 +1,7 @@
 //! What is compiled ahead is all that calls launch where there is no compiler.
 #![cfg(feature = "cuda")]
 
+use rmsnorm_cuda::Rounding;
 use rmsnorm_cuda::cuda::module::Module;
 use rmsnorm_cuda::plan::{Arch, Calls};
 use rmsnorm_fuzz::compiled::{is_portable, kinds, portable, units};
@@ -16,8 +17,9 @@ fn every_call_finds_its_modules() {
         for kind in others {
             // A bias is forward's alone, and db has kernels of its own.
             let is_ordinary = |module: Module| match module {
-                Module::Fold { .. } | Module::Backward { .. } => true,
-                Module::Forward { .. } => kind.bias.is_none(),
+                Module::Fold { .. } => true,
+                Module::Backward { .. } => kind.rounding == Rounding::Once,
+                Module::Forward { .. } => kind.rounding == Rounding::Once && kind.bias.is_none(),
                 _ => false,
             };
             let missing = |module: Module| !is_ordinary(module) && !all.contains(&module.portable());
