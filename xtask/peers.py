@@ -7,7 +7,8 @@ Needs a GPU and PyTorch. The file is written anew after each cell, so that whate
 reached is listed in it. --seconds N ends the run by itself. Folders of PYTHONPATH may have .pth files. PyTorch's own F.rms_norm and torch.compile of the formula are always measured; Liger, QuACK and
 flash-attention's Triton kernel if they can be imported. The method is that of the bench: a CUDA graph goes through several
 buffer sets, x and y of which are together four times as large as the L2 cache; a time is the median over replays, divided by
-the number of sets. Backward is torch.autograd.grad of (x, weight) with dy, and is captured in the same way.
+the number of sets. Forward is that of training, which stores what backward needs, as the bench's does. Backward is torch.autograd.grad of (x, weight)
+with dy, and is captured in the same way.
 
 Every result is compared with f64: an output whose relative error in the Euclidean norm is above ERROR_MAX is wrong.
 ERROR_MAX is 4 units of roundoff of a 16-bit type, and 1e-4 for f32: loose, since other libraries round where they like. It
@@ -125,7 +126,7 @@ def timed(calls, replays, stream):
     with torch.cuda.graph(graph, stream=stream):
         # All are kept: memory that is used again would stay in the L2 cache.
         results = [call() for call in calls]
-    first = results[0] if isinstance(results[0], tuple) else (results[0],)
+    first = [out.detach() for out in (results[0] if isinstance(results[0], tuple) else (results[0],))]
     for out in first:
         out.fill_(math.nan)  # What a replay does not write is found.
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -176,8 +177,8 @@ def errors(cell, x, weight, dy, got):
 def measure(function, cell, sets, replays, stream):
     """Both directions of one library on one cell, all on the current stream: backward runs where forward ran."""
     x, weight, dy = sets.calls()[0]
-    with torch.no_grad():
-        timing, (y,) = timed([lambda x=x, w=w: function(x, w) for x, w, _ in sets.calls()], replays, stream)
+    # As in training, where what backward needs is stored: the bench's forward stores rstd.
+    timing, (y,) = timed([lambda x=x, w=w: function(x, w) for x, w, _ in sets.calls()], replays, stream)
     yield "forward", timing, errors(cell, x, weight, dy, {"y": y})
     del y
     ys = [(function(x, w), x, w, dy) for x, w, dy in sets.calls()]
@@ -249,7 +250,7 @@ def main():
             "elapsed_s": time.monotonic() - begun,
             "versions": versions(found),
             "method": "replays of a CUDA graph over buffer sets of which x and y are four times the L2 cache, medians; forward "
-            "without gradients, backward by torch.autograd.grad of x and weight; results compared with f64, relative error in "
+            "with gradients tracked, backward by torch.autograd.grad of x and weight; results compared with f64, relative error in "
             f"the Euclidean norm at most {limits}",
             "measured": measured,
             "left_out": left_out + [{"library": library, "cell": cell, "why": why} for library, cell in pairs],
