@@ -145,11 +145,14 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         let source = Source::Cluster { stages, shared_bytes };
         return plan(rows, source, fold);
     }
-    let has_ring = ring(class, calls, 1, tuning).is_some();
-    let resident = sm_count * if has_ring { 1 } else { (threads_per_sm / class.threads()).max(1) };
+    let ring = ring(class, calls, tuning);
+    let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
     let blocks = forced(blocks(column.groups.div_ceil(teams), resident as usize));
-    let in_memory = if class.packs * class.pack <= 16 { Source::Kept } else { Source::Reread };
-    let source = ring(class, calls, blocks, tuning).unwrap_or(in_memory);
+    let in_ring = |(stages, shared_bytes)| {
+        let pace = pace(blocks.saturating_mul(class.teams), calls, tuning);
+        Source::Ring { stages, pace, shared_bytes, apart: are_sums_apart(class, calls) }
+    };
+    let source = ring.map_or(Source::in_memory(class), in_ring);
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
     let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
     let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
@@ -186,8 +189,8 @@ fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Cla
     (class.threads() <= 512 && is_aligned(class, calls)).then_some((class, span))
 }
 
-/// The ring, where there is to be one, for `blocks` blocks.
-fn ring(class: Class, calls: &Calls, blocks: u32, tuning: &Tuning) -> Option<Source> {
+/// Stages, and their shared memory, where there is to be a ring.
+fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let arch = &tuning.arch;
     // A bulk copy of a row that is aligned takes whole words of 16 bytes, and a pack of four 16-bit elements is half of one.
     let is_in_words = (calls.hidden * calls.dtype.bytes()).is_multiple_of(16) || !is_aligned(class, calls);
@@ -199,26 +202,20 @@ fn ring(class: Class, calls: &Calls, blocks: u32, tuning: &Tuning) -> Option<Sou
     // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 7168 with three 0.92, with four 0.94; 3072 with three 0.95,
     // with two 0.93; 4096 with two.)
     let wanted = (96usize << 10).div_ceil(stage_bytes);
-    let apart = are_sums_apart(class, calls, tuning);
     let wanted = match class.teams {
-        1 if apart => 6,
+        1 if are_sums_apart(class, calls) => 6,
         1 => wanted.clamp(3, 4),
         _ => wanted.max(if stage_bytes <= 48 << 10 { 3 } else { 2 }),
     };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
-    (stages >= 2).then(|| Source::Ring {
-        stages: stages as u32,
-        pace: pace(blocks.saturating_mul(class.teams), calls, tuning),
-        shared_bytes: (stages * stage_bytes) as u32,
-        apart,
-    })
+    (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
 }
 
 /// Whether dw's sums have a team of their own: where a multiprocessor has one row group, and a row takes long for other reasons than its bytes.
-fn are_sums_apart(class: Class, calls: &Calls, tuning: &Tuning) -> bool {
+fn are_sums_apart(class: Class, calls: &Calls) -> bool {
     let fits = class.team == 128 && class.packs * class.pack <= 40 && calls.dtype != Dtype::F32;
-    tuning.apart && fits && class.teams == 1 && !is_aligned(class, calls) && calls.dw.is_some()
+    fits && class.teams == 1 && !is_aligned(class, calls) && calls.dw.is_some()
 }
 
 /// 89 % of what the memory's clock and width come to, shared by all teams: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and

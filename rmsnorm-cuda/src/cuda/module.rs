@@ -204,8 +204,7 @@ impl Module {
             }
             Module::Backward { rows, source, dz, .. } => {
                 let rows = portable(rows);
-                let is_read_twice = rows.class.packs * rows.class.pack > 16;
-                let source = if is_read_twice { source_type(Source::Reread) } else { source };
+                let source = if rows.any_width { source_type(Source::in_memory(rows.class)) } else { source };
                 Module::Backward { rows, source, blocks_per_sm: 1, dz }
             }
             // Few rows are planned as others are, for their kernels take nothing but aligned rows.

@@ -84,8 +84,6 @@ pub struct Tuning {
     pub stages: Option<u32>,
     /// Hundredths of the memory's nominal rate that backward keeps to. 0: no limit.
     pub rate_percent: Option<u32>,
-    /// Whether dw's sums may have a team of their own.
-    pub apart: bool,
     /// Blocks of each kernel over rows, rounded up to whole clusters. (Forward's have one row each, unless here
     /// stands what no grid can have.)
     pub blocks: Option<u32>,
@@ -105,7 +103,6 @@ impl Tuning {
             backward: None,
             stages: None,
             rate_percent: None,
-            apart: true,
             blocks: None,
             few_rows: true,
             shares: None,
@@ -165,6 +162,13 @@ pub enum Source {
         /// Shared memory of a block.
         shared_bytes: u32,
     },
+}
+
+impl Source {
+    /// That of rows in global memory: kept between the two passes where few enough registers hold them.
+    pub(crate) const fn in_memory(class: Class) -> Self {
+        if class.packs * class.pack <= 16 { Source::Kept } else { Source::Reread }
+    }
 }
 
 /// How the partial rows of a backward call are folded to dw.
