@@ -11,9 +11,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rmsnorm_cuda::cuda::library::{driver, nvrtc};
-use rmsnorm_cuda::cuda::prebuilt::Bundle;
-use rmsnorm_cuda::cuda::{self, Cache, Calls, GpuSlice, GpuSliceMut, Kernels, Layer, Origin};
+use rmsnorm_cuda::cuda::library::driver;
+use rmsnorm_cuda::cuda::{self, GpuSlice, GpuSliceMut, Kernels, Layer};
 use rmsnorm_cuda::cudarc::driver::CudaContext;
 use rmsnorm_cuda::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use rmsnorm_cuda::{
@@ -22,6 +21,8 @@ use rmsnorm_cuda::{
 
 use work::{EPS, Problem, Solved, Unseen, Work, assert_same, small, untracked};
 
+#[path = "gpu/code.rs"]
+mod code;
 #[path = "../examples/foreign.rs"]
 mod foreign;
 #[path = "gpu/work.rs"]
@@ -100,41 +101,6 @@ fn in_place() {
             let got = Solved { y: bf16s(&y), rstd: f32s(&rstd), dx: bf16s(&dx), dw: f32s(&dw) };
             assert_same(&got, &problem.solved(), &format!("{rows}×{hidden} in place"));
             assert_eq!(kernels.loaded().len(), loaded, "{rows}×{hidden}: what is prepared is prepared for both");
-        }
-    });
-}
-
-/// A first call waits for its kernels: how long, by where they come from.
-#[test]
-fn where_code_comes_from() {
-    alone("where_code_comes_from", 1, || {
-        let f32s = Some(Dtype::F32);
-        let calls = Calls { weight: f32s, dw: f32s, ..Calls::new((32_768, 4096), Dtype::Bf16) };
-        let from = |origin: Origin, what: &str, kernels: &dyn Fn(&Arc<CudaContext>) -> Result<Kernels, Error>| {
-            // Made anew, since what is loaded stays as long as a context.
-            let kernels = kernels(&cuda::context(0).expect("a GPU")).expect("kernels");
-            let begun = Instant::now();
-            kernels.prepare(&calls).expect("prepared");
-            let loaded = kernels.loaded();
-            say(&format!("{} kernels' modules {what}: {} ms", loaded.len(), begun.elapsed().as_millis()));
-            assert!(loaded.len() >= 3 && loaded.iter().all(|(_, from)| *from == origin), "{what}: {loaded:?}");
-        };
-        let folder = tempfile::tempdir().expect("a folder");
-        let kept = |context: &Arc<CudaContext>| Kernels::with_cache(context, Cache::at(folder.path()));
-        match nvrtc((9, 0)) {
-            Ok(_) => {
-                from(Origin::Nvrtc, "compiled", &kept);
-                from(Origin::Cache, "from disk", &kept);
-            }
-            Err(error) => say(&format!("SKIPPED: what NVRTC compiles: {error}")),
-        }
-        match Bundle::installed() {
-            Ok(bundle) => {
-                let ahead = |context: &Arc<CudaContext>| Kernels::of_bundle(context, bundle);
-                from(Origin::Prebuilt, "compiled ahead, as PTX", &ahead);
-                from(Origin::Prebuilt, "the same, in the driver's cache", &ahead);
-            }
-            Err(why) => say(&format!("SKIPPED: what was compiled ahead: {why}")),
         }
     });
 }

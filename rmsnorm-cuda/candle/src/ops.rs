@@ -50,7 +50,8 @@ pub fn rms_norm_with(x: &Tensor, weight: Option<&Tensor>, options: Options) -> R
 }
 
 /// Compiles and loads what calls of a kind need on a GPU, so that the first of them is as fast as the others, and none compiles while a graph is
-/// captured: `rows` rows of `hidden` elements of type `x`, and a weight, if any, of type `weight`; eps is not looked at. Does nothing on the CPU.
+/// captured: `rows` rows of `hidden` elements of type `x`, and a weight, if any, of type `weight`; eps is not looked at. Of rows at two strides
+/// the kernels are others, which their first call compiles. Does nothing on the CPU.
 pub fn prepare(
     device: &Device,
     (rows, hidden): (usize, usize),
