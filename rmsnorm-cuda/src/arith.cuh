@@ -63,6 +63,12 @@ template <typename F> __device__ __forceinline__ RowScale row_scale(float rstd, 
     return RowScale{1.0f, rstd};
 }
 
+// 0 of a row that has to be scaled.
+template <typename N> __device__ __forceinline__ float ordinary_rstd(float sum, N hidden, float eps) {
+    float v = __fadd_rn(mean(sum, hidden), eps);
+    return scale_for(v) == 1.0f ? reciprocal_root(v) : 0.0f;
+}
+
 template <typename N, typename F> __device__ __forceinline__ Statistic statistic(float sum, N hidden, float eps, F rescale) {
     float v = __fadd_rn(mean(sum, hidden), eps), s = scale_for(v);
     if (s == 1.0f) {

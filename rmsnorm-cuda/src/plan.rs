@@ -41,17 +41,18 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
             shares: None,
         };
     }
-    // Of bf16 rows of 64 and 128, 0.97 of the fastest copy on an H200; with one row at once 0.86.
-    let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 2 } else { 1 };
+    // On an H200, of rows of 64, 128 and 256: bf16 0.954, 0.962, 0.973, f32 0.966, 0.973, 0.972; eight at once 0.73 to 0.81. With two, of which each lane took
+    // both roots, bf16 0.938, 0.938, 0.941, f32 0.957, 0.966, 0.947; with one row bf16 0.86.
+    let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 4 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
-    // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 40.
+    // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 64.
     let little = rows.exact && class.packs <= 4 && calls.has_little_weight();
     let staged_bytes = staged_bytes(class, calls, tuning);
     let unaligned = UNALIGNED_THREADS.iter().find(|(packs_max, _)| !rows.aligned && class.packs <= *packs_max);
     let blocks_per_sm = match () {
         _ if class.is_streamed() || calls.adds() || !are_registers_known(tuning) => 1,
-        _ if calls.hidden <= NARROW => 1536 / class.threads(),
+        _ if calls.hidden <= NARROW => 1024 / class.threads(),
         _ if staged_bytes.is_some() => staged_threads(class, calls) / class.threads(),
         _ if little => 1024 / class.threads(),
         _ => unaligned.filter(|_| calls.has_little_weight()).map_or(1, |(_, threads)| threads / class.threads()),
@@ -149,8 +150,9 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
     let blocks = forced(blocks(column.groups.div_ceil(teams), resident as usize));
     let in_ring = |(stages, shared_bytes)| {
-        let pace = pace(blocks.saturating_mul(class.teams), calls, tuning);
-        Source::Ring { stages, pace, shared_bytes, apart: are_sums_apart(class, calls) }
+        let pace = pace(blocks.saturating_mul(class.teams * ring_rows(class, calls)), calls, tuning);
+        let (rows, apart) = (ring_rows(class, calls), are_sums_apart(class, calls));
+        Source::Ring { stages, rows, pace, shared_bytes, apart }
     };
     let source = ring.map_or(Source::in_memory(class), in_ring);
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
@@ -197,19 +199,27 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     if calls.hidden <= NARROW || arch.compute_capability < (9, 0) || !is_in_words {
         return None;
     }
-    let stage_bytes = class.teams as usize * stage_rows(calls.dz) as usize * pitch(class, calls);
+    let rows = class.teams * ring_rows(class, calls) * stage_rows(calls.dz);
+    let stage_bytes = rows as usize * pitch(class, calls);
     // 96 KiB ahead hide the memory's latency; more let some blocks run ahead of others. A lone team computes with one of three or four stages,
     // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 7168 with three 0.92, with four 0.94; 3072 with three 0.95,
     // with two 0.93; 4096 with two.)
     let wanted = (96usize << 10).div_ceil(stage_bytes);
     let wanted = match class.teams {
         1 if are_sums_apart(class, calls) => 6,
+        1 if !is_aligned(class, calls) => 4,
         1 => wanted.clamp(3, 4),
         _ => wanted.max(if stage_bytes <= 48 << 10 { 3 } else { 2 }),
     };
     let fit = arch.block_shared_bytes.saturating_sub(class.declared_bytes() + (1 << 10)) as usize / stage_bytes;
     let stages = tuning.stages.map_or(wanted, |stages| stages as usize).min(fit).min(RING_STAGES_MAX as usize);
     (stages >= 2).then(|| (stages as u32, (stages * stage_bytes) as u32))
+}
+
+/// Rows of a stage: two where a team is a warp, which waits for nobody but itself while it has only one. (On an H200, bf16 512: two 0.955, one 0.89; 1024:
+/// 0.948 and 0.955.)
+fn ring_rows(class: Class, calls: &Calls) -> u32 {
+    if class.team == 32 && class.packs <= 2 && is_aligned(class, calls) { 2 } else { 1 }
 }
 
 /// Whether dw's sums have a team of their own: where a multiprocessor has one row group, and a row takes long for other reasons than its bytes.

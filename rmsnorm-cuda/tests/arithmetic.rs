@@ -42,7 +42,7 @@ fn f(value: f32) -> u32 {
 }
 
 /// What a recomputed sum is depends on the scale that is asked for: a wrong scale shows.
-const FUNCTIONS: [Function; 31] = [
+const FUNCTIONS: [Function; 32] = [
     function!("widen float", "r[0] = f(widen(a));", |a| [f(a.widen()), 0, 0]),
     Function {
         name: "widen f16",
@@ -87,6 +87,7 @@ const FUNCTIONS: [Function; 31] = [
             [f(rstd), f(scale.pre), f(scale.post)]
         }
     ),
+    function!("ordinary_rstd", "r[0] = f(ordinary_rstd(a, b, c));", |a, b, c| [f(arith::ordinary_rstd(a, b, c)), 0, 0]),
     function!("scaled_root", "r[0] = f(scaled_root(a, b));", |a, b| [f(arith::scaled_root(a, b)), 0, 0]),
     function!("x_hat", "r[0] = f(x_hat(a, RowScale{b, c}));", |a, pre, post| [
         f(arith::x_hat(a, RowScale { pre, post })),

@@ -28,6 +28,8 @@ mod levels;
 mod machine;
 #[path = "emulator/twice.rs"]
 mod twice;
+#[path = "emulator/two_rows.rs"]
+mod two_rows;
 
 /// So small that rstd is infinite: 2^-130.
 const TINY: Values = Values::Scaled(f32::from_bits(1 << 19));
@@ -298,7 +300,7 @@ fn rows_far_apart() {
     for (from, to) in [
         ("else return operand + row * stride;", "else return operand + (u32)(row * stride);"),
         ("ROW(y, row)", "(y + (u32)(row * y_stride * 2) / 2)"),
-        ("ROW(dx, source.row)", "(dx + (u32)(source.row * dx_stride * 2) / 2)"),
+        ("ROW(dx, source.row(at + r))", "(dx + (u32)(source.row(at + r) * dx_stride * 2) / 2)"),
     ] {
         let outcome = far_rows(emulator(Arch::H200, Some(4), 0).patched(from, to));
         let Outcome::Failed { message, .. } = outcome else { panic!("not caught: {to}") };

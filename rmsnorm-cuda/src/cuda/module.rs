@@ -171,8 +171,9 @@ pub(super) fn source_type(source: Source) -> &'static str {
     match source {
         Source::Kept => "InMemory<true>",
         Source::Reread => "InMemory<false>",
-        Source::Ring { apart: false, .. } => "Ringed",
-        Source::Ring { .. } => APART,
+        Source::Ring { apart: true, .. } => APART,
+        Source::Ring { rows: 2, .. } => "Ringed<2>",
+        Source::Ring { .. } => "Ringed<1>",
         Source::Cluster { .. } => "cluster",
     }
 }
@@ -181,7 +182,7 @@ impl Module {
     /// Whether its kernels use dynamic shared memory.
     pub fn has_dynamic_shared_memory(&self) -> bool {
         self.cluster() > 1
-            || matches!(self, Module::Backward { source: "Ringed" | APART, .. } | Module::Forward { staged: true, .. })
+            || matches!(self, Module::Backward { source: "Ringed<1>" | "Ringed<2>" | APART, .. } | Module::Forward { staged: true, .. })
     }
 
     /// Blocks of a cluster of its kernels over rows. 1: no clusters.

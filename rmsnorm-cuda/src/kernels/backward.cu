@@ -60,6 +60,13 @@ __device__ __forceinline__ void write_partial(float* partial, float (&sum)[PACKS
     }
 }
 
+// Of COUNT rows.
+template <u32 N, typename S> struct Scalings {
+    typedef S Scale;
+    static constexpr u32 COUNT = N;
+    S of[N];
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
@@ -77,27 +84,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
         float sum[PACKS][PACK] = {};
         source.begin(base);
         while (source.next()) {
-            auto work = [&](auto scale) {
-                constexpr bool IS_SELDOM = is_seldom(decltype(scale){});
-                const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
-                    if (column_of(k).is_outside(source.end)) return;
-                    const Pack<T> zk = source.z<IS_SELDOM>(k), dk = source.d<IS_SELDOM>(k);
-                    dot_step(zk, dk, w[k], scale, p);
-                    column_step(zk, dk, scale, sum[k]);
-                });
-                const float c = mean(dot, (float)hidden);
-                source.met();
-                as_it_lies<IS_SELDOM>(ROW(dx, source.row), [&](auto to) {
+            // The rows from `at` on, as many as there are scales: while one of them waits, another is computed.
+            auto work = [&](u32 at, auto scales) {
+                constexpr bool IS_SELDOM = is_seldom(typename decltype(scales)::Scale{});
+                float c[scales.COUNT];
 #pragma unroll
-                    for (u32 k = 0; k < PACKS; k++) store_dx(to, column_of(k), source.end, source.z<IS_SELDOM>(k), source.d<IS_SELDOM>(k), source.g<IS_SELDOM>(k), w[k], scale, c);
-                });
+                for (u32 r = 0; r < scales.COUNT; r++) {
+                    const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                        if (column_of(k).is_outside(source.end)) return;
+                        const Pack<T> zk = source.z<IS_SELDOM>(at + r, k), dk = source.d<IS_SELDOM>(at + r, k);
+                        dot_step(zk, dk, w[k], scales.of[r], p);
+                        column_step(zk, dk, scales.of[r], sum[k]);
+                    });
+                    c[r] = mean(dot, divisor_of<Source::AT_ONCE>(hidden));
+                }
+                if (at == 0) source.met();
+#pragma unroll
+                for (u32 r = 0; r < scales.COUNT; r++)
+                    as_it_lies<IS_SELDOM>(ROW(dx, source.row(at + r)), [&](auto to) {
+#pragma unroll
+                        for (u32 k = 0; k < PACKS; k++)
+                            store_dx(to, column_of(k), source.end, source.z<IS_SELDOM>(at + r, k), source.d<IS_SELDOM>(at + r, k), source.g<IS_SELDOM>(at + r, k), w[k], scales.of[r], c[r]);
+                    });
             };
-            if (source.rstd == INFINITY_F32)
-                work(row_scale(source.rstd, [&] {
-                    const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z<is_seldom(RowScale{})>(k), SCALE_UP, p); });
-                    return scaled_root(squares, (float)hidden);
-                }));
-            else work(OrdinaryRow{source.rstd});
+            bool is_ordinary = source.count == Source::AT_ONCE;
+#pragma unroll
+            for (float rstd : source.rstd) is_ordinary &= rstd != INFINITY_F32;
+            if (is_ordinary) {
+                Scalings<Source::AT_ONCE, OrdinaryRow> scales;
+#pragma unroll
+                for (u32 r = 0; r < Source::AT_ONCE; r++) scales.of[r] = OrdinaryRow{source.rstd[r]};
+                work(0, scales);
+            } else {
+#pragma unroll
+                for (u32 r = 0; r < Source::AT_ONCE; r++)
+                    if (r < source.count)
+                        work(r, Scalings<1, RowScale>{{row_scale(source.rstd[r], [&] {
+                            const float squares = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(source.z<is_seldom(RowScale{})>(r, k), SCALE_UP, p); });
+                            return scaled_root(squares, (float)hidden);
+                        })}});
+            }
         }
         if (partial) write_partial(partial + base / TEAMS * hidden, sum, hidden, all);
     }

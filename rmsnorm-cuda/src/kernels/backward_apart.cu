@@ -32,17 +32,7 @@ struct Ring {
     // By one warp: begins to fill the stage of a row, once it is free. (Of a stage that was never used the phase before the first is complete.)
     __device__ __forceinline__ void fetch(const Place& to) const {
         arrival_wait(free + to.stage, to.phase ^ 1);
-        unsigned char* const buffer = at(to.stage);
-        const u32 lane = threadIdx.x % 32, i = lane < STAGE_ROWS ? lane : 0;
-        const Matrix operand = of.matrix(i);
-        const Arriving arriving(operand.first, of.row(operand, to.row), of.row(operand, of.rows - 1), of.hidden);
-        if (lane < STAGE_ROWS) arriving.ends(buffer + i * pitch());
-        u32 bytes = 0;
-#pragma unroll
-        for (u32 other = 0; other < STAGE_ROWS; other++) bytes += __shfl_sync(~0u, arriving.bytes(), other);
-        __syncwarp();
-        if (lane == 0) arrival_expect(full + to.stage, bytes);
-        if (lane < STAGE_ROWS) arriving.copy(buffer + i * pitch(), full + to.stage);
+        fetch_words(of, to.row, at(to.stage), full + to.stage);
     }
 
     __device__ __forceinline__ void wait(const Place& here) const { arrival_wait(full + here.stage, here.phase); }
@@ -80,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
         auto fetch = [&] {
             if (threadIdx.x / 32 == TEAM_WARPS / 2 && wanted.group < groups) ring.fetch(wanted), wanted.next(operands, stages);
         };
-        for (u32 i = 1; i < stages; i++) fetch();
+        // A stage is asked for when the row in it is some rows back, so that the warp which fetches seldom waits for the others.
+        for (u32 i = stages > WORKERS ? WORKERS : 1; i < stages; i++) fetch();
         Pace pace_of_rows(pace);
         Scales scales{rstd, rows, groups};
         while (here.group < groups) {
@@ -123,9 +114,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
     };
     float ahead = next(team - 1);
     while (here.group < groups) {
-        // As it lies in memory: the compiler would keep it widened, in twice the registers.
+        // With dz, as it lies in memory: the compiler would keep it widened, in twice the registers.
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++)
+        for (u32 k = 0; k < (HAS_DZ ? PACKS : 0); k++)
 #pragma unroll
             for (u32 i = 0; i < Pack<W>::WORDS; i++) asm volatile("" : "+r"(w[k].word(i)));
         ring.wait(here);

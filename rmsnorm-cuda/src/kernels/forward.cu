@@ -2,6 +2,21 @@
 //
 // A row stays in registers between the statistic and y. Many blocks of few rows, rather than few of many: the hardware hands the
 // next block to whichever multiprocessor is done first. A team has ROWS rows on their way at once: row r·TEAMS after the first of the block.
+// Of narrow rows the roots are most of the work: each lane of a team takes that of another row.
+
+constexpr bool SHARES_ROOTS = ROWS > 1 && TEAM_WARPS == 1 && TEAM_LANES >= ROWS;
+
+// rstd of each of a team's rows; 0 of one that has to be scaled, and of all where a lane has them all to itself.
+__device__ __forceinline__ void ordinary_rstds(const float (&sum)[ROWS], u32 hidden, float eps, float (&rstd)[ROWS]) {
+    const u32 lane = threadIdx.x % TEAM_LANES;
+    float mine = sum[0];
+#pragma unroll
+    for (u32 r = 1; r < ROWS; r++)
+        if (lane % ROWS == r) mine = sum[r];
+    mine = SHARES_ROOTS ? ordinary_rstd(mine, divisor_of<ROWS>(hidden), eps) : 0.0f;
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) rstd[r] = SHARES_ROOTS ? __shfl_sync(team_mask(), mine, threadIdx.x % 32 - lane + r) : 0.0f;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
     const u32 hidden = exact_hidden(hidden_given);
@@ -35,17 +50,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
         }
         if (HAS_WEIGHT && ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
         if (HAS_BIAS && ALIGNED) load_row(b, bias, first + team < rows ? hidden : 0);
+        float sum[ROWS], ordinary[ROWS], kept = 0.0f;
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            const u32 end = first + r * TEAMS + team < rows ? hidden : 0;  // a team without a row loads and stores nothing
+            sum[r] = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
+                if (!column_of(k).is_outside(end)) squares_step(z[r][k], p);
+            });
+        }
+        ordinary_rstds(sum, hidden, eps, ordinary);
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
-            const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
-            const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
-                if (!column_of(k).is_outside(end)) squares_step(z[r][k], p);
-            });
-            const Statistic stat = statistic(sum, (float)hidden, eps, [&](float s) {
-                return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[r][k], s, p); });
-            });
-            if (rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
+            const u32 end = row < rows ? hidden : 0;
+            Statistic stat{ordinary[r], {1.0f, ordinary[r]}};
+            if (!SHARES_ROOTS || ordinary[r] == 0.0f)
+                stat = statistic(sum[r], divisor_of<ROWS>(hidden), eps, [&](float s) {
+                    return reduce(fold_row, [&](u32 k, float (&p)[PACK]) { scaled_squares_step(z[r][k], s, p); });
+                });
+            if (SHARES_ROOTS && threadIdx.x % TEAM == r) kept = stat.rstd;
+            if (!SHARES_ROOTS && rstd && threadIdx.x % TEAM == 0 && row < rows) rstd[row] = stat.rstd;
             auto emit = [&](auto scale) {
                 as_it_lies<is_seldom(decltype(scale){})>(ROW(y, row), [&](auto to) {
 #pragma unroll
@@ -55,5 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});
             else emit(stat.scale);
         }
+        const u64 row = first + threadIdx.x % TEAM * TEAMS + team;
+        if (SHARES_ROOTS && rstd && threadIdx.x % TEAM < ROWS && row < rows) rstd[row] = kept;
     }
 }

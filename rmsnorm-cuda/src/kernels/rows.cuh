@@ -53,6 +53,13 @@ __device__ __forceinline__ auto divisor(u32 hidden) {
     else return (float)hidden;
 }
 
+// The same where a team has AT_ONCE held rows on their way. With one it is a division, over which the compiler keeps little: with a product it kept the widened
+// row (forward, 2048 bf16: 56 bytes spilled, and 0.77 of the ceiling for 0.97).
+template <u32 AT_ONCE> __device__ __forceinline__ auto divisor_of(u32 hidden) {
+    if constexpr (AT_ONCE > 1) return divisor(hidden);
+    else return (float)hidden;
+}
+
 // The lanes of this thread's team within its warp.
 __device__ __forceinline__ u32 team_mask() { return TEAM_LANES == 32 ? ~0u : ((1u << (TEAM_LANES % 32)) - 1) << (threadIdx.x % 32 / TEAM_LANES * TEAM_LANES); }
 

@@ -45,8 +45,9 @@ impl fmt::Display for BackwardPlan {
             Source::Kept => f.write_str(" kept")?,
             Source::Reread => f.write_str(" reread")?,
             Source::Cluster { stages, .. } => write!(f, " ring {stages}")?,
-            Source::Ring { stages, pace, apart, .. } => {
+            Source::Ring { stages, rows, pace, apart, .. } => {
                 write!(f, " ring {stages}")?;
+                f.write_str(if *rows > 1 { " of two rows" } else { "" })?;
                 f.write_str(if *apart { " sums apart" } else { "" })?;
                 if *pace > 0 {
                     write!(f, " pace {:.2} µs", f64::from(*pace) / 256e3)?;

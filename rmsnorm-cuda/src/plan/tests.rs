@@ -383,6 +383,8 @@ fn a_plan_says_all() {
     assert_eq!(of(1024, tuning).1, "G512 held-1×128×8×4 ×1152 exact 4/SM one launch, span 16");
     assert_eq!(of(1025, tuning).1, "G512 held-4×128×8×4 ×128 exact ring 2 fold 128");
     assert!(of(100_000, tuning).1.ends_with("×128 exact ring 2 pace 2.94 µs fold 128"), "{}", of(100_000, tuning).1);
+    let pairs = backward(&Calls { rows: 100_000, ..calls(512, Dtype::Bf16) }, &tuning).to_string();
+    assert_eq!(pairs, "G1024 held-8×32×8×2 ×128 exact ring 3 of two rows pace 1.47 µs fold 128");
     let unringed = Tuning { stages: Some(0), blocks: Some(7), ..tuning };
     assert_eq!(of(100, unringed).1, "G100 held-4×128×8×4 ×7 exact reread fold 25");
 }

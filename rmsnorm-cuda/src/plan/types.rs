@@ -146,9 +146,11 @@ pub enum Source {
     Reread,
     /// From shared memory, where rows arrive ahead of their turn.
     Ring {
-        /// Rows of x and dy for each team.
+        /// Stages of each team.
         stages: u32,
-        /// Least time from one row of a team to its next, in 1/256 ns (source.cuh, Pace). 0: none.
+        /// Rows of x and dy in each, 1 or 2, which the team works on at once.
+        rows: u32,
+        /// Least time from one stage of a team to its next, in 1/256 ns (source.cuh, Pace). 0: none.
         pace: u32,
         /// Shared memory of all stages of a block.
         shared_bytes: u32,

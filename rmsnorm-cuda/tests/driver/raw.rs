@@ -151,7 +151,7 @@ const GOLDEN: [(usize, usize, &[&str], &[&str]); 6] = [
     (
         65536,
         128,
-        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 1024x1x1 block 512x1x1 shared 0 stream 77"],
+        &["cuCtxGetCurrent", "cuLaunchKernel forward grid 512x1x1 block 512x1x1 shared 0 stream 77"],
         &[
             "cuCtxGetCurrent",
             "cuLaunchKernel backward grid 512x1x1 block 256x1x1 shared 0 stream 77",

@@ -78,8 +78,8 @@ fn broken() -> [(&'static str, &'static str, &'static str, Case); 22] {
         ),
         (
             "groups dealt in blocks",
-            "row = first + team, first += of.groups;",
-            "row = first + team, first += of.groups + 1;",
+            "here = first + team, first += of.groups;",
+            "here = first + team, first += of.groups + 1;",
             narrow,
         ),
         (
@@ -130,7 +130,7 @@ const ODD: [(Arch, &str, &str, &str); 16] = [
         "mine",
     ),
     (Arch::A100, "the last half handed over by nobody", "(is_end && lane == TEAM_LANES - 1 ? last : handed)", "handed"),
-    (Arch::H200, "ends of an operand that nobody copies", "if (lane < STAGE_ROWS) row.ends(at(s) + i * pitch());", ""),
+    (Arch::H200, "ends of an operand that nobody copies", "if (lane < STAGE_ROWS) mine.ends(to);", ""),
     (
         Arch::H200,
         "bytes of one operand awaited",
