@@ -200,7 +200,8 @@ impl Module {
         match self {
             // How many blocks must fit a multiprocessor depends on what is given up here, and is speed alone.
             Module::Forward { rows, rows_at_once, residual, bias, .. } => {
-                let rows = portable(rows);
+                // Each row at once makes a module longer, and the bundle is to stay below the registry's 10 MB.
+                let (rows, rows_at_once) = (portable(rows), rows_at_once.min(2));
                 Module::Forward { rows, staged: false, blocks_per_sm: 1, rows_at_once, residual, bias }
             }
             Module::Backward { rows, source, dz, .. } => {
