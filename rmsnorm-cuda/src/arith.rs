@@ -164,8 +164,10 @@ pub fn row_scale(rstd: f32, root: impl FnOnce() -> f32) -> RowScale {
 /// §4 rstd of an ordinary row from `sum = reduce(z²)`; 0 of a row that has to be scaled.
 #[inline(always)]
 pub fn ordinary_rstd(sum: f32, hidden: f32, eps: f32) -> f32 {
-    let v = mean(sum, hidden) + eps;
-    if scale_for(v) == 1.0 { reciprocal_root(v) } else { 0.0 }
+    match mean(sum, hidden) + eps {
+        v if scale_for(v) == 1.0 => reciprocal_root(v),
+        _ => 0.0,
+    }
 }
 
 /// §4 The statistic of a row from `sum = reduce(z²)`: (rstd, scale) for an ordinary row. `rescale(s)` must give

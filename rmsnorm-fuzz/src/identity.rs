@@ -74,7 +74,10 @@ impl Trial {
     pub(crate) fn demand(&mut self, executor: &dyn Executor, how: &str) -> Result<u64, Stop> {
         let (operands, want) = self.literal();
         operands.refill_outputs();
-        let got = operands.run(executor).map_err(|e| Stop::Failed(format!("{how}refused a good call: {e}")))?;
+        let got = operands.run(executor).map_err(|error| match Stop::from(error) {
+            Stop::Failed(refused) => Stop::Failed(format!("{how}{refused}")),
+            not_applicable => not_applicable,
+        })?;
         demand_equal(format_args!("{how}against the literal executor"), want.difference(&got))?;
         Ok(got.elements())
     }

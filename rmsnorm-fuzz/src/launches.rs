@@ -40,6 +40,7 @@ pub(crate) fn launch_failures(subject: &Subject, trial: &mut Trial) -> Finding {
     for (call, result) in [("forward", operands.forward(&**refused)), ("backward", operands.backward(&**refused))] {
         match result {
             Err(Error::Driver { call: "cuLaunchKernel", .. }) => {}
+            Err(error @ Error::NoCode { .. }) => return Err(error.into()),
             other => return Err(Stop::Failed(format!("{call} whose launch is refused returned {other:?}"))),
         }
     }

@@ -70,8 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAM
         auto fetch = [&] {
             if (threadIdx.x / 32 == TEAM_WARPS / 2 && wanted.group < groups) ring.fetch(wanted), wanted.next(operands, stages);
         };
-        // A stage is asked for when the row in it is some rows back, so that the warp which fetches seldom waits for the others.
-        for (u32 i = stages > WORKERS ? WORKERS : 1; i < stages; i++) fetch();
+        for (u32 i = 1; i < stages; i++) fetch();
         Pace pace_of_rows(pace);
         Scales scales{rstd, rows, groups};
         while (here.group < groups) {
