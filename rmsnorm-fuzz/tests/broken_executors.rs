@@ -5,6 +5,8 @@ use rmsnorm_cuda::{
     WeightGradient, WeightOffset, bf16,
 };
 use rmsnorm_fuzz::elements::{get, put};
+use rmsnorm_fuzz::property::PROPERTIES;
+use rmsnorm_fuzz::subject::{OtherLaunch, Tried};
 use rmsnorm_fuzz::{Case, Literal, Outcome, Subject, hard_case, property};
 
 /// The defect, the property that must refute it, and the hard case that it uses for this.
@@ -318,5 +320,56 @@ fn get_mut(data: &SliceMut<'_>, i: usize) -> Option<f32> {
         SliceMut::F32(d) => d.get(i).copied(),
         SliceMut::F16(d) => d.get(i).map(|v| v.to_f32()),
         SliceMut::Bf16(d) => d.get(i).map(|v| v.to_f32()),
+    }
+}
+
+/// As on a GPU without NVRTC, where nothing is compiled ahead.
+struct WithoutCode;
+
+impl WithoutCode {
+    fn refuse() -> Result<(), Error> {
+        let [kernel, cache, nvrtc, prebuilt] = ["forward", "is off", "is not there", "has none"].map(String::from);
+        Err(Error::NoCode { kernel, cache, nvrtc, prebuilt })
+    }
+}
+
+impl Executor for WithoutCode {
+    fn name(&self) -> String {
+        "without code".into()
+    }
+    fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        Cpu.forward(call)?; // A call that is wrong is refused first.
+        WithoutCode::refuse()
+    }
+    fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
+        Cpu.backward(call)?;
+        WithoutCode::refuse()
+    }
+}
+
+/// What is not compiled ahead is left out, by every property: nobody can say that it is wrong.
+#[test]
+fn no_property_fails_for_want_of_code() {
+    let launch = OtherLaunch {
+        what: "another".into(),
+        executor: Box::new(WithoutCode),
+        elements_max: usize::MAX,
+        left_out: "too large",
+        tried: Tried::Always,
+    };
+    let subject = Subject { launches: vec![launch], refused: Some(Box::new(WithoutCode)), ..Subject::of(WithoutCode) };
+    for name in ["rows_17", "idle_groups_781", "w_awkward", "twice_bf16", "db_1024"] {
+        let case = hard_case(name).expect("a hard case").case;
+        for property in PROPERTIES {
+            let outcome = property.check(&subject, &case);
+            let needs_code = property.name != "refusal";
+            assert_eq!(
+                matches!(outcome, Outcome::NotApplicable { .. }),
+                needs_code,
+                "{} of {name}: {outcome:?}",
+                property.name
+            );
+            assert!(!matches!(outcome, Outcome::Failed { .. }), "{} of {name}: {outcome:?}", property.name);
+        }
     }
 }
