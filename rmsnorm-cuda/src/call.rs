@@ -8,6 +8,9 @@ use crate::order::{HIDDEN_MAX, column_order};
 use crate::view::{self, Role, Rows, Shape, Table, TableLine, Types, Vector};
 use crate::{Dtype, Error, Operand};
 
+/// Most heads that have a weight each: those of a launch are one dimension of its grid.
+pub const HEADS_MAX: usize = 65535;
+
 /// What is added to the weight before it multiplies: nothing, or one ("zero-centred" weights).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WeightOffset {
@@ -89,6 +92,9 @@ pub struct Forward<In, Out> {
     pub rows: usize,
     /// Rows of a group, where rows have two levels ([`Rows`]): a divisor of M. 1: they have one.
     pub inner: usize,
+    /// Whether each row of a group has a weight and a bias of its own, as heads have: both are then inner×N, and row r has those of number
+    /// r mod `inner`. Such a call *is* one call for each head, on its M/inner rows alone, in one launch. (At most [`HEADS_MAX`] heads.)
+    pub per_head: bool,
     /// Length of a row, N: 1 to [`HIDDEN_MAX`].
     pub hidden: usize,
     /// Added to the mean square; finite and not negative.
@@ -101,9 +107,9 @@ pub struct Forward<In, Out> {
     pub x: Rows<In>,
     /// What is added to `x`, and where the sum is stored. Absent: nothing is.
     pub residual: Option<Residual<In, Out>>,
-    /// N, of the type of `x` or f32. Absent: a weight of one.
+    /// N, of the type of `x` or f32, or inner×N [per head](Self::per_head). Absent: a weight of one.
     pub weight: Option<Vector<In>>,
-    /// N, of the type of `x` or f32, added to the product with the weight before y is rounded. Absent: nothing is.
+    /// As long as a weight is, of the type of `x` or f32, added to the product with the weight before y is rounded. Absent: nothing is.
     pub bias: Option<Vector<In>>,
     /// M×N, of the type of `x`. It may have exactly the rows of `x`.
     pub y: Rows<Out>,
@@ -120,6 +126,8 @@ pub struct Backward<In, Out> {
     pub rows: usize,
     /// As in the forward call; the order of rows, and with it `dw`, is that of their numbers, wherever they lie.
     pub inner: usize,
+    /// As in the forward call: `dw` and `db` are then inner×N, and each head's is that of a call on its rows alone.
+    pub per_head: bool,
     /// Length of a row, N: 1 to [`HIDDEN_MAX`].
     pub hidden: usize,
     /// As in the forward call.
@@ -128,7 +136,7 @@ pub struct Backward<In, Out> {
     pub rounding: Rounding,
     /// M×N, as in the forward call.
     pub x: Rows<In>,
-    /// N, as in the forward call.
+    /// As in the forward call.
     pub weight: Option<Vector<In>>,
     /// M, f32, as the forward call stored it.
     pub rstd: Vector<In>,
@@ -175,9 +183,9 @@ pub struct Residual<In, Out> {
 /// Where the gradient of the weight goes, and the memory it is computed in.
 #[derive(Debug)]
 pub struct WeightGradient<Out> {
-    /// N, f32 or of the type of the weight.
+    /// N, or inner×N [per head](Backward::per_head), f32 or of the type of the weight.
     pub dw: Vector<Out>,
-    /// f32, at least [`scratch_len`] elements. Its content before the call is irrelevant, and after the call unspecified. A launch that
+    /// f32, at least [`scratch_len`] elements; per head `inner` times those of M/inner rows. Its content before the call is irrelevant, and after the call unspecified. A launch that
     /// needs none, of few rows, does not touch it.
     pub scratch: Vector<Out>,
 }
@@ -198,9 +206,9 @@ pub struct WeightGradient<Out> {
 /// ```
 #[derive(Debug)]
 pub struct BiasGradient<Out> {
-    /// N, f32 or of the type of `x`.
+    /// As long as a dw is, f32 or of the type of `x`.
     pub db: Vector<Out>,
-    /// As that of [`WeightGradient`], beside it: f32, at least [`scratch_len`] elements, `db_scratch` in errors.
+    /// As that of [`WeightGradient`], beside it, `db_scratch` in errors.
     pub scratch: Vector<Out>,
 }
 
@@ -223,10 +231,11 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
             table.push(TableLine::rows("residual", Read, Types::One(dtype), residual, shape));
             table.push(TableLine::rows("z", Written, Types::One(dtype), z, shape).in_place_of(&["x", "residual"]));
         }
-        table.extend(self.weight.iter().map(|w| weight_line("weight", w, self.hidden, dtype)));
-        table.extend(self.bias.iter().map(|b| weight_line("bias", b, self.hidden, dtype)));
+        let per_column = (self.heads(), self.hidden);
+        table.extend(self.weight.iter().map(|w| weight_line("weight", w, per_column, dtype)));
+        table.extend(self.bias.iter().map(|b| weight_line("bias", b, per_column, dtype)));
         table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape).in_place_of(&["x"]));
-        let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, self.rows, false);
+        let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, (1, self.rows), false);
         table.extend(self.rstd.iter().map(rstd));
         table
     }
@@ -237,6 +246,12 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         Shape { rows: self.rows, inner: self.inner.max(1), hidden: self.hidden }
     }
 
+    /// Weights, one behind the other.
+    #[doc(hidden)]
+    pub fn heads(&self) -> usize {
+        if self.per_head { self.inner.max(1) } else { 1 }
+    }
+
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
         self.checked().map(drop)
@@ -244,7 +259,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 
     /// The operands, if this call can be carried out.
     pub(crate) fn checked(&self) -> Result<Table, Error> {
-        check_shape(self.rows, self.inner, self.hidden)?;
+        check_shape(self.rows, (self.inner, self.per_head), self.hidden)?;
         // Bits, since a thread that flushes takes a negative subnormal for zero.
         let bits = self.eps.to_bits();
         if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {
@@ -266,6 +281,7 @@ impl<In, Out> Forward<In, Out> {
         Forward {
             rows,
             inner: 1,
+            per_head: false,
             hidden,
             eps,
             weight_offset: WeightOffset::Zero,
@@ -288,6 +304,7 @@ impl<In, Out> Forward<In, Out> {
         Ok(Forward {
             rows: self.rows,
             inner: self.inner,
+            per_head: self.per_head,
             hidden: self.hidden,
             eps: self.eps,
             weight_offset: self.weight_offset,
@@ -314,22 +331,23 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         use Role::{Read, Scratch, Written};
         let (shape, dtype) = (self.shape(), self.x.data.dtype());
         let f32 = Types::One(Dtype::F32);
-        let partials = column_order(self.rows, self.hidden).groups.saturating_mul(self.hidden);
+        let (heads, hidden) = (self.heads(), self.hidden);
+        let partials = column_order(self.rows / heads, hidden).groups.saturating_mul(hidden);
         let mut table = Table::new();
         table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
-        table.extend(self.weight.iter().map(|w| weight_line("weight", w, self.hidden, dtype)));
-        table.push(TableLine::vector("rstd", Read, f32, &self.rstd, self.rows, false));
+        table.extend(self.weight.iter().map(|w| weight_line("weight", w, (heads, hidden), dtype)));
+        table.push(TableLine::vector("rstd", Read, f32, &self.rstd, (1, self.rows), false));
         table.push(TableLine::rows("dy", Read, Types::One(dtype), &self.dy, shape));
         table.extend(self.dz.iter().map(|dz| TableLine::rows("dz", Read, Types::One(dtype), dz, shape)));
         table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape).in_place_of(&["x", "dy", "dz"]));
         if let Some(WeightGradient { dw, scratch }) = &self.dw {
             let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
-            table.push(TableLine::vector("dw", Written, Types::OrF32(weight), dw, self.hidden, false));
-            table.push(TableLine::vector("scratch", Scratch, f32, scratch, partials, true));
+            table.push(TableLine::vector("dw", Written, Types::OrF32(weight), dw, (heads, hidden), false));
+            table.push(TableLine::vector("scratch", Scratch, f32, scratch, (heads, partials), true));
         }
         if let Some(BiasGradient { db, scratch }) = &self.db {
-            table.push(TableLine::vector("db", Written, Types::OrF32(dtype), db, self.hidden, false));
-            table.push(TableLine::vector("db_scratch", Scratch, f32, scratch, partials, false));
+            table.push(TableLine::vector("db", Written, Types::OrF32(dtype), db, (heads, hidden), false));
+            table.push(TableLine::vector("db_scratch", Scratch, f32, scratch, (heads, partials), false));
         }
         table
     }
@@ -340,6 +358,12 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
         Shape { rows: self.rows, inner: self.inner.max(1), hidden: self.hidden }
     }
 
+    /// Weights, one behind the other.
+    #[doc(hidden)]
+    pub fn heads(&self) -> usize {
+        if self.per_head { self.inner.max(1) } else { 1 }
+    }
+
     /// Whether this call can be carried out. Reads no data and writes nothing.
     pub fn check(&self) -> Result<(), Error> {
         self.checked().map(drop)
@@ -347,7 +371,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
 
     /// The operands, if this call can be carried out.
     pub(crate) fn checked(&self) -> Result<Table, Error> {
-        check_shape(self.rows, self.inner, self.hidden)?;
+        check_shape(self.rows, (self.inner, self.per_head), self.hidden)?;
         view::check(self.operands())
     }
 }
@@ -370,6 +394,7 @@ impl<In, Out> Backward<In, Out> {
         Backward {
             rows,
             inner: 1,
+            per_head: false,
             hidden,
             weight_offset: WeightOffset::Zero,
             rounding: Rounding::Once,
@@ -396,6 +421,7 @@ impl<In, Out> Backward<In, Out> {
         Ok(Backward {
             rows: self.rows,
             inner: self.inner,
+            per_head: self.per_head,
             hidden: self.hidden,
             weight_offset: self.weight_offset,
             rounding: self.rounding,
@@ -416,17 +442,113 @@ impl<In, Out> Backward<In, Out> {
     }
 }
 
+/// A view of the rows of one head: of one level, for what is behind a row is that head's next.
+fn rows_of_head<D>(Rows { offset, row_stride, outer_stride, data }: Rows<D>, inner: usize, head: usize) -> Rows<D> {
+    // Of an operand that is checked neither is too far where there is a row; of other numbers it is irrelevant.
+    let stride = outer_stride.unwrap_or_else(|| inner.saturating_mul(row_stride));
+    Rows::strided(data, offset.saturating_add(head.saturating_mul(row_stride)), stride)
+}
+
+/// One head's of what is there once a head.
+fn of_head<D>(Vector { data, offset }: Vector<D>, len: usize, head: usize) -> Vector<D> {
+    Vector { data, offset: offset + head * len }
+}
+
+impl<In: Copy, Out> Forward<In, Out> {
+    /// Of a checked call [per head](Self::per_head) that of one head, which stores its rstd at `rstd`. `lend` lends the memory of an output.
+    #[doc(hidden)]
+    pub fn of_head<'a, O>(
+        &'a mut self,
+        head: usize,
+        rstd: Option<Vector<O>>,
+        lend: impl Fn(&'a mut Out) -> O,
+    ) -> Forward<In, O> {
+        let (inner, hidden) = (self.inner, self.hidden);
+        let rows = |rows: Rows<In>| rows_of_head(rows, inner, head);
+        let vector = |vector: Vector<In>| of_head(vector, hidden, head);
+        let written = |Rows { data, offset, row_stride, outer_stride }: &'a mut Rows<Out>| {
+            let (offset, row_stride, outer_stride) = (*offset, *row_stride, *outer_stride);
+            rows_of_head(Rows { data: lend(data), offset, row_stride, outer_stride }, inner, head)
+        };
+        Forward {
+            rows: self.rows / inner,
+            inner: 1,
+            per_head: false,
+            hidden,
+            eps: self.eps,
+            weight_offset: self.weight_offset,
+            rounding: self.rounding,
+            x: rows(self.x),
+            residual: self
+                .residual
+                .as_mut()
+                .map(|Residual { residual, z }| Residual { residual: rows(*residual), z: written(z) }),
+            weight: self.weight.map(vector),
+            bias: self.bias.map(vector),
+            y: written(&mut self.y),
+            rstd,
+        }
+    }
+}
+
+impl<In: Copy, Out> Backward<In, Out> {
+    /// As that of a forward call; its rstd is read from `rstd`.
+    #[doc(hidden)]
+    pub fn of_head<'a, O>(
+        &'a mut self,
+        head: usize,
+        rstd: Vector<In>,
+        lend: impl Fn(&'a mut Out) -> O,
+    ) -> Backward<In, O> {
+        let (inner, hidden) = (self.inner, self.hidden);
+        let partials = column_order(self.rows / inner, hidden).groups * hidden;
+        let rows = |rows: Rows<In>| rows_of_head(rows, inner, head);
+        let lent = |Vector { data, offset }: &'a mut Vector<Out>, len| {
+            of_head(Vector { data: lend(data), offset: *offset }, len, head)
+        };
+        let Rows { data, offset, row_stride, outer_stride } = &mut self.dx;
+        let dx = Rows { data: lend(data), offset: *offset, row_stride: *row_stride, outer_stride: *outer_stride };
+        Backward {
+            rows: self.rows / inner,
+            inner: 1,
+            per_head: false,
+            hidden,
+            weight_offset: self.weight_offset,
+            rounding: self.rounding,
+            x: rows(self.x),
+            weight: self.weight.map(|w| of_head(w, hidden, head)),
+            rstd,
+            dy: rows(self.dy),
+            dz: self.dz.map(rows),
+            dx: rows_of_head(dx, inner, head),
+            dw: self.dw.as_mut().map(|WeightGradient { dw, scratch }| WeightGradient {
+                dw: lent(dw, hidden),
+                scratch: lent(scratch, partials),
+            }),
+            db: self.db.as_mut().map(|BiasGradient { db, scratch }| BiasGradient {
+                db: lent(db, hidden),
+                scratch: lent(scratch, partials),
+            }),
+        }
+    }
+}
+
 fn check_hidden(hidden: usize) -> Result<(), Error> {
     if hidden == 0 || hidden > HIDDEN_MAX { Err(Error::Hidden { got: hidden }) } else { Ok(()) }
 }
 
-fn check_shape(rows: usize, inner: usize, hidden: usize) -> Result<(), Error> {
+fn check_shape(rows: usize, (inner, per_head): (usize, bool), hidden: usize) -> Result<(), Error> {
     check_hidden(hidden)?;
-    // No number but 0 is a multiple of 0.
-    if inner == 0 || !rows.is_multiple_of(inner) { Err(Error::Inner { got: inner, rows }) } else { Ok(()) }
+    match inner {
+        // No number but 0 is a multiple of 0.
+        0 => Err(Error::Inner { got: inner, rows }),
+        _ if !rows.is_multiple_of(inner) => Err(Error::Inner { got: inner, rows }),
+        _ if per_head && inner > HEADS_MAX => Err(Error::Heads { got: inner }),
+        _ => Ok(()),
+    }
 }
 
 /// Of what is one for each column, and read.
-fn weight_line<D: Operand>(name: &'static str, vector: &Vector<D>, hidden: usize, dtype: Dtype) -> TableLine {
-    TableLine::vector(name, Role::Read, Types::OrF32(dtype), vector, hidden, true)
+fn weight_line<D: Operand>(name: &'static str, vector: &Vector<D>, of: (usize, usize), dtype: Dtype) -> TableLine {
+    TableLine::vector(name, Role::Read, Types::OrF32(dtype), vector, of, true)
 }

@@ -43,7 +43,7 @@ use pulp::{Simd, WithSimd};
 /// In a process that was forked after its parent had begun a pool, a call is computed on the thread that calls: the pool's threads
 /// do not exist there. Where the parent used the pool for something else only, this is known on Linux.
 ///
-/// It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
+/// Heads with a weight each are computed one after another. It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
 /// a copy of the weight; for rows of two levels that are written, 40 bytes each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
@@ -67,75 +67,108 @@ impl Executor for Cpu {
     }
 
     fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
-        let call = call.found()?;
+        let mut call = call.found()?;
         call.check()?;
         environment()?;
-        let shape = call.shape();
-        let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd, .. } = call;
-        if rows == 0 {
-            return Ok(());
+        if call.heads() == 1 {
+            return of_forward(call);
         }
-        let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
-        let bias = bias.map(|bias| effective_weights(Some(own(bias)), WeightOffset::Zero, hidden));
-        let scale = (weight, bias.as_deref());
-        let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
-        let at = Layout::new(&y, shape);
-        match residual {
-            None => with_dtype!(SliceMut(ys) = y.data => {
-                forward(Read::new(x, shape), None, scale, (eps, rounding), at.of(ys), rstd)
-            }),
-            Some(Residual { residual, z }) => {
-                let z_at = Layout::new(&z, shape);
-                with_dtype!(SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
-                    let sum = (Read::new(residual, shape), z_at.of(zs));
-                    forward(Read::new(x, shape), Some(sum), scale, (eps, rounding), at.of(ys), rstd)
-                })
-            }
+        // rstd of a head's rows lies between that of others.
+        let (inner, rstd) = (call.inner, call.rstd.take());
+        let mut of_head = Aligned::new(rstd.as_ref().map_or(0, |_| call.rows / inner));
+        let mut rstd = rstd.map(|rstd| floats_mut(rstd, call.rows));
+        for head in 0..inner {
+            let stored = rstd.as_ref().map(|_| SliceMut::F32(&mut of_head).into());
+            of_forward(call.of_head(head, stored, SliceMut::lend))?;
+            let all = rstd.iter_mut().flat_map(|rstd| rstd.iter_mut().skip(head).step_by(inner));
+            all.zip(of_head.iter()).for_each(|(rstd, of_head)| *rstd = *of_head);
         }
+        Ok(())
     }
 
     fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
         let call = call.found()?;
         call.check()?;
         environment()?;
-        let shape = call.shape();
-        let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db, .. } = call;
-        let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
-        // First, for dy may lie in dx.
-        if let Some(BiasGradient { db: Vector { data, offset }, scratch }) = db {
-            let scratch = floats_mut(scratch, column_order(rows, hidden).groups * hidden);
-            if rows > 0 {
-                let dys = match dy.data {
-                    Found::Memory(data) => data,
-                    Found::Output(..) => dx.data.as_slice(),
-                };
-                with_dtype!(Slice(dys) = dys => {
-                    bias_partials(Read::of_rows(dys, &dy, shape), rows, hidden, scratch)
-                })?;
-            }
-            with_dtype!(SliceMut(db) = data => column_sums(scratch, &mut db[offset..][..hidden]))?;
+        if call.heads() == 1 {
+            return of_backward(call);
         }
-        let (dw, scratch) = match dw {
-            Some(WeightGradient { dw, scratch }) => {
-                (Some(dw), Some(floats_mut(scratch, column_order(rows, hidden).groups * hidden)))
-            }
-            None => (None, None),
-        };
-        let scratch = scratch.unwrap_or_default();
-        if rows > 0 {
-            let rstd = floats(own(rstd), rows);
-            let at = Layout::new(&dx, shape);
-            with_dtype!(SliceMut(dxs) = dx.data => {
-                let [x, dy] = [x, dy].map(|view| Read::new(view, shape));
-                let rows = Operands { x, dy, dz: dz.map(|dz| Read::new(dz, shape)), rstd, hidden };
-                backward(rows, weight, rounding, at.of(dxs), scratch)
-            })?;
-        }
-        if let Some(Vector { data, offset }) = dw {
-            with_dtype!(SliceMut(dw) = data => column_sums(scratch, &mut dw[offset..][..hidden]))?;
+        let (inner, rstd) = (call.inner, floats(own(call.rstd), call.rows));
+        let by_head: Vec<f32> = (0..inner).flat_map(|head| rstd.iter().skip(head).step_by(inner)).copied().collect();
+        let mut call = call;
+        for head in 0..inner {
+            let rstd = Vector { data: Found::Memory(Slice::F32(&by_head)), offset: head * (call.rows / inner) };
+            of_backward(call.of_head(head, rstd, SliceMut::lend))?;
         }
         Ok(())
     }
+}
+
+/// A checked call with one weight.
+fn of_forward(call: Forward<Found<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+    let shape = call.shape();
+    let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd, .. } = call;
+    if rows == 0 {
+        return Ok(());
+    }
+    let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
+    let bias = bias.map(|bias| effective_weights(Some(own(bias)), WeightOffset::Zero, hidden));
+    let scale = (weight, bias.as_deref());
+    let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
+    let at = Layout::new(&y, shape);
+    match residual {
+        None => with_dtype!(SliceMut(ys) = y.data => {
+            forward(Read::new(x, shape), None, scale, (eps, rounding), at.of(ys), rstd)
+        }),
+        Some(Residual { residual, z }) => {
+            let z_at = Layout::new(&z, shape);
+            with_dtype!(SliceMut(zs) = z.data, SliceMut(ys) = y.data => {
+                let sum = (Read::new(residual, shape), z_at.of(zs));
+                forward(Read::new(x, shape), Some(sum), scale, (eps, rounding), at.of(ys), rstd)
+            })
+        }
+    }
+}
+
+/// The same.
+fn of_backward(call: Backward<Found<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
+    let shape = call.shape();
+    let Backward { rows, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db, .. } = call;
+    let weight = &*effective_weights(weight.map(own), weight_offset, hidden);
+    // First, for dy may lie in dx.
+    if let Some(BiasGradient { db: Vector { data, offset }, scratch }) = db {
+        let scratch = floats_mut(scratch, column_order(rows, hidden).groups * hidden);
+        if rows > 0 {
+            let dys = match dy.data {
+                Found::Memory(data) => data,
+                Found::Output(..) => dx.data.as_slice(),
+            };
+            with_dtype!(Slice(dys) = dys => {
+                bias_partials(Read::of_rows(dys, &dy, shape), rows, hidden, scratch)
+            })?;
+        }
+        with_dtype!(SliceMut(db) = data => column_sums(scratch, &mut db[offset..][..hidden]))?;
+    }
+    let (dw, scratch) = match dw {
+        Some(WeightGradient { dw, scratch }) => {
+            (Some(dw), Some(floats_mut(scratch, column_order(rows, hidden).groups * hidden)))
+        }
+        None => (None, None),
+    };
+    let scratch = scratch.unwrap_or_default();
+    if rows > 0 {
+        let rstd = floats(own(rstd), rows);
+        let at = Layout::new(&dx, shape);
+        with_dtype!(SliceMut(dxs) = dx.data => {
+            let [x, dy] = [x, dy].map(|view| Read::new(view, shape));
+            let rows = Operands { x, dy, dz: dz.map(|dz| Read::new(dz, shape)), rstd, hidden };
+            backward(rows, weight, rounding, at.of(dxs), scratch)
+        })?;
+    }
+    if let Some(Vector { data, offset }) = dw {
+        with_dtype!(SliceMut(dw) = data => column_sums(scratch, &mut dw[offset..][..hidden]))?;
+    }
+    Ok(())
 }
 
 /// Runs a job with the widest instruction set that there is.

@@ -114,6 +114,11 @@ impl SliceMut<'_> {
         with_dtype!(SliceMut(data) = self => (&**data).into())
     }
 
+    /// The same memory, for a while.
+    pub fn lend(&mut self) -> SliceMut<'_> {
+        with_dtype!(SliceMut(data) = self => (&mut **data).into())
+    }
+
     /// The same memory.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         with_dtype!(SliceMut(data) = self => data.as_mut_bytes())

@@ -45,7 +45,8 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     // both roots, bf16 0.938, 0.938, 0.941, f32 0.957, 0.966, 0.947; with one row bf16 0.86.
     let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 4 } else { 1 };
     let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
-    let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
+    let most = if calls.per_head() { of_head(HEADS_BLOCKS * tuning.arch.sm_count, calls) } else { GRID_MAX };
+    let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, most)));
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 64.
     let little = rows.exact && class.packs <= 4 && calls.has_little_weight();
     let staged_bytes = staged_bytes(class, calls, tuning);
@@ -64,7 +65,12 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
 /// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much, or a bias: none is measured.)
 fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
     let is_narrow_or_wide = calls.hidden <= NARROW || class.is_streamed() || class.is_clustered();
-    if is_narrow_or_wide || calls.adds() || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
+    if is_narrow_or_wide
+        || calls.adds()
+        || calls.per_head()
+        || is_aligned(class, calls)
+        || tuning.arch.compute_capability < (9, 0)
+    {
         return None;
     }
     let bytes = 2 * class.teams as usize * pitch(class, calls);
@@ -148,7 +154,7 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     }
     let ring = ring(class, calls, tuning);
     let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
-    let blocks = forced(blocks(column.groups.div_ceil(teams), resident as usize));
+    let blocks = forced(blocks(column.groups.div_ceil(teams), of_head(resident, calls)));
     let in_ring = |(stages, shared_bytes)| {
         let pace = pace(blocks.saturating_mul(class.teams * ring_rows(class, calls)), calls, tuning);
         let (rows, apart) = (ring_rows(class, calls), are_sums_apart(class, calls));
@@ -176,7 +182,7 @@ fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Cla
     let Calls { rows, hidden, dtype, .. } = *calls;
     let Tuning { backward, stages, rate_percent, blocks, few_rows, .. } = *tuning;
     let is_other = backward.is_some() || stages.is_some() || rate_percent.is_some() || blocks.is_some();
-    if !few_rows || is_other || calls.in_place || calls.dw.is_none() || hidden <= NARROW {
+    if !few_rows || is_other || calls.in_place || calls.per_head() || calls.dw.is_none() || hidden <= NARROW {
         return None;
     }
     let (_, bytes_max) = FEW_BYTES.iter().find(|(hidden_max, _)| hidden <= *hidden_max)?;
@@ -225,7 +231,7 @@ fn ring_rows(class: Class, calls: &Calls) -> u32 {
 /// Whether dw's sums have a team of their own: where a multiprocessor has one row group, and a row takes long for other reasons than its bytes.
 fn are_sums_apart(class: Class, calls: &Calls) -> bool {
     let fits = class.team == 128 && class.packs * class.pack <= 40 && calls.dtype != Dtype::F32;
-    fits && class.teams == 1 && !is_aligned(class, calls) && calls.dw.is_some()
+    fits && class.teams == 1 && !is_aligned(class, calls) && calls.dw.is_some() && !calls.per_head()
 }
 
 /// 89 % of what the memory's clock and width come to, shared by all teams: on an H200, fractions of the ceiling at 90 % and at 89 %: bf16 4096 0.945 and
@@ -235,7 +241,10 @@ fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
     let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(PACE_PERCENT)) / 100;
     let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
-    if arch.compute_capability != (9, 0) || rate == 0 || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
+    if calls.per_head()
+        || arch.compute_capability != (9, 0)
+        || rate == 0
+        || calls.rows.saturating_mul(row_bytes) <= arch.l2_bytes as usize
     {
         return 0;
     }
@@ -249,7 +258,11 @@ fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Cl
     let class = other.filter(works).unwrap_or(planned);
     let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
     match class {
-        class if !class.is_clustered() || has_ring && cluster::fits(class, calls, &tuning.arch) => class,
+        class
+            if !class.is_clustered() || has_ring && !calls.per_head() && cluster::fits(class, calls, &tuning.arch) =>
+        {
+            class
+        }
         _ if hidden <= HELD_MAX => class::class(direction, hidden, dtype),
         _ => STREAMED,
     }
@@ -267,6 +280,11 @@ fn is_aligned(class: Class, calls: &Calls) -> bool {
 fn launch(class: Class, calls: &Calls, blocks: u32) -> Launch {
     let aligned = is_aligned(class, calls);
     Launch { class, aligned, exact: aligned && calls.hidden == class.holds(), blocks }
+}
+
+/// A head's share of so many blocks.
+fn of_head(blocks: u32, calls: &Calls) -> usize {
+    (blocks as usize).div_ceil(calls.heads)
 }
 
 fn blocks(items: usize, most: usize) -> u32 {
@@ -329,6 +347,11 @@ pub(crate) const FOLD_WARPS_MAX: u32 = 32;
 
 /// Highest level of a fold.
 pub(crate) const FOLD_LEVEL_MAX: u32 = 5;
+
+/// Blocks of a forward call per head, a multiprocessor: so few that all heads go along together, for the rows of different heads lie beside each other.
+/// Heads have the kernels of rows that fit a team or are streamed, and never those of few rows, of clusters, of staged rows, or with sums apart: none
+/// of that is measured for them.
+const HEADS_BLOCKS: u32 = 16;
 
 /// Most blocks of a grid.
 const GRID_MAX: usize = i32::MAX as usize;

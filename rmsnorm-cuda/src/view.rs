@@ -147,7 +147,7 @@ pub struct TableLine {
     pub types: Types,
     /// Whether kernels load or store it 16 bytes at once where it is aligned: so are rows and what is as long as one.
     pub in_packs: bool,
-    /// Rows; of a vector 1, or 0 if it has no elements.
+    /// Rows; of a vector 1, or one for each head, or 0 if it has no elements.
     pub rows: usize,
     /// Elements of a row.
     pub len: usize,
@@ -184,20 +184,17 @@ impl TableLine {
         TableLine { may_be, ..self }
     }
 
+    /// Vectors one behind the other: one, or one for each head.
     pub(crate) fn vector<D: Operand>(
         name: &'static str,
         role: Role,
         types: Types,
         view: &Vector<D>,
-        len: usize,
+        (count, len): (usize, usize),
         in_packs: bool,
     ) -> Self {
-        TableLine::of(
-            (name, role, types, in_packs),
-            &view.data,
-            view.offset,
-            (usize::from(len > 0), len, Levels::one(len)),
-        )
+        let count = if len > 0 { count } else { 0 };
+        TableLine::of((name, role, types, in_packs), &view.data, view.offset, (count, len, Levels::one(len)))
     }
 
     fn of<D: Operand>(

@@ -22,7 +22,7 @@ mod machine;
 #[path = "cache/processes.rs"]
 mod processes;
 
-const MODULE: Module = Module::Fold { dw: Dtype::Bf16 };
+const MODULE: Module = Module::Fold { dw: Dtype::Bf16, per_head: false };
 const CAPABILITY: (u32, u32) = (9, 0);
 
 fn nvrtc_is_there() -> bool {
@@ -97,7 +97,7 @@ fn what_was_stored_is_read() {
     assert_eq!(cache.cubin(&MODULE, CAPABILITY), Ok(b"another module".to_vec()));
     assert_eq!(Cache::at(&folder).cubin(&MODULE, CAPABILITY), Ok(b"another module".to_vec()));
     // Another module, and the same for another architecture, are other files.
-    Cache::at(&folder).cubin(&Module::Fold { dw: Dtype::F32 }, CAPABILITY).expect("compiled");
+    Cache::at(&folder).cubin(&Module::Fold { dw: Dtype::F32, per_head: false }, CAPABILITY).expect("compiled");
     assert_eq!(files(&folder).len(), 2);
     Cache::at(&folder).cubin(&MODULE, (8, 0)).expect("compiled");
     assert_eq!(files(&folder).len(), 3);
@@ -110,7 +110,7 @@ fn a_broken_file_is_replaced() {
         return;
     }
     let (_place, folder) = fresh("broken");
-    let other = Module::Fold { dw: Dtype::F16 };
+    let other = Module::Fold { dw: Dtype::F16, per_head: false };
     Cache::at(&folder).cubin(&other, CAPABILITY).expect("compiled");
     let file_of_other = only_file(&folder);
     let cubin = Cache::at(&folder).cubin(&MODULE, CAPABILITY).expect("compiled");

@@ -46,7 +46,10 @@ impl Buffer {
     pub(crate) fn new(name: Name, dtype: Dtype, (rows, hidden): (usize, usize), case: &Case, fill: Fill) -> Buffer {
         let place = case.place(name);
         let broadcast = name.may_broadcast() && place.gap == Gap::Broadcast;
-        let stride = if let Gap::Elements(gap) = place.gap { hidden + usize::from(gap) } else { hidden };
+        let stride = match place.gap {
+            Gap::Elements(gap) if name.is_matrix() => hidden + usize::from(gap),
+            _ => hidden,
+        };
         let stored_rows = if broadcast { rows.min(1) } else { rows };
         let groups = if name.is_matrix() { case.groups[name as usize] } else { Groups::Even };
         let (inner, stride, outer) = match groups {

@@ -3,7 +3,7 @@
 
 use crate::sets::{Layout, widths};
 use rmsnorm_cuda::cuda::compile::compile;
-use rmsnorm_cuda::cuda::module::Module;
+use rmsnorm_cuda::cuda::module::{Grouping, Module};
 use rmsnorm_cuda::cuda::steps::{self, Step};
 use rmsnorm_cuda::plan::{Arch, Calls, Direction, ROW_COUNTS, Tuning, classes};
 use rmsnorm_cuda::{Dtype, Error, Rounding, WeightOffset};
@@ -51,9 +51,12 @@ pub fn kinds() -> Vec<Calls> {
     let plain = |dtype| kind(dtype, Some(dtype), WeightOffset::Zero);
     let twice = |dtype| (dtype != Dtype::F32).then(|| Calls { rounding: Rounding::Twice, ..plain(dtype) });
     let levels = |dtype| Calls { two_levels: true, db: Some(dtype), ..plain(dtype) };
+    let heads = |dtype| Calls { heads: 2, db: Some(dtype), ..plain(dtype) };
     Dtype::ALL
         .into_iter()
-        .flat_map(|dtype| kinds(dtype).chain([with_dz(dtype), levels(dtype)]).chain(twice(dtype)).chain(biased(dtype)))
+        .flat_map(|dtype| {
+            kinds(dtype).chain([with_dz(dtype), levels(dtype), heads(dtype)]).chain(twice(dtype)).chain(biased(dtype))
+        })
         .collect()
 }
 
@@ -84,9 +87,9 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     Ok(found.into_iter().map(unit).collect())
 }
 
-/// Whether its modules are compiled ahead: for rounding twice, and for a bias and its gradient, there is no room.
+/// Whether its modules are compiled ahead: for rounding twice, for a bias and its gradient, and for heads with a weight each there is no room.
 pub fn is_portable(kind: &Calls) -> bool {
-    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none()
+    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none() && kind.heads == 1
 }
 
 /// What is compiled ahead: the portable modules of all calls that [have them](is_portable). Those that resemble each other stand together.
@@ -264,19 +267,19 @@ pub const EXCEPTIONS: &[Exception] = &[
     },
     Exception {
         kernel: "backward",
-        of: |unit| matches!(unit.module, Module::Backward { rows, .. } if rows.two_levels && rows.class.is_streamed()),
+        of: |unit| matches!(unit.module, Module::Backward { rows, .. } if rows.grouping == Grouping::Levels && rows.class.is_streamed()),
         bytes_max: 52,
         reason: "64 registers are all that 1024 threads have; where two levels of rows lie takes some; not timed",
     },
     Exception {
         kernel: "backward_few",
-        of: |unit| matches!(unit.module, Module::BackwardFew { rows, span: 16, .. } if rows.two_levels),
+        of: |unit| matches!(unit.module, Module::BackwardFew { rows, span: 16, .. } if rows.grouping == Grouping::Levels),
         bytes_max: 80,
         reason: "as of one level, and where two levels of rows lie takes some more; not timed",
     },
     Exception {
         kernel: "forward_few",
-        of: |unit| matches!(unit.module, Module::ForwardFew { rows, .. } if rows.two_levels && rows.class.threads() == 1024),
+        of: |unit| matches!(unit.module, Module::ForwardFew { rows, .. } if rows.grouping == Grouping::Levels && rows.class.threads() == 1024),
         bytes_max: 24,
         reason: "64 registers are all that 1024 threads have; where two levels of rows lie takes some; not timed",
     },

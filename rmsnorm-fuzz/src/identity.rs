@@ -88,7 +88,7 @@ impl Trial {
 pub fn literal_outputs(operands: &Operands) -> Outputs {
     let Case { rows, inner, hidden, dtype, eps, weight_offset, rounding, .. } = *operands.case();
     let view = |name| operands.buffer(name).expect("always there").rows();
-    let (x, dy) = (view(Name::X), view(Name::Dy));
+    let (x, dy, per_head) = (view(Name::X), view(Name::Dy), operands.is_per_head());
     let [weight, bias] = [Name::Weight, Name::Bias].map(|name| operands.buffer(name).map(|w| w.vector()));
     let dz = operands.buffer(Name::Dz).map(|dz| dz.rows());
     let residual = operands.buffer(Name::Residual).map(|residual| residual.rows());
@@ -110,6 +110,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
         });
         let call = Forward {
             inner,
+            per_head,
             weight_offset,
             rounding,
             residual: sum,
@@ -129,6 +130,7 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     let x = if residual.is_some() { Rows::contiguous(z.slice(), hidden) } else { x };
     let backward = |first: usize, rows: usize, dx| Backward {
         inner,
+        per_head,
         weight_offset,
         rounding,
         weight,
@@ -156,13 +158,14 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
 fn columns(
     call: &Backward<Slice<'_>, SliceMut<'_>>,
     dtype: rmsnorm_cuda::Dtype,
-    of: fn(&Backward<Slice<'_>, SliceMut<'_>>, Range<usize>) -> Vec<f32>,
+    of: fn(&Backward<Slice<'_>, SliceMut<'_>>, usize, Range<usize>) -> Vec<f32>,
 ) -> Elements {
-    let hidden = call.hidden;
+    let (hidden, heads) = (call.hidden, if call.per_head { call.inner } else { 1 });
     let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
-    let blocks: Vec<_> = (0..hidden).step_by(width).map(|j| j..hidden.min(j + width)).collect();
-    let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|columns| of(call, columns)).collect();
-    let mut all = Elements::zeros(dtype, hidden);
+    let blocks = || (0..hidden).step_by(width).map(|j| j..hidden.min(j + width));
+    let blocks: Vec<_> = (0..heads).flat_map(|head| blocks().map(move |columns| (head, columns))).collect();
+    let sums: Vec<f32> = blocks.into_par_iter().flat_map_iter(|(head, columns)| of(call, head, columns)).collect();
+    let mut all = Elements::zeros(dtype, heads * hidden);
     sums.into_iter().enumerate().for_each(|(j, sum)| put(&mut all.slice_mut(), j, sum));
     all
 }

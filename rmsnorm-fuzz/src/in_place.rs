@@ -13,15 +13,24 @@ pub(crate) fn in_place(subject: &Subject, case: &Case) -> Finding {
     let launches = subject.launches.iter().filter(|launch| launch.tried == Tried::Always);
     let launches = launches.filter(|launch| case.elements() <= launch.elements_max);
     let mut evidence = Evidence::default();
-    judge(&*subject.executor, "", case, &mut evidence)?;
+    judge(&*subject.executor, "", case, Operands::new(case, Fill::Nan), &mut evidence)?;
     for launch in launches {
-        judge(&*launch.executor, &format!(", {}", launch.what), case, &mut evidence)?;
+        judge(&*launch.executor, &format!(", {}", launch.what), case, Operands::new(case, Fill::Nan), &mut evidence)?;
+    }
+    if case.inner > 1 {
+        let heads = Operands::per_head(case, Fill::Nan);
+        judge(&*subject.executor, ", of heads with a weight each", case, heads, &mut evidence)?;
     }
     Ok(evidence)
 }
 
-fn judge(executor: &dyn Executor, what: &str, case: &Case, evidence: &mut Evidence) -> Result<(), Stop> {
-    let mut operands = Operands::new(case, Fill::Nan);
+fn judge(
+    executor: &dyn Executor,
+    what: &str,
+    case: &Case,
+    mut operands: Operands,
+    evidence: &mut Evidence,
+) -> Result<(), Stop> {
     let want = operands.run(executor)?;
     let ways = FORWARD.iter().map(|way| (*way, true)).chain(BACKWARD.iter().map(|way| (*way, false)));
     for (way, is_forward) in

@@ -25,6 +25,7 @@ pub mod finding;
 pub mod fused;
 pub mod golden;
 pub mod hard;
+pub mod heads;
 pub mod identity;
 pub mod in_place;
 pub mod issue_781;

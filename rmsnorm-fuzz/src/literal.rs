@@ -19,9 +19,10 @@ impl Executor for Literal {
 
     fn forward(&self, mut call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
-        let w = effective(&call.weight, call.weight_offset, call.hidden);
-        let bias = call.bias.map(|bias| get_all(bias.data, bias.offset..bias.offset + call.hidden));
         for i in 0..call.rows {
+            let head = if call.per_head { i % call.inner } else { 0 };
+            let w = effective(&call.weight, head, call.weight_offset, call.hidden);
+            let bias = call.bias.as_ref().map(|bias| of_head(bias, head, call.hidden));
             let mut z = elements(&call.x, i, call.inner, 0..call.hidden);
             if let Some(sum) = &mut call.residual {
                 let residual = elements(&sum.residual, i, call.inner, 0..call.hidden);
@@ -53,8 +54,9 @@ impl Executor for Literal {
     fn backward(&self, mut call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
         let n = call.hidden;
-        let w = effective(&call.weight, call.weight_offset, n);
         for i in 0..call.rows {
+            let head = if call.per_head { i % call.inner } else { 0 };
+            let w = effective(&call.weight, head, call.weight_offset, n);
             let z = elements(&call.x, i, call.inner, 0..n);
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             let (x_hat, root) = normalised(&z, rstd);
@@ -74,22 +76,25 @@ impl Executor for Literal {
             let at = first(&call.dx, i, call.inner);
             put_all(&mut call.dx.data, at, &dx);
         }
+        let heads = if call.per_head { call.inner } else { 1 };
         if let Some(mut out) = call.dw.take() {
-            let sums = dw_columns(&call, 0..n);
+            let sums: Vec<f32> = (0..heads).flat_map(|head| dw_columns(&call, head, 0..n)).collect();
             put_all(&mut out.dw.data, out.dw.offset, &sums);
         }
         if let Some(mut out) = call.db.take() {
-            let sums = db_columns(&call, 0..n);
+            let sums: Vec<f32> = (0..heads).flat_map(|head| db_columns(&call, head, 0..n)).collect();
             put_all(&mut out.db.data, out.db.offset, &sums);
         }
         Ok(())
     }
 }
 
-/// §7 for some of the columns, before the one rounding to the type of `dw`.
-pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Range<usize>) -> Vec<f32> {
+/// §7 for some of the columns of a head, before the one rounding to the type of `dw`.
+pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, head: usize, columns: Range<usize>) -> Vec<f32> {
+    let heads = if call.per_head { call.inner } else { 1 };
     let (mut row, mut h, mut dy) = (usize::MAX, Vec::new(), Vec::new());
-    reduce(column_order(call.rows, call.hidden).groups, call.rows, columns.len(), |i, j| {
+    reduce(column_order(call.rows / heads, call.hidden).groups, call.rows / heads, columns.len(), |i, j| {
+        let i = i * heads + head;
         if row != i {
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             // Only a row whose rstd is +Inf must be read whole.
@@ -104,9 +109,11 @@ pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Rang
 }
 
 /// The same for `db`.
-pub(crate) fn db_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, columns: Range<usize>) -> Vec<f32> {
+pub(crate) fn db_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, head: usize, columns: Range<usize>) -> Vec<f32> {
+    let heads = if call.per_head { call.inner } else { 1 };
     let (mut row, mut dy) = (usize::MAX, Vec::new());
-    reduce(column_order(call.rows, call.hidden).groups, call.rows, columns.len(), |i, j| {
+    reduce(column_order(call.rows / heads, call.hidden).groups, call.rows / heads, columns.len(), |i, j| {
+        let i = i * heads + head;
         if row != i {
             (row, dy) = (i, elements(&call.dy, i, call.inner, columns.clone()));
         }
@@ -151,10 +158,16 @@ fn factor(x_hat: f32, rounding: Rounding, dtype: Dtype) -> f32 {
     if rounding == Rounding::Twice { rounded(dtype, x_hat) } else { x_hat }
 }
 
+/// What a head has of a weight, or a bias.
+fn of_head(vector: &Vector<Slice<'_>>, head: usize, n: usize) -> Vec<f32> {
+    let first = vector.offset + head * n;
+    get_all(vector.data, first..first + n)
+}
+
 /// §5 and §6: `w'` of every column; ones without a weight, since a product with one is exact.
-fn effective(weight: &Option<Vector<Slice<'_>>>, offset: WeightOffset, n: usize) -> Vec<f32> {
+fn effective(weight: &Option<Vector<Slice<'_>>>, head: usize, offset: WeightOffset, n: usize) -> Vec<f32> {
     let Some(weight) = weight else { return vec![1.0; n] };
-    let mut w = get_all(weight.data, weight.offset..weight.offset + n);
+    let mut w = of_head(weight, head, n);
     if offset == WeightOffset::One {
         w.iter_mut().for_each(|w| *w += 1.0);
     }

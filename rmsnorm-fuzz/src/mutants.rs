@@ -223,10 +223,11 @@ macro_rules! subject {
             call: ours::Forward<A, ours::SliceMut<'_>>,
             read: impl Fn(A) -> B,
         ) -> $theirs::Forward<B, $theirs::SliceMut<'_>> {
-            let ours::Forward { rows, inner, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
+            let ours::Forward { rows, inner, per_head, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd } = call;
             $theirs::Forward {
                 rows,
                 inner,
+                per_head,
                 hidden,
                 eps,
                 weight_offset: offset(weight_offset),
@@ -247,10 +248,11 @@ macro_rules! subject {
             call: ours::Backward<A, ours::SliceMut<'_>>,
             read: impl Fn(A) -> B,
         ) -> $theirs::Backward<B, $theirs::SliceMut<'_>> {
-            let ours::Backward { rows, inner, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
+            let ours::Backward { rows, inner, per_head, hidden, weight_offset, rounding, x, weight, rstd, dy, dz, dx, dw, db } = call;
             $theirs::Backward {
                 rows,
                 inner,
+                per_head,
                 hidden,
                 weight_offset: offset(weight_offset),
                 rounding: how_often(rounding),
@@ -336,6 +338,7 @@ macro_rules! subject {
                     ours::Error::RowStride { operand, got, hidden, broadcast }
                 }
                 $theirs::Error::Inner { got, rows } => ours::Error::Inner { got, rows },
+                $theirs::Error::Heads { got } => ours::Error::Heads { got },
                 $theirs::Error::RowLevels { operand, counts, strides, hidden } => {
                     ours::Error::RowLevels { operand, counts, strides, hidden }
                 }

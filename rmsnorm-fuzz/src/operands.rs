@@ -12,53 +12,62 @@ use rmsnorm_cuda::{
 /// The operands of a case's two calls.
 pub struct Operands {
     case: Case,
+    /// Whether each row of a group has a weight of its own.
+    per_head: bool,
     buffers: [Option<Buffer>; Name::ALL.len()],
 }
 
 impl Operands {
     /// Makes the inputs; everything else is filled with `fill`.
     pub fn new(case: &Case, fill: Fill) -> Operands {
-        Operands::mapped(case, fill, case.rows, |_, row| row, Doubling::default())
+        Operands::mapped(case, fill, (case.rows, false), |_, row| row, Doubling::default())
+    }
+
+    /// As [`new`](Self::new), but each row of a group has a weight of its own, and a bias, and gradients of them.
+    pub(crate) fn per_head(case: &Case, fill: Fill) -> Operands {
+        Operands::mapped(case, fill, (case.rows, true), |_, row| row, Doubling::default())
     }
 
     /// As [`new`](Self::new), but there are `rows` rows, and row `i` holds what row `source(i)` of the case holds. (Under a
     /// row stride of 0 every row is the case's first.)
     pub(crate) fn with_rows(case: &Case, fill: Fill, rows: usize, source: impl Fn(usize) -> usize + Sync) -> Operands {
-        Operands::mapped(case, fill, rows, |_, row| source(row), Doubling::default())
+        Operands::mapped(case, fill, (rows, false), |_, row| source(row), Doubling::default())
     }
 
     /// As [`new`](Self::new), but every row of `operand` is a copy of its first.
     pub(crate) fn with_copies(case: &Case, fill: Fill, operand: Name) -> Operands {
         let source = |name: Name, row| if name == operand { 0 } else { row };
-        Operands::mapped(case, fill, case.rows, source, Doubling::default())
+        Operands::mapped(case, fill, (case.rows, false), source, Doubling::default())
     }
 
     /// As [`new`](Self::new), with `x` multiplied by 2^`x`, `dy` by 2^`dy`, and eps by 4^`x`.
     pub(crate) fn doubled(case: &Case, fill: Fill, doubling: Doubling) -> Operands {
-        Operands::mapped(case, fill, case.rows, |_, row| row, doubling)
+        Operands::mapped(case, fill, (case.rows, false), |_, row| row, doubling)
     }
 
     fn mapped(
         case: &Case,
         fill: Fill,
-        rows: usize,
+        (rows, per_head): (usize, bool),
         source: impl Fn(Name, usize) -> usize + Sync,
         doubling: Doubling,
     ) -> Operands {
         let mut built = case.of_rows(rows);
         built.eps = (f64::from(case.eps) * 4.0_f64.powi(doubling.x)) as f32;
+        let heads = if per_head { built.inner } else { 1 };
         let buffer = |name: Name| {
             if !case.has(name) {
                 return None;
             }
             let (dtype, shape) = match name {
                 Name::Rstd => (Dtype::F32, (1, rows)),
-                Name::Weight => (case.weight_dtype()?, (1, case.hidden)),
-                Name::Bias => (case.bias_dtype()?, (1, case.hidden)),
-                Name::Dw => (case.dw_dtype()?, (1, case.hidden)),
-                Name::Db => (case.db_dtype()?, (1, case.hidden)),
+                Name::Weight => (case.weight_dtype()?, (heads, case.hidden)),
+                Name::Bias => (case.bias_dtype()?, (heads, case.hidden)),
+                Name::Dw => (case.dw_dtype()?, (heads, case.hidden)),
+                Name::Db => (case.db_dtype()?, (heads, case.hidden)),
                 Name::Scratch | Name::DbScratch => {
-                    (Dtype::F32, (1, scratch_len(rows, case.hidden).expect("the width of a case is legal")))
+                    let of_head = scratch_len(rows / heads, case.hidden).expect("the width of a case is legal");
+                    (Dtype::F32, (1, heads * of_head))
                 }
                 _ => (case.dtype, (rows, case.hidden)),
             };
@@ -75,18 +84,27 @@ impl Operands {
             // Another seed for each operand. eps is that of the case: it decides values.
             let seed = mix(case.seed.wrapping_mul(8).wrapping_add(name as u64));
             let is_row = matches!(name, Name::Weight | Name::Bias);
-            let data = Source { values, seed, rows: if is_row { 1 } else { case.rows }, eps: case.eps };
+            let data = Source { values, seed, rows: if is_row { heads } else { case.rows }, eps: case.eps };
             let factor = match name {
                 Name::X => doubling.x,
                 Name::Dy => doubling.dy,
                 _ => 0,
             };
-            let row = |i| if is_row || case.broadcasts(name) { 0 } else { source(name, i) };
+            let row = |i| match is_row {
+                true => i,
+                false if case.broadcasts(name) => 0,
+                false => source(name, i),
+            };
             buffer.write(&data, row, power_of_two(factor));
             Some(buffer)
         };
         let buffers = Name::ALL.map(buffer);
-        Operands { case: built, buffers }
+        Operands { case: built, per_head, buffers }
+    }
+
+    /// Whether each row of a group has a weight of its own.
+    pub(crate) fn is_per_head(&self) -> bool {
+        self.per_head
     }
 
     /// The case, with the number of rows and the eps that the operands really have.
@@ -132,6 +150,7 @@ impl Operands {
         let residual = residual.as_ref().zip(z.as_mut());
         Forward {
             inner,
+            per_head: self.per_head,
             weight_offset,
             rounding,
             residual: residual.map(|(residual, z)| Residual { residual: residual.rows(), z: z.rows_mut() }),
@@ -154,6 +173,7 @@ impl Operands {
         let (dw, db) = (dw.as_mut().zip(scratch.as_mut()), db.as_mut().zip(db_scratch.as_mut()));
         Backward {
             inner,
+            per_head: self.per_head,
             weight_offset,
             rounding,
             weight: weight.as_ref().map(Buffer::vector),

@@ -5,8 +5,8 @@ use crate::finding::{Finding, Outcome};
 use crate::identity::Trial;
 use crate::subject::{Subject, Tried};
 use crate::{
-    accuracy, batch, exact, far_rows, fused, identity, in_place, issue_781, launches, memory, refusal, runs, scaling,
-    twice,
+    accuracy, batch, exact, far_rows, fused, heads, identity, in_place, issue_781, launches, memory, refusal, runs,
+    scaling, twice,
 };
 use std::time::{Duration, Instant};
 
@@ -137,6 +137,12 @@ pub const PROPERTIES: &[Property] = &[
         name: "in place",
         sentence: "An output that has the rows of an input gets the bits that it gets in memory of its own.",
         check: Check::Case(in_place::in_place),
+    },
+    Property {
+        number: 17,
+        name: "heads",
+        sentence: "Heads with a weight each get the bits that each gets from a call on its rows alone.",
+        check: Check::Case(heads::heads),
     },
 ];
 

@@ -53,8 +53,8 @@ pub const TARGETS: &[Target] = &[
         name: "properties",
         sentence: "one of the properties that compare an executor with itself, or with integers",
         body: |subject, u| {
-            const OTHERS: [&str; 9] =
-                ["content", "exact", "scaling", "layout", "writes", "batch", "fused", "twice", "in place"];
+            const OTHERS: [&str; 10] =
+                ["content", "exact", "scaling", "layout", "writes", "batch", "fused", "twice", "in place", "heads"];
             let name = *u.choose(&OTHERS)?;
             // These run a case many times.
             let case = Case::within(u, 1 << 9)?;

@@ -20,6 +20,8 @@ mod bias;
 mod broken;
 #[path = "emulator/few_rows.rs"]
 mod few_rows;
+#[path = "emulator/heads.rs"]
+mod heads;
 #[path = "emulator/in_place.rs"]
 mod in_place;
 #[path = "emulator/levels.rs"]
@@ -47,8 +49,8 @@ fn emulated(emulator: Emulator) -> Subject {
     Subject { is_emulated: true, ..Subject::of(emulator) }
 }
 
-fn refuted(subject: &Subject, case: &Case) -> Option<String> {
-    match property("identity").expect("a property").check(subject, case) {
+fn refuted(name: &str, subject: &Subject, case: &Case) -> Option<String> {
+    match property(name).expect("a property").check(subject, case) {
         Outcome::Passed(evidence) => {
             assert!(evidence.elements > 0 || case.elements() == 0, "{case}: nothing was compared");
             None
@@ -59,8 +61,12 @@ fn refuted(subject: &Subject, case: &Case) -> Option<String> {
 }
 
 fn demand_identity(emulator: Emulator, cases: &[Case]) {
+    demand("identity", emulator, cases);
+}
+
+fn demand(name: &str, emulator: Emulator, cases: &[Case]) {
     let subject = emulated(emulator);
-    let refutations: Vec<String> = cases.par_iter().filter_map(|case| refuted(&subject, case)).collect();
+    let refutations: Vec<String> = cases.par_iter().filter_map(|case| refuted(name, &subject, case)).collect();
     assert!(refutations.is_empty(), "{}", refutations.join("\n"));
     println!("{} cases", cases.len());
 }
@@ -197,8 +203,8 @@ fn nothing_is_copied_from_outside_an_operand() {
         let case = Case::new(7, 777, Dtype::Bf16);
         let case = [Name::X, Name::Dy].into_iter().fold(case, |case, name| case.with_place(name, place(offset, gap)));
         let checked = |clamped: &str| emulator(Arch::H200, None, 9).patched(CLAMPED, &format!("{clamped}{CHECKED}"));
-        assert_eq!(refuted(&emulated(checked(CLAMPED)), &case), None, "{case}");
-        let caught = refuted(&emulated(checked("")), &case).unwrap_or_default();
+        assert_eq!(refuted("identity", &emulated(checked(CLAMPED)), &case), None, "{case}");
+        let caught = refuted("identity", &emulated(checked("")), &case).unwrap_or_default();
         assert!(caught.contains("too large"), "{case}: {caught}");
     }
 }
@@ -222,7 +228,7 @@ fn variants_change_no_bit() {
             .into_par_iter()
             .filter_map(|class| {
                 let tuning = Tuning { forward: Some(class), backward: Some(class), ..Tuning::of(Arch::H200) };
-                Some(format!("{class}: {}", refuted(&emulated(Emulator::new(tuning, 6)), &case)?))
+                Some(format!("{class}: {}", refuted("identity", &emulated(Emulator::new(tuning, 6)), &case)?))
             })
             .collect();
         assert!(refutations.is_empty(), "{}", refutations.join("\n"));
@@ -280,9 +286,13 @@ fn degenerate_rows() {
 
 /// The kernels are sound, and broken so they give other bits, or are caught by the emulator itself, for at least one of eight orders of threads.
 fn demand_caught(emulator: impl Fn() -> Emulator, what: &str, (from, to): (&str, &str), case: &Case) {
-    assert_eq!(refuted(&emulated(emulator()), case), None, "{what}: the sound kernel");
+    demand_caught_by("identity", emulator, what, (from, to), case);
+}
+
+fn demand_caught_by(name: &str, emulator: impl Fn() -> Emulator, what: &str, (from, to): (&str, &str), case: &Case) {
+    assert_eq!(refuted(name, &emulated(emulator()), case), None, "{what}: the sound kernel");
     let broken = emulated(emulator().patched(from, to));
-    let caught = (0..8).find_map(|_| refuted(&broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
+    let caught = (0..8).find_map(|_| refuted(name, &broken, case)).unwrap_or_else(|| panic!("not caught: {what}"));
     assert!(!caught.contains("could not compile"), "{what}: {caught}");
     println!("{what}: {caught}");
 }

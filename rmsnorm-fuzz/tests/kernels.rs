@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 use rmsnorm_cuda::cuda::compile::compile_source;
 use rmsnorm_cuda::cuda::library::nvrtc;
-use rmsnorm_cuda::cuda::module::Module;
+use rmsnorm_cuda::cuda::module::{Grouping, Module};
 use rmsnorm_cuda::plan::{Arch, Class, Direction, classes};
 use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
 use rmsnorm_fuzz::compiled::{Unit, complaints, inspect, kinds, resources, units};
@@ -36,7 +36,11 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             let mut of_dtype = Vec::new();
             for kind in kinds().into_iter().filter(|kind| kind.dtype == dtype) {
                 let units = units(&arch, &kind).expect("legal calls");
-                let special = kind.dz || kind.rounding == Rounding::Twice || kind.bias.is_some() || kind.two_levels;
+                let special = kind.dz
+                    || kind.rounding == Rounding::Twice
+                    || kind.bias.is_some()
+                    || kind.two_levels
+                    || kind.heads > 1;
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if is_hopper && ordinary && dtype != Dtype::Bf16 {
                     let (few, others): (Vec<Unit>, Vec<Unit>) = units.iter().partition(|unit| is_few(unit));
@@ -48,7 +52,7 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             for direction in Direction::BOTH {
                 for (i, wanted) in classes(direction, dtype).into_iter().enumerate() {
                     let has_turn = is_hopper || dtype == Dtype::F32 || (dtype == Dtype::F16) == i.is_multiple_of(2);
-                    let is_candidate = |unit: &&Unit| is_of(unit, direction, wanted) && !has_two_levels(unit);
+                    let is_candidate = |unit: &&Unit| is_of(unit, direction, wanted) && !is_grouped(unit);
                     let of_class: Vec<&Unit> = of_dtype.iter().filter(is_candidate).collect();
                     // Not every GPU has clusters.
                     let one = of_class.get((7 * i + arch.sm_count as usize) % of_class.len().max(1));
@@ -72,9 +76,9 @@ fn key(unit: &Unit) -> Option<((u32, u32), bool, usize, Class)> {
     }
 }
 
-/// Of rows, and these of two levels: on other GPUs than Hoppers those of one level stand for them.
-fn has_two_levels(unit: &Unit) -> bool {
-    matches!(unit.module, Module::Forward { rows, .. } | Module::Backward { rows, .. } if rows.two_levels)
+/// Of rows, and these of two levels or of heads: on other GPUs than Hoppers the others stand for them.
+fn is_grouped(unit: &Unit) -> bool {
+    matches!(unit.module, Module::Forward { rows, .. } | Module::Backward { rows, .. } if rows.grouping != Grouping::None)
 }
 
 fn is_few(unit: &Unit) -> bool {

@@ -15,9 +15,10 @@ fn every_call_finds_its_modules() {
         let (portable, others): (Vec<Calls>, Vec<Calls>) = kinds().into_iter().partition(is_portable);
         assert!(!portable.is_empty() && others.iter().any(|kind| kind.two_levels && kind.db.is_some()));
         for kind in others {
-            // A bias is forward's alone, and db has kernels of its own.
+            // A bias is forward's alone, and db has kernels of its own; of heads all kernels are others.
             let is_ordinary = |module: Module| match module {
-                Module::Fold { .. } => true,
+                Module::Fold { per_head, .. } => !per_head,
+                _ if kind.heads > 1 => false,
                 Module::Backward { .. } => kind.rounding == Rounding::Once,
                 Module::Forward { .. } => kind.rounding == Rounding::Once && kind.bias.is_none(),
                 _ => false,

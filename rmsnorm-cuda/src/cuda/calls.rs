@@ -25,6 +25,7 @@ impl Calls {
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             bias: self.bias.map(|dtype| self.vector(dtype, memory)).transpose()?,
             inner: self.inner(),
+            per_head: self.per_head(),
             ..Forward::with_rows((self.rows(), self.hidden), 0.0, x, y)
         })
     }
@@ -36,7 +37,7 @@ impl Calls {
         let (x, dy) = (self.matrix(memory)?, self.matrix(memory)?);
         let dx = self.output(dy, memory)?;
         let rstd = memory(Dtype::F32, self.rows())?;
-        let needed = scratch_len(self.rows(), self.hidden)?;
+        let needed = self.heads.saturating_mul(scratch_len(self.rows() / self.heads, self.hidden)?);
         let mut gradient = |dw| {
             let dw = self.vector(dw, memory)?;
             Ok(WeightGradient { dw, scratch: memory(Dtype::F32, needed)?.into() })
@@ -52,19 +53,25 @@ impl Calls {
             dz: if self.dz { Some(self.matrix(memory)?) } else { None },
             db,
             inner: self.inner(),
+            per_head: self.per_head(),
             ..Backward::with_rows((self.rows(), self.hidden), x, rstd.into(), dy, dx)
         })
     }
 
-    /// Rows of a group: of two levels two.
+    /// Whether there are two levels that show: the rows of a head have one.
+    fn of_levels(&self) -> bool {
+        self.two_levels && !self.per_head()
+    }
+
+    /// Rows of a group: of two levels two, or the heads.
     fn inner(&self) -> usize {
-        if self.two_levels { 2 } else { 1 }
+        if self.of_levels() { 2 } else { self.heads }
     }
 
     /// As many rows, or the next number that two levels can have.
     fn rows(&self) -> usize {
         let even = |rows: usize| rows.saturating_add(rows % 2);
-        if self.two_levels { even(self.rows.max(4)) } else { self.rows }
+        if self.of_levels() { even(self.rows.max(4)) } else { self.rows.saturating_mul(self.heads) }
     }
 
     /// Operands of such a call, one behind the other, where no memory need be.
@@ -84,11 +91,11 @@ impl Calls {
         // One element too many in front is what keeps every row from beginning on 16 bytes.
         let offset = usize::from(!self.aligned);
         // Of two levels as if each group had a row more, which nobody touches.
-        let per_group = if self.two_levels { 3 } else { 1 };
+        let per_group = if self.of_levels() { 3 } else { self.heads };
         let elements =
             (self.rows() / self.inner()).checked_mul(per_group).and_then(|rows| rows.checked_mul(self.hidden));
         let data = memory(self.dtype, elements.and_then(|n| n.checked_add(offset)).unwrap_or(usize::MAX))?;
-        let outer_stride = self.two_levels.then_some(self.hidden.saturating_mul(per_group));
+        let outer_stride = self.of_levels().then_some(self.hidden.saturating_mul(per_group));
         Ok(Rows { outer_stride, ..Rows::strided(data, offset, self.hidden) })
     }
 
@@ -98,7 +105,7 @@ impl Calls {
     }
 
     fn vector(&self, dtype: Dtype, memory: &mut Memory) -> Result<Vector<DeviceMemory>, Error> {
-        Ok(memory(dtype, self.hidden)?.into())
+        Ok(memory(dtype, self.heads.saturating_mul(self.hidden))?.into())
     }
 }
 

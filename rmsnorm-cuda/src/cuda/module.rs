@@ -71,14 +71,37 @@ pub enum Module {
         dtype: Dtype,
         /// Whether it is read 16 bytes at once.
         aligned: bool,
-        /// Whether its rows lie in two levels.
-        two_levels: bool,
+        /// How its rows are grouped.
+        grouping: Grouping,
     },
     /// `fold_partials`.
     Fold {
         /// Element type of dw, or db.
         dw: Dtype,
+        /// Whether there is one for each head.
+        per_head: bool,
     },
+}
+
+/// How the rows of a kernel are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Grouping {
+    /// They are not.
+    None,
+    /// Those of an operand lie in two levels.
+    Levels,
+    /// They are those of several heads, whose rows are launched side by side.
+    Heads,
+}
+
+impl fmt::Display for Grouping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Grouping::None => "",
+            Grouping::Levels => " of two levels",
+            Grouping::Heads => " of heads",
+        })
+    }
 }
 
 /// What kernels over rows are compiled for in both directions.
@@ -98,15 +121,15 @@ pub struct RowKind {
     pub aligned: bool,
     /// Whether `hidden` is all that the class holds, and so a constant.
     pub exact: bool,
-    /// Whether rows of an operand lie in two levels.
-    pub two_levels: bool,
+    /// How rows are grouped.
+    pub grouping: Grouping,
     /// Whether a row may be narrower than the packs before a thread's last.
     pub any_width: bool,
 }
 
 impl fmt::Display for RowKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels, any_width } = self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, grouping, any_width } = self;
         write!(f, "{class} {dtype} weight={}", weight.map_or("none".into(), |w| w.to_string()))?;
         f.write_str(if *zero_centred { "+1" } else { "" })?;
         f.write_str(if *twice { " rounded twice" } else { "" })?;
@@ -118,7 +141,7 @@ impl fmt::Display for RowKind {
             " unaligned"
         })?;
         f.write_str(if *any_width { " of any width" } else { "" })?;
-        f.write_str(if *two_levels { " of two levels" } else { "" })
+        write!(f, "{grouping}")
     }
 }
 
@@ -141,11 +164,10 @@ impl fmt::Display for Module {
                 let dz = if *dz { " with dz" } else { "" };
                 write!(f, "backward of few rows{dz} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
             }
-            Module::BiasPartials { dtype, aligned, two_levels } => {
-                let levels = if *two_levels { " of two levels" } else { "" };
-                write!(f, "sums of dy {dtype}{}{levels}", if *aligned { " aligned" } else { " unaligned" })
+            Module::BiasPartials { dtype, aligned, grouping } => {
+                write!(f, "sums of dy {dtype}{}{grouping}", if *aligned { " aligned" } else { " unaligned" })
             }
-            Module::Fold { dw } => write!(f, "fold {dw}"),
+            Module::Fold { dw, per_head } => write!(f, "fold {dw}{}", if *per_head { " of heads" } else { "" }),
         }
     }
 }
@@ -249,23 +271,25 @@ impl Module {
     /// The same with another text in place of `ptx.cuh`.
     pub(super) fn source_with(&self, instructions: &str) -> String {
         let (constants, kernels) = match *self {
-            Module::Fold { dw } => {
+            Module::Fold { dw, per_head } => {
+                let grouping = if per_head { Grouping::Heads } else { Grouping::None };
                 let constants = format!(
                     "typedef {} DW;\nconstexpr unsigned FOLD_COLUMNS = {FOLD_COLUMNS}, FOLD_WARPS_MAX = {FOLD_WARPS_MAX}, \
                      FOLD_LEVEL_MAX = {FOLD_LEVEL_MAX};\n\
-                     #define FOLD_PARAMETERS {}\n",
+                     #define FOLD_PARAMETERS {}\n{}",
                     c(dw),
-                    FoldArguments::parameters(false)
+                    FoldArguments::parameters(grouping),
+                    grouping_constants(grouping, FoldArguments::OF_GROUPS)
                 );
-                (constants, FOLD.to_string())
+                (constants, format!("{LEVELS}\n{FOLD}"))
             }
-            Module::BiasPartials { dtype, aligned, two_levels } => {
+            Module::BiasPartials { dtype, aligned, grouping } => {
                 let constants = format!(
                     "typedef {} T;\nconstexpr bool ALIGNED = {aligned};\nconstexpr u32 THREADS = {BIAS_THREADS};\n\
                      #define BIAS_PARAMETERS {}\n{}",
                     c(dtype),
-                    BiasArguments::parameters(two_levels),
-                    level_constants(two_levels)
+                    BiasArguments::parameters(grouping),
+                    grouping_constants(grouping, BiasArguments::OF_GROUPS)
                 );
                 (constants, format!("{LEVELS}\n{BIAS}"))
             }
@@ -291,7 +315,7 @@ impl Module {
                     "constexpr bool HAS_DZ = {dz};\n{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {ring};\n#define BACKWARD_PARAMETERS {}\n",
                     bias_constants(None),
-                    BackwardArguments::parameters(rows.two_levels)
+                    BackwardArguments::parameters(rows.grouping)
                 );
                 let kernels = match rows.class {
                     class if class.is_streamed() => format!("{LEVELS}\n{ROWS}\n{BACKWARD_STREAMED}"),
@@ -308,7 +332,7 @@ impl Module {
                      #define BACKWARD_FEW_PARAMETERS {}\n",
                     c(dw),
                     bias_constants(None),
-                    BackwardFewArguments::parameters(rows.two_levels)
+                    BackwardFewArguments::parameters(rows.grouping)
                 );
                 (rows.constants() + &constants, format!("{LEVELS}\n{ROWS}\n{BACKWARD_FEW}"))
             }
@@ -321,7 +345,7 @@ impl RowKind {
     /// Of a forward kernel, with what is its own among the numbers.
     fn forward_constants(&self, residual: bool, bias: Option<Dtype>, blocks_per_sm: u32, own: &str) -> String {
         let (rows, bias) = (self.constants(), bias_constants(bias));
-        let parameters = ForwardArguments::parameters(self.two_levels);
+        let parameters = ForwardArguments::parameters(self.grouping);
         format!(
             "{rows}constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{bias}\
              constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {own};\n#define FORWARD_PARAMETERS {parameters}\n"
@@ -338,7 +362,7 @@ impl RowKind {
     }
 
     fn constants(&self) -> String {
-        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, two_levels, any_width } = *self;
+        let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, grouping, any_width } = *self;
         let Class { cluster, team, teams, pack, packs, sets } = class;
         let of_cluster = match class.is_clustered() {
             true => {
@@ -352,22 +376,21 @@ impl RowKind {
              constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, TWICE = {twice}, ALIGNED = {aligned}, FILLED = {}, EXACT = {exact};\n\
              constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}{}",
             !any_width,
-            level_constants(two_levels)
+            grouping_constants(grouping, ROW_GROUPING)
         )
     }
 }
 
-/// What a kernel of rows of one level has in place of the parameters of two.
-fn level_constants(two_levels: bool) -> String {
-    let absent = match two_levels {
-        true => String::new(),
-        false => {
-            let names = "inner reciprocal x_jump residual_jump z_out_jump y_jump dy_jump dz_jump dx_jump";
-            names.split(' ').map(|name| format!("constexpr u64 {name} = 0;\n")).collect()
-        }
-    };
-    format!("constexpr bool TWO_LEVELS = {two_levels};\n{absent}")
+/// What a kernel whose rows are not grouped has in place of the parameters, `names`, of those that are.
+fn grouping_constants(grouping: Grouping, names: &[&str]) -> String {
+    let absent = if grouping == Grouping::None { names } else { &[] };
+    let absent: String = absent.iter().map(|name| format!("constexpr u64 {name} = 0;\n")).collect();
+    let [two_levels, heads] = [Grouping::Levels, Grouping::Heads].map(|other| grouping == other);
+    format!("constexpr bool TWO_LEVELS = {two_levels}, HEADS = {heads};\n{absent}")
 }
+
+/// Those of the kernels over rows, in both directions: each is in one text with those of the other.
+const ROW_GROUPING: &[&str] = &["inner", "reciprocal", "x_jump", "residual_jump", "z_out_jump", "y_jump", "dy_jump", "dz_jump", "dx_jump"];
 
 fn bias_constants(bias: Option<Dtype>) -> String {
     format!("typedef {} B;\nconstexpr bool HAS_BIAS = {};\n", bias.map_or("T", c), bias.is_some())

@@ -62,7 +62,7 @@ impl Bundle {
         };
         let modules = lines.lines().map(|line| entry(line).ok_or_else(|| format!("the bundle has the line {line:?}")));
         let bundle = Bundle { modules: modules.collect::<Result<_, _>>()?, frames, nvrtc: nvrtc.into() };
-        if !bundle.modules.contains_key(&sha256(Module::Fold { dw: Dtype::F32 }.source().as_bytes())) {
+        if !bundle.modules.contains_key(&sha256(Module::Fold { dw: Dtype::F32, per_head: false }.source().as_bytes())) {
             return Err("the bundle was made of other kernels than these: `cargo xtask prebuilt` makes it anew".into());
         }
         Ok(bundle)

@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::arguments::{
     BackwardArguments, BackwardFewArguments, BiasArguments, Cells, FoldArguments, ForwardArguments,
 };
-use super::module::{Module, RowKind, source_type};
+use super::module::{Grouping, Module, RowKind, source_type};
 use crate::input::{Found, Place};
 use crate::order::{column_order, row_order};
 use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
@@ -74,9 +74,14 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn of(rows: &Rows<DeviceMemory>, shape: Shape) -> Matrix {
+    fn of(rows: &Rows<DeviceMemory>, shape: Shape, per_head: bool) -> Matrix {
         let pointer = rows.data.address + (rows.offset * rows.data.dtype.bytes()) as u64;
         match Levels::of(rows, shape) {
+            // From one head to the next, and from one row of a head to the next.
+            _ if per_head => {
+                let group = rows.outer_stride.unwrap_or(shape.inner.saturating_mul(rows.row_stride));
+                Matrix { pointer, stride: group as u64, jump: rows.row_stride as u64 }
+            }
             Levels { inner: 1, stride, .. } => Matrix { pointer, stride: stride as u64, jump: 0 },
             Levels { inner, stride, inner_stride } => {
                 let jump = (stride as u64).wrapping_sub((inner as u64).wrapping_mul(inner_stride as u64));
@@ -86,8 +91,8 @@ impl Matrix {
     }
 
     /// Zeros where it is absent.
-    fn of_any(rows: Option<&Rows<DeviceMemory>>, shape: Shape) -> Matrix {
-        rows.map_or(Matrix::default(), |rows| Matrix::of(rows, shape))
+    fn of_any(rows: Option<&Rows<DeviceMemory>>, shape: Shape, per_head: bool) -> Matrix {
+        rows.map_or(Matrix::default(), |rows| Matrix::of(rows, shape, per_head))
     }
 }
 
@@ -124,8 +129,10 @@ pub struct Kernel {
     pub module: Module,
     /// Its name in the module.
     pub name: &'static str,
-    /// Blocks of the grid.
+    /// Blocks of the grid, of each head.
     pub blocks: u32,
+    /// Heads: the grid's other dimension.
+    pub heads: u32,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block.
@@ -145,7 +152,7 @@ fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>, table: &Table) ->
         rounding: call.rounding,
         bias: call.bias.map(|b| b.data.dtype),
         residual: call.residual.is_some(),
-        ..kind_of(table, (call.rows, call.hidden), call.x.data.dtype)
+        ..kind_of(table, (call.rows, call.heads(), call.hidden), call.x.data.dtype)
     }
 }
 
@@ -158,17 +165,18 @@ fn kind_of_backward(call: &Backward<DeviceMemory, DeviceMemory>, table: &Table) 
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
         db: call.db.as_ref().map(|gradient| gradient.db.data.dtype),
         dz: call.dz.is_some(),
-        ..kind_of(table, (call.rows, call.hidden), call.x.data.dtype)
+        ..kind_of(table, (call.rows, call.heads(), call.hidden), call.x.data.dtype)
     }
 }
 
 /// What the operands say by themselves.
-fn kind_of(table: &Table, shape: (usize, usize), dtype: Dtype) -> Calls {
+fn kind_of(table: &Table, (rows, heads, hidden): (usize, usize, usize), dtype: Dtype) -> Calls {
     Calls {
+        heads,
         aligned: table.iter().all(|line| !line.in_packs || line.is_aligned()),
         in_place: is_in_place(table),
-        two_levels: has_two_levels(table),
-        ..Calls::new(shape, dtype)
+        two_levels: heads == 1 && has_two_levels(table),
+        ..Calls::new((rows / heads, hidden), dtype)
     }
 }
 
@@ -182,11 +190,11 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     let calls = kind_of_forward(call, &table);
     let plan = plan::forward(&calls, tuning);
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan;
-    let shape = call.shape();
-    let [x, y] = [Matrix::of(&call.x, shape), Matrix::of(&call.y, shape)];
+    let (shape, per_head) = (call.shape(), calls.per_head());
+    let [x, y] = [Matrix::of(&call.x, shape, per_head), Matrix::of(&call.y, shape, per_head)];
     let sum = call.residual.as_ref();
-    let residual = Matrix::of_any(sum.map(|sum| &sum.residual), shape);
-    let z = Matrix::of_any(sum.map(|sum| &sum.z), shape);
+    let residual = Matrix::of_any(sum.map(|sum| &sum.residual), shape, per_head);
+    let z = Matrix::of_any(sum.map(|sum| &sum.z), shape, per_head);
     let (inner, reciprocal) = group(shape);
     let arguments = ForwardArguments {
         x: x.pointer,
@@ -198,8 +206,8 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         weight: call.weight.map_or(0, |w| w.pointer()),
         y: y.pointer,
         y_stride: y.stride,
-        rstd: call.rstd.map_or(0, |r| r.pointer()),
-        rows: call.rows as u64,
+        rstd_given: call.rstd.map_or(0, |r| r.pointer()),
+        rows: calls.rows as u64,
         hidden_given: call.hidden as u64,
         chains: row_order(call.hidden).chains as u64,
         eps: u64::from(call.eps.to_bits()),
@@ -224,6 +232,7 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         module,
         name,
         blocks: launch.blocks,
+        heads: calls.heads as u32,
         threads: launch.class.threads(),
         shared_bytes,
         arguments: arguments.cells(),
@@ -240,7 +249,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         let gradients = [call.dw.as_ref().map(|g| &g.dw), call.db.as_ref().map(|g| &g.db)];
         let clear = |sums: &Vector<DeviceMemory>| Step::Clear {
             address: sums.pointer(),
-            bytes: call.hidden * sums.data.dtype.bytes(),
+            bytes: call.heads() * call.hidden * sums.data.dtype.bytes(),
         };
         steps.extend(gradients.into_iter().flatten().map(clear));
         return Ok(steps);
@@ -250,7 +259,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
     // First what reads all rows: they may be those of dx.
     if let (Some(plan), Some(BiasGradient { db, scratch })) = (plan.bias, &call.db) {
         let partials = bias_partials(call, &calls, &plan, scratch);
-        steps.extend([partials, folds(plan.fold, scratch, db, call.hidden)].map(Step::Kernel));
+        steps.extend([partials, folds(&calls, plan.fold, scratch, db)].map(Step::Kernel));
     }
     // Each of the partial rows below a fold's `nodes` has a first group below G, so the launches before it write it in full.
     if let (Some(span), Some(gradient)) = (plan.span, &call.dw) {
@@ -262,7 +271,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
         }
         steps.push(Step::Kernel(over_rows));
         if let Some(WeightGradient { dw, scratch }) = &call.dw {
-            steps.push(Step::Kernel(folds(plan.fold, scratch, dw, call.hidden)));
+            steps.push(Step::Kernel(folds(&calls, plan.fold, scratch, dw)));
         }
     }
     Ok(steps)
@@ -275,39 +284,41 @@ fn bias_partials(
     &BiasPlan { aligned, lanes, blocks, .. }: &BiasPlan,
     scratch: &Vector<DeviceMemory>,
 ) -> Kernel {
-    let dy = Matrix::of(&call.dy, call.shape());
+    let dy = Matrix::of(&call.dy, call.shape(), calls.per_head());
     let (inner, reciprocal) = group(call.shape());
     let arguments = BiasArguments {
         dy: dy.pointer,
         dy_stride: dy.stride,
         partial: scratch.pointer(),
-        rows: call.rows as u64,
-        groups: column_order(call.rows, call.hidden).groups as u64,
+        rows: calls.rows as u64,
+        groups: column_order(calls.rows, calls.hidden).groups as u64,
         hidden: call.hidden as u64,
         lanes: lanes.into(),
         inner,
         reciprocal,
         dy_jump: dy.jump,
     };
-    let module = Module::BiasPartials { dtype: calls.dtype, aligned, two_levels: calls.two_levels };
-    let arguments = arguments.cells();
-    Kernel { module, name: "bias_partials", blocks, threads: BIAS_THREADS, shared_bytes: 0, arguments }
+    let module = Module::BiasPartials { dtype: calls.dtype, aligned, grouping: grouping(calls) };
+    let (arguments, heads) = (arguments.cells(), calls.heads as u32);
+    Kernel { module, name: "bias_partials", blocks, heads, threads: BIAS_THREADS, shared_bytes: 0, arguments }
 }
 
 /// dw or db from its partial rows.
-fn folds(fold: Fold, partials: &Vector<DeviceMemory>, sums: &Vector<DeviceMemory>, hidden: usize) -> Kernel {
+fn folds(calls: &Calls, fold: Fold, partials: &Vector<DeviceMemory>, sums: &Vector<DeviceMemory>) -> Kernel {
     let Fold { nodes, level, warps, blocks } = fold;
     let arguments = FoldArguments {
         partial: partials.pointer(),
         dw: sums.pointer(),
         nodes: nodes.into(),
         level: level.into(),
-        hidden: hidden as u64,
+        hidden: calls.hidden as u64,
+        groups: column_order(calls.rows, calls.hidden).groups as u64,
     };
     Kernel {
-        module: Module::Fold { dw: sums.data.dtype },
+        module: Module::Fold { dw: sums.data.dtype, per_head: calls.per_head() },
         name: "fold_partials",
         blocks,
+        heads: calls.heads as u32,
         threads: 32 * warps,
         shared_bytes: 0,
         arguments: arguments.cells(),
@@ -323,9 +334,9 @@ struct BackwardMatrices {
 }
 
 impl BackwardMatrices {
-    fn of(call: &Backward<DeviceMemory, DeviceMemory>) -> BackwardMatrices {
-        let [x, dy, dx] = [&call.x, &call.dy, &call.dx].map(|rows| Matrix::of(rows, call.shape()));
-        BackwardMatrices { x, dy, dz: Matrix::of_any(call.dz.as_ref(), call.shape()), dx }
+    fn of(call: &Backward<DeviceMemory, DeviceMemory>, per_head: bool) -> BackwardMatrices {
+        let [x, dy, dx] = [&call.x, &call.dy, &call.dx].map(|rows| Matrix::of(rows, call.shape(), per_head));
+        BackwardMatrices { x, dy, dz: Matrix::of_any(call.dz.as_ref(), call.shape(), per_head), dx }
     }
 }
 
@@ -338,7 +349,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         _ => (0, 0, 0),
     };
     let apart = matches!(plan.source, Source::Ring { apart: true, .. });
-    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call);
+    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call, calls.per_head());
     let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardArguments {
         x: x.pointer,
@@ -348,11 +359,11 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         dz: dz.pointer,
         dz_stride: dz.stride,
         weight: call.weight.map_or(0, |w| w.pointer()),
-        rstd: call.rstd.pointer(),
+        rstd_given: call.rstd.pointer(),
         dx: dx.pointer,
         dx_stride: dx.stride,
         partial: call.dw.as_ref().map_or(0, |gradient| gradient.scratch.pointer()),
-        rows: call.rows as u64,
+        rows: calls.rows as u64,
         groups: plan.column.groups as u64,
         hidden_given: call.hidden as u64,
         chains: row_order(call.hidden).chains as u64,
@@ -375,6 +386,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         },
         name: "backward",
         blocks: launch.blocks,
+        heads: calls.heads as u32,
         threads: if apart { launch.class.apart().threads() } else { launch.class.threads() },
         shared_bytes,
         arguments: arguments.cells(),
@@ -390,7 +402,7 @@ fn few_rows(
     span: u32,
 ) -> Kernel {
     let launch = &plan.rows;
-    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call);
+    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call, calls.per_head());
     let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardFewArguments {
         x: x.pointer,
@@ -400,11 +412,11 @@ fn few_rows(
         dz: dz.pointer,
         dz_stride: dz.stride,
         weight: call.weight.map_or(0, |w| w.pointer()),
-        rstd: call.rstd.pointer(),
+        rstd_given: call.rstd.pointer(),
         dx: dx.pointer,
         dx_stride: dx.stride,
         dw: gradient.dw.pointer(),
-        rows: call.rows as u64,
+        rows: calls.rows as u64,
         groups: plan.column.groups as u64,
         hidden_given: call.hidden as u64,
         inner,
@@ -424,6 +436,7 @@ fn few_rows(
         },
         name: "backward_few",
         blocks: launch.blocks,
+        heads: calls.heads as u32,
         threads: launch.class.threads(),
         shared_bytes: 0,
         arguments: arguments.cells(),
@@ -440,7 +453,15 @@ fn row_kind(launch: &Launch, calls: &Calls, multiplies: bool) -> RowKind {
         twice: multiplies && calls.rounding == Rounding::Twice && calls.dtype != Dtype::F32,
         aligned: launch.aligned,
         exact: launch.exact,
-        two_levels: calls.two_levels,
+        grouping: grouping(calls),
         any_width: false,
+    }
+}
+
+fn grouping(calls: &Calls) -> Grouping {
+    match calls.two_levels {
+        _ if calls.per_head() => Grouping::Heads,
+        true => Grouping::Levels,
+        false => Grouping::None,
     }
 }

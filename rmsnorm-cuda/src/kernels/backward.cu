@@ -68,6 +68,8 @@ template <u32 N, typename S> struct Scalings {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
+    BACKWARD_OF_HEAD;
+    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes[threadIdx.x / TEAM]};

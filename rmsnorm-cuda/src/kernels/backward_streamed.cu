@@ -1,6 +1,8 @@
 // Rows too long for a block to hold: each is read twice, the second time from the cache if it fits.
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS) {
+    BACKWARD_OF_HEAD;
+    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
@@ -22,6 +24,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
 // The partial rows: dw does not need the dot product, so a block takes one tile of columns of one group. It is launched first, for in place the rows
 // that it reads are dx afterwards.
 extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
+    BACKWARD_OF_HEAD;
+    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};

@@ -20,6 +20,7 @@ template <u32 LEVEL> __device__ __forceinline__ float fold_levels(u32 level, con
 // results of a column.
 static_assert(FOLD_COLUMNS == 32);
 extern "C" __global__ void __launch_bounds__(32 * FOLD_WARPS_MAX) fold_partials(FOLD_PARAMETERS) {
+    partial += of_head(groups * hidden), dw += of_head(hidden);
     __shared__ float node[FOLD_WARPS_MAX][FOLD_COLUMNS + 1];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u32 column = blockIdx.x * FOLD_COLUMNS + lane;

@@ -19,6 +19,7 @@ __device__ __forceinline__ void ordinary_rstds(const float (&sum)[ROWS], u32 hid
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
+    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     const u32 team = threadIdx.x / TEAM;
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];

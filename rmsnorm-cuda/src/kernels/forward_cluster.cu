@@ -6,6 +6,7 @@
 constexpr u32 EARLY_FIT = HAS_RESIDUAL ? 1 : (EXACT && PACK == 4 ? 128 : 96) / (PACK * sizeof(W)), EARLY = EARLY_FIT < PACKS ? EARLY_FIT : PACKS;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
+    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     const Part part{cluster_rank(), hidden};
     const Exchange exchange{part.rank};

@@ -27,6 +27,7 @@ struct WideFold {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few(FORWARD_PARAMETERS) {
+    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     const u64 row = blockIdx.x / SHARES;
     const u32 share = blockIdx.x % SHARES;

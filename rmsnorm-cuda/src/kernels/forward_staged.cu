@@ -11,6 +11,7 @@
 constexpr bool KEEPS = TEAM_WARPS == 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
+    FORWARD_OF_HEAD;
     const u32 hidden = hidden_given, team = threadIdx.x / TEAM, member = threadIdx.x % TEAM, pitch = pitch_of(hidden);
     unsigned char *const in = (unsigned char*)ring_memory + 2 * team * pitch, *const out = in + pitch;
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];

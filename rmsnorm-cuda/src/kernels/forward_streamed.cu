@@ -1,6 +1,7 @@
 // Rows too long for a block to hold: each is read twice, the second time from the cache if it fits.
 
 extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS) {
+    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};

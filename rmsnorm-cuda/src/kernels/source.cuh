@@ -14,7 +14,7 @@ struct Matrix {
 
 struct Operands {
     Matrix x, dy, dz;
-    const float* rstd;
+    Roots<const float> rstd;
     u64 rows, groups;
     u32 hidden;
     u64 inner, reciprocal;
@@ -103,7 +103,7 @@ struct Pace {
 
 // rstd of a team's rows in order. The memory answers slowly while it is busy: a warp fetches 32 rows at once, 32 to 64 rows ahead.
 struct Scales {
-    const float* rstd;
+    Roots<const float> rstd;
     u64 rows, groups;
     u32 count;
     float here, ahead;

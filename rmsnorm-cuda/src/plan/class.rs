@@ -205,7 +205,12 @@ pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
 pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
     let Calls { rows, hidden, .. } = *calls;
     let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
-    if !few_rows || forward.is_some() || blocks.is_some() || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
+    if !few_rows
+        || calls.per_head()
+        || forward.is_some()
+        || blocks.is_some()
+        || !(NARROW + 1..=HELD_MAX).contains(&hidden)
+    {
         return None;
     }
     let class = Class::of_few(hidden);

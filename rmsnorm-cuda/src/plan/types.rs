@@ -6,8 +6,10 @@ use crate::{Dtype, Rounding, WeightOffset};
 /// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calls {
-    /// Number of rows.
+    /// Number of rows; of heads with a weight each those of one head.
     pub rows: usize,
+    /// Heads that have a weight each; 1: all rows have the same.
+    pub heads: usize,
     /// Length of a row.
     pub hidden: usize,
     /// Element type of x, y, dy and dx.
@@ -33,7 +35,7 @@ pub struct Calls {
     pub aligned: bool,
     /// Whether an output has the rows of an input. What is prepared is prepared for both: few rows then have the kernels of more.
     pub in_place: bool,
-    /// Whether rows of an operand lie in two levels that no one stride tells. There are at least four of them, and what is prepared does not ask how many
+    /// Whether rows of an operand, of those of a head, lie in two levels that no one stride tells. There are at least four of them, and what is prepared does not ask how many
     /// a group has.
     pub two_levels: bool,
 }
@@ -44,6 +46,7 @@ impl Calls {
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
             rows,
+            heads: 1,
             hidden,
             dtype,
             weight: None,
@@ -58,6 +61,11 @@ impl Calls {
             in_place: false,
             two_levels: false,
         }
+    }
+
+    /// Whether there is a weight, or would be, for each of several heads.
+    pub(crate) fn per_head(&self) -> bool {
+        self.heads > 1
     }
 
     /// Whether forward adds something to x, or to its product with the weight.

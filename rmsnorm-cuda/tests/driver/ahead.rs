@@ -27,7 +27,7 @@ fn modules() -> Vec<Module> {
     let steps = [forward(&calls().forward().unwrap(), &tuning), backward(&calls().backward().unwrap(), &tuning)];
     let module = |step: Step| if let Step::Kernel(kernel) = step { Some(kernel.module.portable()) } else { None };
     let all = steps.into_iter().flat_map(|steps| steps.expect("a plan")).filter_map(module);
-    all.chain([Module::Fold { dw: Dtype::F32 }]).collect()
+    all.chain([Module::Fold { dw: Dtype::F32, per_head: false }]).collect()
 }
 
 /// A frame that stores what it is given: blocks of raw bytes behind a header that says how many there are.
@@ -143,5 +143,10 @@ fn bundles_that_are_none() {
     *damaged.last_mut().expect("a byte") ^= 1;
     let bundle = Bundle::read(damaged.leak()).expect("a bundle, as far as its list goes");
     assert!(bundle.image(&modules()[0]).is_ok());
-    assert!(bundle.image(&Module::Fold { dw: Dtype::F32 }).expect_err("a refusal").contains("not what was packed"));
+    assert!(
+        bundle
+            .image(&Module::Fold { dw: Dtype::F32, per_head: false })
+            .expect_err("a refusal")
+            .contains("not what was packed")
+    );
 }

@@ -23,12 +23,12 @@ fn every_class_is_a_unit_in_every_layout() {
                         (9, 0) => class_unaligned(direction, hidden, kind.dtype),
                         _ => class(direction, hidden, kind.dtype),
                     };
-                    // Aligned rows of such widths are a cluster's there.
-                    let is_replaced = arch.compute_capability == (9, 0)
+                    // Aligned rows of such widths are a cluster's there, if they are not a head's.
+                    let is_replaced = (arch.compute_capability, kind.heads) == ((9, 0), 1)
                         && (direction, kind.dtype) == (Direction::Backward, Dtype::F32)
                         && (HELD_MAX / 2 + 1..=HELD_MAX).any(|n| class(direction, n, kind.dtype) == wanted);
                     let expected = match wanted.is_clustered() {
-                        true => (((9, 0)..(12, 0)).contains(&arch.compute_capability), false),
+                        true => (kind.heads == 1 && ((9, 0)..(12, 0)).contains(&arch.compute_capability), false),
                         false => {
                             (!is_replaced, (1..=HELD_MAX).chain([HIDDEN_MAX]).any(|hidden| unaligned(hidden) == wanted))
                         }
@@ -64,7 +64,8 @@ fn what_is_launched_is_a_unit() {
                     _ => None,
                 })
                 .collect();
-            let hopper = arch.compute_capability == (9, 0);
+            // Heads have the kernels of many rows alone.
+            let hopper = (arch.compute_capability, kind.heads) == ((9, 0), 1);
             assert_eq!(
                 shares,
                 if hopper { [1, 3, 4, 6, 8, 12, 16].into() } else { BTreeSet::new() },
@@ -73,7 +74,11 @@ fn what_is_launched_is_a_unit() {
             for wanted in [2, 4, 8, 16] {
                 let of =
                     |module| matches!(module, Module::BackwardFew { span, dz, .. } if span == wanted && dz == kind.dz);
-                assert!(units.iter().any(|unit| of(unit.module)), "{arch:?} {kind:?} span {wanted}");
+                assert_eq!(
+                    units.iter().any(|unit| of(unit.module)),
+                    kind.heads == 1,
+                    "{arch:?} {kind:?} span {wanted}"
+                );
             }
             let ring =
                 |unit: &Unit| unit.module.has_dynamic_shared_memory() && !matches!(unit.module, Module::Forward { .. });
@@ -81,7 +86,7 @@ fn what_is_launched_is_a_unit() {
             // Three rows a stage leave no room for a second stage of any f32 class in 99 KiB.
             assert!(if kind.dz { rings <= bulk_copies } else { rings == bulk_copies }, "{arch:?} {kind:?}");
             let is_staged = |unit: &Unit| matches!(unit.module, Module::Forward { staged: true, .. });
-            let is_plain = !kind.residual && kind.bias.is_none();
+            let is_plain = !kind.residual && kind.bias.is_none() && kind.heads == 1;
             assert_eq!(units.iter().any(is_staged), bulk_copies && is_plain, "{arch:?} {kind:?}");
             let has_dynamic = |unit: &Unit| unit.module.has_dynamic_shared_memory();
             assert!(units.iter().all(|unit| has_dynamic(unit) == (unit.dynamic_bytes > 0)));

@@ -2,7 +2,7 @@
 
 use super::{CLAIM_HIDDEN, CLAIM_ROWS, Claim, Judge};
 use crate::finding::Stop;
-use rmsnorm_cuda::{Dtype, Error, Forward, Rows};
+use rmsnorm_cuda::{Backward, BiasGradient, Dtype, Error, Forward, Rows, Vector, WeightGradient, scratch_len};
 
 /// Rows of two levels in 3 groups of 2: what is written must nest, and is compared with other operands level by level.
 pub(super) fn two_levels(judge: &mut Judge<'_>) -> Result<(), Stop> {
@@ -43,6 +43,43 @@ pub(super) fn two_levels(judge: &mut Judge<'_>) -> Result<(), Stop> {
     for offset in [2 * hidden - 1, 3 * hidden + 1] {
         let y = Rows { offset, ..heads(0) };
         judge("heads of x and y that share one element", check(heads(0), y), overlap)?;
+    }
+    Ok(())
+}
+
+/// What there is once a head, of two heads: each has all its elements, or the call is refused.
+pub(super) fn heads(judge: &mut Judge<'_>) -> Result<(), Stop> {
+    let (rows, hidden, inner) = (CLAIM_ROWS, CLAIM_HIDDEN, 2);
+    let claim = |i: u64, elements| Claim { dtype: Dtype::F32, elements, address: i << 30 };
+    let all = rows * hidden;
+    let scratch = inner * scratch_len(rows / inner, hidden).expect("a legal width");
+    let needed = [inner * hidden, inner * hidden, inner * hidden, scratch, inner * hidden, scratch];
+    let check = |elements: [usize; 6]| {
+        let vector = |i: usize| Vector::from(claim(10 + i as u64, elements[i]));
+        let forward = Forward {
+            inner,
+            per_head: true,
+            weight: Some(vector(0)),
+            bias: Some(vector(1)),
+            ..Forward::new((rows, hidden), 0.0, claim(1, all), claim(2, all))
+        };
+        let backward = Backward {
+            inner,
+            per_head: true,
+            weight: Some(vector(0)),
+            dw: Some(WeightGradient { dw: vector(2), scratch: vector(3) }),
+            db: Some(BiasGradient { db: vector(4), scratch: vector(5) }),
+            ..Backward::new((rows, hidden), claim(1, all), claim(4, rows), claim(2, all), claim(3, all))
+        };
+        forward.check().and_then(|()| backward.check())
+    };
+    check(needed).map_err(|e| Stop::Failed(format!("heads: {e}")))?;
+    for (i, name) in ["weight", "bias", "dw", "scratch", "db", "db_scratch"].into_iter().enumerate() {
+        let mut short = needed;
+        short[i] -= 1;
+        let is_it: &dyn Fn(&Error) -> bool =
+            &|e| matches!(e, Error::Length { operand, needed: n, .. } if *operand == name && *n == needed[i]);
+        judge(&format!("{name} of two heads, an element too short"), check(short), is_it)?;
     }
     Ok(())
 }

@@ -34,6 +34,12 @@ pub(super) fn kernels(case: &Case, tuning: &Tuning, in_place: bool) -> [String; 
     let calls = Calls { dw: case.dw_dtype(), residual, dz, aligned, in_place, two_levels: case.inner > 1, ..plain };
     let (f, b) = (forward(&calls, tuning), backward(&calls, tuning));
     assert!(!in_place || f.shares.is_none_or(|shares| shares == 1) && b.span.is_none(), "{case}: {f} {b}");
+    named(&calls, tuning)
+}
+
+/// The kernel that calls of this kind have in each direction, in a word.
+pub(super) fn named(calls: &Calls, tuning: &Tuning) -> [String; 2] {
+    let (f, b) = (forward(calls, tuning), backward(calls, tuning));
     let of = |class: rmsnorm_cuda::plan::Class| match () {
         _ if class.is_streamed() => "streamed",
         _ if class.is_clustered() => "cluster",
