@@ -1,12 +1,13 @@
 //! What is measured, and what is aimed at.
 
-use rmsnorm_cuda::Dtype;
+use rmsnorm_cuda::{Dtype, HEADS_MAX};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`; `bf16:32768x4096+residual` with a residual in forward and
-/// a dz in backward; `…+bias` with a bias and db of that type; `…+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number.
+/// a dz in backward; `…+bias` with a bias and db of that type; `…+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number;
+/// `…+heads40` as 40 heads with a weight each, x and dx being packed with 8 more that nobody touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Cell {
@@ -16,11 +17,12 @@ pub(crate) struct Cell {
     pub(super) residual: bool,
     pub(super) bias: bool,
     pub(super) moved: bool,
+    pub(super) heads: usize,
 }
 
 impl Cell {
     fn new(dtype: Dtype, rows: usize, hidden: usize) -> Cell {
-        Cell { dtype, rows, hidden, residual: false, bias: false, moved: false }
+        Cell { dtype, rows, hidden, residual: false, bias: false, moved: false, heads: 1 }
     }
 
     /// 2^28 bytes a tensor.
@@ -41,7 +43,8 @@ impl Cell {
     /// What it has beside rows and a weight, as it is written after the shape, in this order.
     pub(super) fn extras(&self) -> String {
         let extras = [(self.residual, "+residual"), (self.bias, "+bias"), (self.moved, "+moved")];
-        extras.into_iter().filter_map(|(has, name)| has.then_some(name)).collect()
+        let heads = (self.heads > 1).then(|| format!("+heads{}", self.heads)).unwrap_or_default();
+        extras.into_iter().filter_map(|(has, name)| has.then_some(name)).chain([heads.as_str()]).collect()
     }
 }
 
@@ -50,7 +53,8 @@ impl FromStr for Cell {
 
     fn from_str(text: &str) -> Result<Cell, String> {
         let wrong = || {
-            format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN[+residual][+bias][+moved], as in bf16:32768x4096")
+            let extras = "[+residual][+bias][+moved][+headsN]";
+            format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN{extras}, as in bf16:32768x4096")
         };
         let (dtype, shape) = text.split_once(':').ok_or_else(wrong)?;
         let (shape, extras) = shape.split_at(shape.find('+').unwrap_or(shape.len()));
@@ -60,8 +64,10 @@ impl FromStr for Cell {
         let elements = usize::checked_mul(rows, hidden).filter(|n| (1..=ELEMENTS_MAX).contains(n));
         elements.ok_or_else(|| format!("{text} has no elements or more than 2^32"))?;
         let [residual, bias, moved] = ["+residual", "+bias", "+moved"].map(|extra| extras.contains(extra));
-        let cell = Cell { residual, bias, moved, ..Cell::new(dtype, rows, hidden) };
-        if cell.extras() == extras { Ok(cell) } else { Err(wrong()) }
+        let heads = extras.split_once("+heads").map_or(Ok(1), |(_, heads)| heads.parse()).map_err(|_| wrong())?;
+        let cell = Cell { residual, bias, moved, heads, ..Cell::new(dtype, rows, hidden) };
+        let is_whole = (1..=HEADS_MAX).contains(&heads) && rows.is_multiple_of(heads);
+        if is_whole && cell.extras() == extras { Ok(cell) } else { Err(wrong()) }
     }
 }
 
@@ -129,7 +135,13 @@ pub(super) struct Target {
 }
 
 /// A cell without a line here has no target.
-pub(super) const TARGETS: [Target; 11] = [
+pub(super) const TARGETS: [Target; 12] = [
+    Target {
+        what: "heads of 128 with a weight each, out of packed rows",
+        applies: |c| c.heads > 1 && c.hidden == 128 && is_large(c),
+        forward: 0.90,
+        backward: 0.90,
+    },
     Target {
         what: "rows that do not begin on 16 bytes, N 1001 to 8191, tensors of 256 MB and more",
         applies: |c| (1001..=8191).contains(&c.hidden) && (c.moved || c.hidden % 2 == 1) && is_large(c),
@@ -237,6 +249,7 @@ pub(super) fn default_cuda() -> Vec<Cell> {
     cells.push(Cell { bias: true, ..Cell::large(Dtype::Bf16, 4096) });
     cells.extend(ODD.map(|(dtype, rows, hidden)| Cell::new(dtype, rows, hidden)));
     cells.push(Cell { moved: true, ..Cell::large(Dtype::Bf16, 4096) });
+    cells.push(Cell { heads: 40, ..Cell::new(Dtype::Bf16, 40 << 15, 128) });
     let mut seen = std::collections::HashSet::new();
     cells.retain(|cell| seen.insert(*cell));
     cells
@@ -299,6 +312,9 @@ mod tests {
             "f32:1x1x1",
             "f32:1x1+what",
             "f32:1x1+moved+bias",
+            "f32:8x1+heads1",
+            "f32:8x1+heads3",
+            "f32:8x1+heads",
         ] {
             assert!(wrong.parse::<Cell>().is_err(), "{wrong}");
         }
@@ -314,6 +330,7 @@ mod tests {
             "bf16:32768x4096+moved",
             "f16:1024x131072",
             "bf16:32768x4096+bias",
+            "bf16:1310720x128+heads40",
         ] {
             assert!(default_cuda().contains(&cell(added)), "{added}");
         }

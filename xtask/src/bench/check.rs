@@ -2,17 +2,18 @@
 
 use super::report::Differ;
 use rayon::prelude::*;
-use rmsnorm_cuda::cuda::checks::meter::{Downloaded, EPS, Host};
+use rmsnorm_cuda::cuda::checks::meter::{Cell, Downloaded, EPS, Host};
 use rmsnorm_cuda::{
     Backward, BiasGradient, Cpu, Dtype, Error, Executor, Forward, Operand, Residual, Rows, Slice, WeightGradient,
     scratch_len,
 };
 
-/// Computes y, rstd, dx, dw and what else was written of `hidden` columns again on the CPU, whole, and counts the elements that differ in any bit.
-pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
-    let (rows, dtype) = (got.x.slice().elements() / hidden, got.x.slice().dtype());
+/// Computes y, rstd, dx, dw and what else was written of a cell again on the CPU, whole, and counts the elements that differ in any bit.
+pub(super) fn differ(got: &Downloaded, cell: &Cell) -> Result<Differ, Error> {
+    let Cell { dtype, rows, hidden, heads, .. } = *cell;
+    let (inner, per_head) = (heads, heads > 1);
     let mut out = Host::zeros(dtype, rows * hidden);
-    let (mut rstd, mut dw) = (Host::zeros(Dtype::F32, rows), Host::zeros(dtype, hidden));
+    let (mut rstd, mut dw) = (Host::zeros(Dtype::F32, rows), Host::zeros(dtype, heads * hidden));
     let mut z = got.sum.as_ref().map(|_| Host::zeros(dtype, rows * hidden));
     let residual = got.sum.as_ref().zip(z.as_mut()).map(|(sum, z)| Residual {
         residual: Rows::contiguous(sum.residual.slice(), hidden),
@@ -23,26 +24,45 @@ pub(super) fn differ(got: &Downloaded, hidden: usize) -> Result<Differ, Error> {
         weight: Some(got.weight.slice().into()),
         bias: got.bias.as_ref().map(|bias| bias.bias.slice().into()),
         rstd: Some(rstd.slice_mut().into()),
-        ..Forward::new((rows, hidden), EPS, got.x.slice(), out.slice_mut())
+        inner,
+        per_head,
+        ..Forward::with_rows(
+            (rows, hidden),
+            EPS,
+            cell.packed_rows(got.x.slice()),
+            Rows::contiguous(out.slice_mut(), hidden),
+        )
     })?;
     let y = count(got.y.slice(), out.slice());
-    let [mut scratch, mut db_scratch] = [scratch_len(rows, hidden)?; 2].map(|len| Host::zeros(Dtype::F32, len));
-    let mut db = got.bias.as_ref().map(|_| Host::zeros(dtype, hidden));
-    let normalised = z.as_ref().unwrap_or(&got.x).slice();
+    let partials = heads * scratch_len(rows / heads, hidden)?;
+    let [mut scratch, mut db_scratch] = [partials; 2].map(|len| Host::zeros(Dtype::F32, len));
+    let mut db = got.bias.as_ref().map(|_| Host::zeros(dtype, heads * hidden));
+    let normalised = z.as_ref().map_or(cell.packed_rows(got.x.slice()), |z| Rows::contiguous(z.slice(), hidden));
+    // What lies between the rows is nobody's.
+    let mut dx = got.dx.clone();
     Cpu.backward(Backward {
         weight: Some(got.weight.slice().into()),
         dz: got.sum.as_ref().map(|sum| Rows::contiguous(sum.dz.slice(), hidden)),
         dw: Some(WeightGradient { dw: dw.slice_mut().into(), scratch: scratch.slice_mut().into() }),
         db: db.as_mut().map(|db| BiasGradient { db: db.slice_mut().into(), scratch: db_scratch.slice_mut().into() }),
-        ..Backward::new((rows, hidden), normalised, rstd.slice(), got.dy.slice(), out.slice_mut())
+        inner,
+        per_head,
+        ..Backward::with_rows(
+            (rows, hidden),
+            normalised,
+            rstd.slice().into(),
+            Rows::contiguous(got.dy.slice(), hidden),
+            cell.packed_rows(dx.slice_mut()),
+        )
     })?;
     Ok(Differ {
-        elements: ((2 + usize::from(z.is_some())) * rows * hidden + rows + (1 + usize::from(db.is_some())) * hidden)
-            as u64,
+        elements: ((2 + usize::from(z.is_some())) * rows * hidden
+            + rows
+            + (1 + usize::from(db.is_some())) * heads * hidden) as u64,
         // A wrong z is a wrong y, a wrong db a wrong dw.
         y: y + z.as_ref().zip(got.sum.as_ref()).map_or(0, |(want, got)| count(got.z.slice(), want.slice())),
         rstd: count(got.rstd.slice(), rstd.slice()),
-        dx: count(got.dx.slice(), out.slice()),
+        dx: count(got.dx.slice(), dx.slice()),
         dw: count(got.dw.slice(), dw.slice())
             + db.as_ref().zip(got.bias.as_ref()).map_or(0, |(want, got)| count(got.db.slice(), want.slice())),
     })
@@ -121,17 +141,18 @@ mod tests {
         let (rows, hidden) = (1500, 97);
         for dtype in Dtype::ALL {
             let mut got = computed(dtype, rows, hidden);
+            let cell = Cell { dtype, rows, hidden, residual: false, bias: false, moved: false, heads: 1 };
             let right = Differ { elements: 2 * 1500 * 97 + 1500 + 97, ..Differ::default() };
-            assert_eq!(differ(&got, hidden).unwrap(), right);
+            assert_eq!(differ(&got, &cell).unwrap(), right);
             flip(&mut got.y, 0);
             flip(&mut got.y, rows * hidden - 1);
             flip(&mut got.rstd, rows - 1);
             flip(&mut got.dx, 70_000);
             flip(&mut got.dw, hidden - 1);
-            assert_eq!(differ(&got, hidden).unwrap(), Differ { y: 2, rstd: 1, dx: 1, dw: 1, ..right });
+            assert_eq!(differ(&got, &cell).unwrap(), Differ { y: 2, rstd: 1, dx: 1, dw: 1, ..right });
             // An output of another length or type differs.
             got.dw = Host::zeros(dtype, 0);
-            assert_eq!(differ(&got, hidden).unwrap().dw, hidden as u64);
+            assert_eq!(differ(&got, &cell).unwrap().dw, hidden as u64);
         }
     }
 }

@@ -79,12 +79,12 @@ impl Device for OnGpu {
     }
 
     fn differ(&self, (cell, tensors): &Self::Tensors) -> Result<Option<Differ>> {
-        Ok(Some(check::differ(&tensors.download()?, cell.hidden)?))
+        Ok(Some(check::differ(&tensors.download()?, &metered(cell))?))
     }
 }
 
-pub(super) fn metered(&Cell { dtype, rows, hidden, residual, bias, moved }: &Cell) -> meter::Cell {
-    meter::Cell { dtype, rows, hidden, residual, bias, moved }
+pub(super) fn metered(&Cell { dtype, rows, hidden, residual, bias, moved, heads }: &Cell) -> meter::Cell {
+    meter::Cell { dtype, rows, hidden, residual, bias, moved, heads }
 }
 
 fn timing(meter::Timing { us_median, us_p10, us_p90, replays }: meter::Timing) -> Timing {

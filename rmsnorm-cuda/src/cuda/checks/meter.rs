@@ -16,7 +16,7 @@ use crate::cuda::compile::compile_source;
 use crate::cuda::kernels::launch;
 use crate::cuda::loaded::Current;
 use crate::cuda::{Calls, Kernels, Tuning, driver_error, library};
-use crate::{Dtype, Error};
+use crate::{Dtype, Error, Rows};
 
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +33,14 @@ pub struct Cell {
     pub bias: bool,
     /// Whether x, y, dy and dx begin one to four elements after a multiple of 256 bytes, each at another.
     pub moved: bool,
+    /// Heads with a weight each, which take turns; x and dx are packed with [others](Cell::packed). 1: all rows have the same weight.
+    pub heads: usize,
 }
 
 impl Cell {
     /// Its calls, as a plan sees them.
     pub fn calls(&self) -> Calls {
-        let Cell { dtype, rows, hidden, residual, bias, moved } = *self;
+        let Cell { dtype, rows, hidden, residual, bias, moved, heads } = *self;
         let aligned = (hidden * dtype.bytes()).is_multiple_of(16) && !moved;
         Calls {
             weight: Some(dtype),
@@ -48,8 +50,25 @@ impl Cell {
             residual,
             dz: residual,
             aligned,
-            ..Calls::new((rows, hidden), dtype)
+            heads,
+            ..Calls::new((rows / heads, hidden), dtype)
         }
+    }
+
+    /// Heads that x and dx have room for: a fifth more, as keys and values have beside queries.
+    pub fn packed(&self) -> usize {
+        if self.heads > 1 { self.heads + self.heads / 5 } else { 1 }
+    }
+
+    /// The rows of x or dx.
+    pub fn packed_rows<D>(&self, data: D) -> Rows<D> {
+        let outer_stride = (self.heads > 1).then_some(self.packed() * self.hidden);
+        Rows { outer_stride, ..Rows::contiguous(data, self.hidden) }
+    }
+
+    /// Elements of x or dx.
+    pub fn packed_elements(&self) -> usize {
+        self.rows / self.heads * self.packed() * self.hidden
     }
 }
 

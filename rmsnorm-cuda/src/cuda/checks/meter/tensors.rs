@@ -167,15 +167,16 @@ impl Meter {
         let n = cell.rows * cell.hidden;
         let t = cell.dtype;
         let moved = |elements| if cell.moved { elements } else { 0 };
-        let scratch = || self.buffer(Dtype::F32, scratch_len(cell.rows, cell.hidden)?);
+        let per_column = cell.heads * cell.hidden;
+        let scratch = || self.buffer(Dtype::F32, cell.heads * scratch_len(cell.rows / cell.heads, cell.hidden)?);
         let set = Set {
-            x: self.moved_buffer(t, n, moved(1))?,
+            x: self.moved_buffer(t, cell.packed_elements(), moved(1))?,
             dy: self.moved_buffer(t, n, moved(3))?,
-            weight: self.buffer(t, cell.hidden)?,
+            weight: self.buffer(t, per_column)?,
             y: self.moved_buffer(t, n, moved(2))?,
             rstd: self.buffer(Dtype::F32, cell.rows)?,
-            dx: self.moved_buffer(t, n, moved(4))?,
-            dw: self.buffer(t, cell.hidden)?,
+            dx: self.moved_buffer(t, cell.packed_elements(), moved(4))?,
+            dw: self.buffer(t, per_column)?,
             scratch: scratch()?,
             sum: match cell.residual {
                 true => Some(Sum { residual: self.buffer(t, n)?, z: self.buffer(t, n)?, dz: self.buffer(t, n)? }),
@@ -183,7 +184,7 @@ impl Meter {
             },
             bias: match cell.bias {
                 true => {
-                    let [bias, db] = [self.buffer(t, cell.hidden)?, self.buffer(t, cell.hidden)?];
+                    let [bias, db] = [self.buffer(t, per_column)?, self.buffer(t, per_column)?];
                     Some(Bias { bias, db, scratch: scratch()? })
                 }
                 false => None,
@@ -272,13 +273,16 @@ impl Set {
             weight: Some(self.weight.memory.into()),
             bias: self.bias.as_ref().map(|bias| bias.bias.memory.into()),
             rstd: Some(self.rstd.memory.into()),
-            ..Forward::new((cell.rows, cell.hidden), EPS, self.x.memory, self.y.memory)
+            inner: cell.heads,
+            per_head: cell.heads > 1,
+            ..Forward::with_rows((cell.rows, cell.hidden), EPS, cell.packed_rows(self.x.memory), rows(&self.y))
         }
     }
 
     fn backward(&self, cell: Cell) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
-        let x = self.sum.as_ref().map_or(self.x.memory, |sum| sum.z.memory);
-        let dz = self.sum.as_ref().map(|sum| Rows::contiguous(sum.dz.memory, cell.hidden));
+        let rows = |buffer: &Buffer| Rows::contiguous(buffer.memory, cell.hidden);
+        let x = self.sum.as_ref().map_or(cell.packed_rows(self.x.memory), |sum| rows(&sum.z));
+        let dz = self.sum.as_ref().map(|sum| rows(&sum.dz));
         Ok(Backward {
             dz,
             weight: Some(self.weight.memory.into()),
@@ -287,7 +291,15 @@ impl Set {
                 .bias
                 .as_ref()
                 .map(|Bias { db, scratch, .. }| BiasGradient { db: db.memory.into(), scratch: scratch.memory.into() }),
-            ..Backward::new((cell.rows, cell.hidden), x, self.rstd.memory, self.dy.memory, self.dx.memory)
+            inner: cell.heads,
+            per_head: cell.heads > 1,
+            ..Backward::with_rows(
+                (cell.rows, cell.hidden),
+                x,
+                self.rstd.memory.into(),
+                rows(&self.dy),
+                cell.packed_rows(self.dx.memory),
+            )
         })
     }
 }
@@ -326,19 +338,19 @@ impl Host {
 
 /// What the launches on one set read and wrote.
 pub struct Downloaded {
-    /// Rows × hidden.
+    /// Rows × hidden, of heads [packed](Cell::packed) with others.
     pub x: Host,
     /// Rows × hidden.
     pub dy: Host,
-    /// Hidden.
+    /// Hidden, for each head.
     pub weight: Host,
     /// Rows × hidden.
     pub y: Host,
     /// Rows, f32.
     pub rstd: Host,
-    /// Rows × hidden.
+    /// Rows × hidden, packed as x is.
     pub dx: Host,
-    /// Hidden.
+    /// Hidden, for each head.
     pub dw: Host,
     /// With a residual.
     pub sum: Option<DownloadedSum>,
