@@ -54,8 +54,8 @@ impl Tensors {
         let mut best = self.meter.ceiling(self, replays, &COPIES, of_two)?;
         let copied = self.meter.time(self.sets.len(), replays, |set, stream| {
             let (x, y) = (&self.sets[set].x, &self.sets[set].y);
-            let bytes = x.memory.elements * x.memory.dtype.bytes();
-            // SAFETY: both buffers have this length, and y is as long as x.
+            let bytes = y.memory.elements * y.memory.dtype.bytes();
+            // SAFETY: y has this length, and x is as long or longer.
             unsafe { sys::cuMemcpyDtoDAsync_v2(y.memory.address, x.memory.address, bytes, stream) }
                 .result()
                 .map_err(|e| driver_error("cuMemcpyDtoDAsync", e))
