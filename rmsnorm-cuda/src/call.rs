@@ -4,53 +4,16 @@
 //! nothing is launched or written before it has passed. All sizes, offsets and strides are in elements unless a name ends in
 //! `_bytes`.
 
+mod heads;
+mod options;
+
+pub use self::options::{Rounding, WeightOffset};
 use crate::order::{HIDDEN_MAX, column_order};
 use crate::view::{self, Role, Rows, Shape, Table, TableLine, Types, Vector};
 use crate::{Dtype, Error, Operand};
 
 /// Most heads that have a weight each: those of a launch are one dimension of its grid.
 pub const HEADS_MAX: usize = 65535;
-
-/// What is added to the weight before it multiplies: nothing, or one ("zero-centred" weights).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum WeightOffset {
-    /// The weight as it is. No addition takes place, so a weight of −0.0 keeps its sign.
-    #[default]
-    Zero,
-    /// `weight + 1`, rounded once to f32.
-    One,
-}
-
-/// Whether x_hat is rounded before the weight multiplies it.
-///
-/// Between the two a quarter of the outputs in bf16 differ by one unit in the last place, so a model is run as it was trained. Without a weight
-/// or a bias y has the same bits either way, and where x is f32 so has everything.
-///
-/// ```
-/// use rmsnorm_cuda::{Layer, Rounding, WeightOffset, bf16};
-///
-/// let [x, weight] = [[3.0, 1.0], [1.125, 1.0]].map(|row| row.map(bf16::from_f32));
-/// let y = |rounding| {
-///     let mut y = [bf16::ZERO; 2];
-///     let layer = Layer::new(2, 0.0, WeightOffset::Zero)?.with_rounding(rounding);
-///     layer.forward(&x[..], Some((&weight[..]).into()), &mut y[..], None)?;
-///     Ok::<_, rmsnorm_cuda::Error>(y.map(f32::from))
-/// };
-/// // x_hat is 1.3416…, in bf16 1.34375.
-/// assert_eq!(y(Rounding::Once)?, [1.5078125, 0.447265625]);
-/// assert_eq!(y(Rounding::Twice)?, [1.515625, 0.447265625]);
-/// # Ok::<(), rmsnorm_cuda::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Rounding {
-    /// No: y is rounded once, from `x_hat·weight` in f32.
-    #[default]
-    Once,
-    /// To the type of `x`, as code does that casts `x_hat` back before it multiplies (Llama's in Python frameworks). dw sums `dy` times
-    /// what the weight multiplied, the rounded x_hat, also where there is no weight; `dx` is that of an x_hat that is not rounded, as frameworks
-    /// have it when they differentiate through a cast.
-    Twice,
-}
 
 /// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset) + bias`; with a [`Residual`] of
 /// `z = x + residual` in place of `x`. [`Rounding`] says how often y is rounded.
@@ -439,97 +402,6 @@ impl<In, Out> Backward<In, Out> {
                 None => None,
             },
         })
-    }
-}
-
-/// A view of the rows of one head: of one level, for what is behind a row is that head's next.
-fn rows_of_head<D>(Rows { offset, row_stride, outer_stride, data }: Rows<D>, inner: usize, head: usize) -> Rows<D> {
-    // Of an operand that is checked neither is too far where there is a row; of other numbers it is irrelevant.
-    let stride = outer_stride.unwrap_or_else(|| inner.saturating_mul(row_stride));
-    Rows::strided(data, offset.saturating_add(head.saturating_mul(row_stride)), stride)
-}
-
-/// One head's of what is there once a head.
-fn of_head<D>(Vector { data, offset }: Vector<D>, len: usize, head: usize) -> Vector<D> {
-    Vector { data, offset: offset + head * len }
-}
-
-impl<In: Copy, Out> Forward<In, Out> {
-    /// Of a checked call [per head](Self::per_head) that of one head, which stores its rstd at `rstd`. `lend` lends the memory of an output.
-    #[doc(hidden)]
-    pub fn of_head<'a, O>(
-        &'a mut self,
-        head: usize,
-        rstd: Option<Vector<O>>,
-        lend: impl Fn(&'a mut Out) -> O,
-    ) -> Forward<In, O> {
-        let (inner, hidden) = (self.inner, self.hidden);
-        let rows = |rows: Rows<In>| rows_of_head(rows, inner, head);
-        let vector = |vector: Vector<In>| of_head(vector, hidden, head);
-        let written = |Rows { data, offset, row_stride, outer_stride }: &'a mut Rows<Out>| {
-            let (offset, row_stride, outer_stride) = (*offset, *row_stride, *outer_stride);
-            rows_of_head(Rows { data: lend(data), offset, row_stride, outer_stride }, inner, head)
-        };
-        Forward {
-            rows: self.rows / inner,
-            inner: 1,
-            per_head: false,
-            hidden,
-            eps: self.eps,
-            weight_offset: self.weight_offset,
-            rounding: self.rounding,
-            x: rows(self.x),
-            residual: self
-                .residual
-                .as_mut()
-                .map(|Residual { residual, z }| Residual { residual: rows(*residual), z: written(z) }),
-            weight: self.weight.map(vector),
-            bias: self.bias.map(vector),
-            y: written(&mut self.y),
-            rstd,
-        }
-    }
-}
-
-impl<In: Copy, Out> Backward<In, Out> {
-    /// As that of a forward call; its rstd is read from `rstd`.
-    #[doc(hidden)]
-    pub fn of_head<'a, O>(
-        &'a mut self,
-        head: usize,
-        rstd: Vector<In>,
-        lend: impl Fn(&'a mut Out) -> O,
-    ) -> Backward<In, O> {
-        let (inner, hidden) = (self.inner, self.hidden);
-        let partials = column_order(self.rows / inner, hidden).groups * hidden;
-        let rows = |rows: Rows<In>| rows_of_head(rows, inner, head);
-        let lent = |Vector { data, offset }: &'a mut Vector<Out>, len| {
-            of_head(Vector { data: lend(data), offset: *offset }, len, head)
-        };
-        let Rows { data, offset, row_stride, outer_stride } = &mut self.dx;
-        let dx = Rows { data: lend(data), offset: *offset, row_stride: *row_stride, outer_stride: *outer_stride };
-        Backward {
-            rows: self.rows / inner,
-            inner: 1,
-            per_head: false,
-            hidden,
-            weight_offset: self.weight_offset,
-            rounding: self.rounding,
-            x: rows(self.x),
-            weight: self.weight.map(|w| of_head(w, hidden, head)),
-            rstd,
-            dy: rows(self.dy),
-            dz: self.dz.map(rows),
-            dx: rows_of_head(dx, inner, head),
-            dw: self.dw.as_mut().map(|WeightGradient { dw, scratch }| WeightGradient {
-                dw: lent(dw, hidden),
-                scratch: lent(scratch, partials),
-            }),
-            db: self.db.as_mut().map(|BiasGradient { db, scratch }| BiasGradient {
-                db: lent(db, hidden),
-                scratch: lent(scratch, partials),
-            }),
-        }
     }
 }
 

@@ -272,6 +272,12 @@ pub const EXCEPTIONS: &[Exception] = &[
         reason: "64 registers are all that 1024 threads have; where two levels of rows lie takes some; not timed",
     },
     Exception {
+        kernel: "backward",
+        of: |unit| matches!(unit.module, Module::Backward { rows, .. } if rows.grouping == Grouping::Heads && rows.class.packs == 6),
+        bytes_max: 20,
+        reason: "256 registers a thread are all that there are, of which the sums take 48; how far the roots of a head's rows are apart takes two; not timed",
+    },
+    Exception {
         kernel: "backward_few",
         of: |unit| matches!(unit.module, Module::BackwardFew { rows, span: 16, .. } if rows.grouping == Grouping::Levels),
         bytes_max: 80,

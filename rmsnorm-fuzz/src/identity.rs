@@ -154,12 +154,11 @@ pub fn literal_outputs(operands: &Operands) -> Outputs {
     Outputs { rows, hidden, z, y, rstd, dx, dw, db }
 }
 
+/// Sums down some columns of a head.
+type ColumnSums = fn(&Backward<Slice<'_>, SliceMut<'_>>, usize, Range<usize>) -> Vec<f32>;
+
 /// Sums down the columns, blocks of columns in parallel.
-fn columns(
-    call: &Backward<Slice<'_>, SliceMut<'_>>,
-    dtype: rmsnorm_cuda::Dtype,
-    of: fn(&Backward<Slice<'_>, SliceMut<'_>>, usize, Range<usize>) -> Vec<f32>,
-) -> Elements {
+fn columns(call: &Backward<Slice<'_>, SliceMut<'_>>, dtype: rmsnorm_cuda::Dtype, of: ColumnSums) -> Elements {
     let (hidden, heads) = (call.hidden, if call.per_head { call.inner } else { 1 });
     let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
     let blocks = || (0..hidden).step_by(width).map(|j| j..hidden.min(j + width));

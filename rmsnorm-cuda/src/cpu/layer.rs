@@ -24,6 +24,7 @@ pub struct Layer {
     eps: f32,
     weight_offset: WeightOffset,
     rounding: Rounding,
+    heads: usize,
     scratch: Vec<f32>,
 }
 
@@ -31,12 +32,28 @@ impl Layer {
     /// Rows of `hidden` elements. `eps` is judged by each call.
     pub fn new(hidden: usize, eps: f32, weight_offset: WeightOffset) -> Result<Self, Error> {
         scratch_len(0, hidden)?;
-        Ok(Layer { hidden, eps, weight_offset, rounding: Rounding::Once, scratch: Vec::new() })
+        Ok(Layer { hidden, eps, weight_offset, rounding: Rounding::Once, heads: 1, scratch: Vec::new() })
     }
 
     /// The same, with y rounded this often.
     pub fn with_rounding(self, rounding: Rounding) -> Self {
         Layer { rounding, ..self }
+    }
+
+    /// The same of so many heads, which take turns in the rows: of [.., heads, hidden]. Weight and bias and their gradients are [heads, hidden], and each head gets
+    /// the bits of a layer of its own. (Group RMSNorm is this, with a group of a longer row for a head.)
+    ///
+    /// ```
+    /// # use rmsnorm_cuda::{Layer, WeightOffset};
+    /// let (x, weight) = ([3.0_f32, -3.0, 5.0, 5.0], [1.0_f32, 1.0, 2.0, 4.0]);
+    /// let mut y = [0.0_f32; 4];
+    /// let layer = Layer::new(2, 0.0, WeightOffset::Zero)?.with_heads(2);
+    /// layer.forward(&x[..], Some((&weight[..]).into()), &mut y[..], None)?;
+    /// assert_eq!(y, [1.0, -1.0, 2.0, 4.0]);
+    /// # Ok::<(), rmsnorm_cuda::Error>(())
+    /// ```
+    pub fn with_heads(self, heads: usize) -> Self {
+        Layer { heads, ..self }
     }
 
     /// Writes y and, if asked, rstd, of as many rows as x has.
@@ -75,7 +92,8 @@ impl Layer {
     ) -> Forward<Slice<'a>, SliceMut<'a>> {
         let x = x.into();
         let call = Forward::new(self.shape(&x), self.eps, x, y.into());
-        Forward { weight_offset: self.weight_offset, rounding: self.rounding, ..call }
+        let (inner, per_head) = (self.heads, self.heads > 1);
+        Forward { weight_offset: self.weight_offset, rounding: self.rounding, inner, per_head, ..call }
     }
 
     /// The same in place: y takes the place of x.
@@ -97,6 +115,8 @@ impl Layer {
         Cpu.forward_in_place(Forward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
+            inner: self.heads,
+            per_head: self.heads > 1,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             rstd: rstd.map(Into::into),
             ..Forward::in_place(self.shape(&x), self.eps, x)
@@ -143,10 +163,13 @@ impl Layer {
     ) -> Result<Backward<Slice<'a>, SliceMut<'a>>, Error> {
         let x = x.into();
         let call = Backward::new(self.shape(&x), x, rstd.into(), dy.into(), dx.into());
-        let [of_dw, of_db] = scratch(&mut self.scratch, (call.rows, call.hidden), [dw.is_some(), db.is_some()])?;
+        let [of_dw, of_db] =
+            scratch(&mut self.scratch, (call.rows, self.heads, call.hidden), [dw.is_some(), db.is_some()])?;
         Ok(Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
+            inner: self.heads,
+            per_head: self.heads > 1,
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: of_dw.into() }),
             db: db.map(|db| BiasGradient { db: db.into(), scratch: of_db.into() }),
             ..call
@@ -164,10 +187,12 @@ impl Layer {
     ) -> Result<(), Error> {
         let x = x.into();
         let call = Backward::in_place(self.shape(&x), x, rstd.into(), dy.into());
-        let [scratch, _] = scratch(&mut self.scratch, (call.rows, call.hidden), [dw.is_some(), false])?;
+        let [scratch, _] = scratch(&mut self.scratch, (call.rows, self.heads, call.hidden), [dw.is_some(), false])?;
         Cpu.backward_in_place(Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
+            inner: self.heads,
+            per_head: self.heads > 1,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: scratch.into() }),
             ..call
@@ -182,12 +207,12 @@ impl Layer {
 /// Scratch for each gradient that is asked for, of memory that grows as it is needed.
 fn scratch(
     memory: &mut Vec<f32>,
-    (rows, hidden): (usize, usize),
+    (rows, heads, hidden): (usize, usize, usize),
     asked: [bool; 2],
 ) -> Result<[SliceMut<'_>; 2], Error> {
     let mut lengths = [0; 2];
     for (length, _) in lengths.iter_mut().zip(asked).filter(|(_, asked)| *asked) {
-        *length = scratch_len(rows, hidden)?;
+        *length = scratch_len(rows / heads.max(1), hidden)?.saturating_mul(heads);
     }
     if memory.len() < lengths.iter().sum() {
         memory.resize(lengths.iter().sum(), 0.0);

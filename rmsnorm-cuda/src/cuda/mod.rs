@@ -19,8 +19,10 @@ pub mod checks;
 mod code;
 mod extents;
 mod folder;
+mod grouping;
 mod host;
 mod loaded;
+mod place;
 pub mod typed;
 
 /// Modules that only checks look into.
@@ -47,7 +49,7 @@ pub use crate::plan::Tuning;
 pub use cache::{Cache, Origin};
 pub use host::Cuda;
 pub use kernels::Kernels;
-pub use steps::DeviceMemory;
+pub use place::DeviceMemory;
 pub use typed::{GpuSlice, GpuSliceMut, Layer};
 
 /// The primary context of GPU `ordinal`; an error where `CudaContext::new` panics, without a driver.

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+pub use super::grouping::Grouping;
+use super::grouping::{ROW_GROUPING, grouping_constants};
 use super::arguments::{BackwardArguments, BackwardFewArguments, BiasArguments, FoldArguments, ForwardArguments};
 use crate::Dtype;
 use crate::plan::cluster::{CLUSTER_BYTES, CLUSTER_STAGES_MAX, keeps_weight, lead};
@@ -81,27 +83,6 @@ pub enum Module {
         /// Whether there is one for each head.
         per_head: bool,
     },
-}
-
-/// How the rows of a kernel are grouped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Grouping {
-    /// They are not.
-    None,
-    /// Those of an operand lie in two levels.
-    Levels,
-    /// They are those of several heads, whose rows are launched side by side.
-    Heads,
-}
-
-impl fmt::Display for Grouping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Grouping::None => "",
-            Grouping::Levels => " of two levels",
-            Grouping::Heads => " of heads",
-        })
-    }
 }
 
 /// What kernels over rows are compiled for in both directions.
@@ -380,17 +361,6 @@ impl RowKind {
         )
     }
 }
-
-/// What a kernel whose rows are not grouped has in place of the parameters, `names`, of those that are.
-fn grouping_constants(grouping: Grouping, names: &[&str]) -> String {
-    let absent = if grouping == Grouping::None { names } else { &[] };
-    let absent: String = absent.iter().map(|name| format!("constexpr u64 {name} = 0;\n")).collect();
-    let [two_levels, heads] = [Grouping::Levels, Grouping::Heads].map(|other| grouping == other);
-    format!("constexpr bool TWO_LEVELS = {two_levels}, HEADS = {heads};\n{absent}")
-}
-
-/// Those of the kernels over rows, in both directions: each is in one text with those of the other.
-const ROW_GROUPING: &[&str] = &["inner", "reciprocal", "x_jump", "residual_jump", "z_out_jump", "y_jump", "dy_jump", "dz_jump", "dx_jump"];
 
 fn bias_constants(bias: Option<Dtype>) -> String {
     format!("typedef {} B;\nconstexpr bool HAS_BIAS = {};\n", bias.map_or("T", c), bias.is_some())

@@ -5,107 +5,14 @@ use arrayvec::ArrayVec;
 use super::arguments::{
     BackwardArguments, BackwardFewArguments, BiasArguments, Cells, FoldArguments, ForwardArguments,
 };
+use super::place::{DeviceMemory, Matrix, group};
 use super::module::{Grouping, Module, RowKind, source_type};
-use crate::input::{Found, Place};
 use crate::order::{column_order, row_order};
 use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
-use crate::view::{Levels, Shape, has_two_levels, is_in_place, Table};
+use crate::view::{Table, has_two_levels, is_in_place};
 use crate::{
-    Backward, BiasGradient, Dtype, Error, Forward, Input, Operand, Rounding, Rows, Vector, WeightGradient, WeightOffset,
+    Backward, BiasGradient, Dtype, Error, Forward, Rounding, Vector, WeightGradient, WeightOffset,
 };
-
-/// A range of device memory as an operand.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceMemory {
-    /// Element type.
-    pub dtype: Dtype,
-    /// Address of the first element.
-    pub address: u64,
-    /// Number of elements.
-    pub elements: usize,
-}
-
-impl Operand for DeviceMemory {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn elements(&self) -> usize {
-        self.elements
-    }
-    fn address(&self) -> u64 {
-        self.address
-    }
-}
-
-impl From<Place> for DeviceMemory {
-    fn from(Place { dtype, address, elements }: Place) -> Self {
-        DeviceMemory { dtype, address, elements }
-    }
-}
-
-/// Where an input is.
-fn memory(found: Found<DeviceMemory>) -> Result<DeviceMemory, Error> {
-    match found {
-        Found::Memory(data) => Ok(data),
-        Found::Output(_, place) => Ok(place.into()),
-    }
-}
-
-impl Forward<Input<DeviceMemory>, DeviceMemory> {
-    /// The same call by addresses alone.
-    pub(super) fn placed(self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
-        self.found()?.try_map(memory, Ok)
-    }
-}
-
-impl Backward<Input<DeviceMemory>, DeviceMemory> {
-    /// The same call by addresses alone.
-    pub(super) fn placed(self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
-        self.found()?.try_map(memory, Ok)
-    }
-}
-
-/// Where a matrix lies, as kernels are told (levels.cuh).
-#[derive(Clone, Copy, Default)]
-struct Matrix {
-    pointer: u64,
-    stride: u64,
-    jump: u64,
-}
-
-impl Matrix {
-    fn of(rows: &Rows<DeviceMemory>, shape: Shape, per_head: bool) -> Matrix {
-        let pointer = rows.data.address + (rows.offset * rows.data.dtype.bytes()) as u64;
-        match Levels::of(rows, shape) {
-            // From one head to the next, and from one row of a head to the next.
-            _ if per_head => {
-                let group = rows.outer_stride.unwrap_or(shape.inner.saturating_mul(rows.row_stride));
-                Matrix { pointer, stride: group as u64, jump: rows.row_stride as u64 }
-            }
-            Levels { inner: 1, stride, .. } => Matrix { pointer, stride: stride as u64, jump: 0 },
-            Levels { inner, stride, inner_stride } => {
-                let jump = (stride as u64).wrapping_sub((inner as u64).wrapping_mul(inner_stride as u64));
-                Matrix { pointer, stride: inner_stride as u64, jump }
-            }
-        }
-    }
-
-    /// Zeros where it is absent.
-    fn of_any(rows: Option<&Rows<DeviceMemory>>, shape: Shape, per_head: bool) -> Matrix {
-        rows.map_or(Matrix::default(), |rows| Matrix::of(rows, shape, per_head))
-    }
-}
-
-/// Rows of a group, and what stands for dividing by them (levels.cuh).
-fn group(Shape { inner, .. }: Shape) -> (u64, u64) {
-    (inner as u64, u64::MAX / inner as u64)
-}
-
-impl Vector<DeviceMemory> {
-    fn pointer(&self) -> u64 {
-        self.data.address + (self.offset * self.data.dtype.bytes()) as u64
-    }
-}
 
 /// One thing that a stream is given to do.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -29,17 +29,20 @@
 //! In place, one tensor is lent as what is written, and read as it was before: `layer.forward_in_place(&mut x, …)`; of any rows,
 //! [`Kernels::forward_in_place_on`] with [`Input::Output`] in the place of what is read.
 
+mod slices;
+
 use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DriverError, SyncOnDrop};
 
+pub use self::slices::{GpuSlice, GpuSliceMut};
+use self::slices::{Read, Write};
 use super::loaded::Current;
 use super::{Calls, DeviceMemory, Kernels, driver_error};
 use crate::{
-    Backward, BiasGradient, Dtype, Error, Forward, Input, Rounding, Vector, WeightGradient, WeightOffset, bf16, f16,
-    scratch_len,
+    Backward, BiasGradient, Dtype, Error, Forward, Input, Rounding, Vector, WeightGradient, WeightOffset, scratch_len,
 };
 
 impl Kernels {
@@ -97,6 +100,7 @@ pub struct Layer {
     kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
     norm: Norm,
+    rows_max: usize,
     /// Of the weight's gradient, and of the bias's.
     scratch: [CudaSlice<f32>; 2],
 }
@@ -108,6 +112,7 @@ struct Norm {
     eps: f32,
     weight_offset: WeightOffset,
     rounding: Rounding,
+    heads: usize,
 }
 
 impl Layer {
@@ -122,18 +127,9 @@ impl Layer {
     ) -> Result<Self, Error> {
         let needed = scratch_len(rows_max, hidden)?;
         kernels.expect_context(stream.context())?;
-        let scratch = || {
-            // SAFETY: a backward call writes what it reads of the scratch.
-            let mut scratch =
-                unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
-            if stream.cu_stream() == PER_THREAD {
-                // Other threads' streams of that handle wait for the allocation as for a write.
-                drop(scratch.device_ptr_mut(stream));
-            }
-            Ok::<_, Error>(scratch)
-        };
-        let norm = Norm { hidden, eps, weight_offset, rounding: Rounding::Once };
-        Ok(Layer { kernels: kernels.clone(), stream: stream.clone(), norm, scratch: [scratch()?, scratch()?] })
+        let norm = Norm { hidden, eps, weight_offset, rounding: Rounding::Once, heads: 1 };
+        let scratch = scratch(stream, needed)?;
+        Ok(Layer { kernels: kernels.clone(), stream: stream.clone(), norm, rows_max, scratch })
     }
 
     /// The same, with y rounded this often.
@@ -142,11 +138,22 @@ impl Layer {
         self
     }
 
+    /// The same of so many heads, which take turns in the rows: of [.., heads, hidden]. Weight and bias and their gradients are [heads, hidden], and each head gets
+    /// the bits of a layer of its own. Allocates scratch for them.
+    pub fn with_heads(mut self, heads: usize) -> Result<Self, Error> {
+        let of_head = scratch_len(self.rows_max / heads.max(1), self.norm.hidden)?;
+        self.norm.heads = heads;
+        self.scratch = scratch(&self.stream, of_head.saturating_mul(heads))?;
+        Ok(self)
+    }
+
     /// Compiles and loads what calls on whole buffers of cudarc's need: `rows` rows; x, y, dy and dx of type `dtype`; a weight
     /// and its gradient, if any, of these types; in place or not. See [`Kernels::prepare`], which takes what this does not.
     pub fn prepare(&self, rows: usize, dtype: Dtype, weight: Option<Dtype>, dw: Option<Dtype>) -> Result<(), Error> {
-        let Norm { hidden, weight_offset, rounding, .. } = self.norm;
-        self.kernels.prepare(&Calls { weight, weight_offset, rounding, dw, ..Calls::new((rows, hidden), dtype) })
+        let Norm { hidden, weight_offset, rounding, heads, .. } = self.norm;
+        let heads = heads.max(1);
+        let calls = Calls { heads, ..Calls::new((rows / heads, hidden), dtype) };
+        self.kernels.prepare(&Calls { weight, weight_offset, rounding, dw, ..calls })
     }
 
     /// Writes y and, if asked, rstd, of as many rows as x has.
@@ -181,7 +188,8 @@ impl Layer {
     ) -> Forward<GpuSlice<'a>, GpuSliceMut<'a>> {
         let (norm, x) = (self.norm, x.into());
         let call = Forward::new(norm.shape(x.len()), norm.eps, x, y.into());
-        Forward { weight_offset: norm.weight_offset, rounding: norm.rounding, ..call }
+        let (inner, per_head) = (norm.heads, norm.heads > 1);
+        Forward { weight_offset: norm.weight_offset, rounding: norm.rounding, inner, per_head, ..call }
     }
 
     /// The same in place: y takes the place of x.
@@ -195,6 +203,8 @@ impl Layer {
         let call = Forward {
             weight_offset: norm.weight_offset,
             rounding: norm.rounding,
+            inner: norm.heads,
+            per_head: norm.heads > 1,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             rstd: rstd.map(Vector::from),
             ..Forward::in_place(norm.shape(x.len()), norm.eps, x)
@@ -212,7 +222,7 @@ impl Layer {
         dx: impl Into<GpuSliceMut<'a>>,
         dw: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let Layer { kernels, stream, norm, scratch } = self;
+        let Layer { kernels, stream, norm, scratch, .. } = self;
         let call = norm.backward_call(scratch, [x.into(), rstd.into(), dy.into()], dx.into(), (dw, None));
         kernels.backward_on(stream, Backward { weight: weight.map(Vector::from), ..call })
     }
@@ -239,11 +249,13 @@ impl Layer {
         dy: impl Into<GpuSliceMut<'a>>,
         dw: Option<GpuSliceMut<'a>>,
     ) -> Result<(), Error> {
-        let Layer { kernels, stream, norm, scratch: [scratch, _] } = self;
+        let Layer { kernels, stream, norm, scratch: [scratch, _], .. } = self;
         let x = x.into();
         let call = Backward {
             weight_offset: norm.weight_offset,
             rounding: norm.rounding,
+            inner: norm.heads,
+            per_head: norm.heads > 1,
             weight: weight.map(|weight| Input::Memory(weight).into()),
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: GpuSliceMut::from(scratch).into() }),
             ..Backward::in_place(norm.shape(x.len()), x, rstd.into(), dy.into())
@@ -264,6 +276,8 @@ impl Norm {
         Backward {
             weight_offset: self.weight_offset,
             rounding: self.rounding,
+            inner: self.heads,
+            per_head: self.heads > 1,
             dw: dw.map(|dw| WeightGradient { dw: dw.into(), scratch: of_dw.into() }),
             db: db.map(|db| BiasGradient { db: db.into(), scratch: of_db.into() }),
             ..Backward::new(self.shape(x.len()), x, rstd, dy, dx)
@@ -276,64 +290,19 @@ impl Norm {
     }
 }
 
-/// Memory of a GPU that is read: from `&CudaSlice`, `&CudaView` or `&CudaViewMut` of `f32`, `f16` or `bf16`.
-#[derive(Clone, Copy)]
-pub struct GpuSlice<'a>(Read<'a>);
-
-/// Memory of a GPU that is written: from `&mut CudaSlice` or `&mut CudaViewMut` of `f32`, `f16` or `bf16`.
-pub struct GpuSliceMut<'a>(Write<'a>);
-
-// Made of cudarc's own types only. Its traits are safe to implement, and nobody vouches for what others return from them.
-#[derive(Clone, Copy)]
-enum Read<'a> {
-    F32(&'a dyn DevicePtr<f32>),
-    F16(&'a dyn DevicePtr<f16>),
-    Bf16(&'a dyn DevicePtr<bf16>),
-}
-
-enum Write<'a> {
-    F32(&'a mut dyn DevicePtrMut<f32>),
-    F16(&'a mut dyn DevicePtrMut<f16>),
-    Bf16(&'a mut dyn DevicePtrMut<bf16>),
-}
-
-macro_rules! from_cudarc {
-    ($($outer:ident from &$lifetime:lifetime $($memory:ty),+ => $variant:path;)*) => {$($(
-        impl<$lifetime> From<$memory> for $outer<$lifetime> {
-            fn from(data: $memory) -> Self {
-                $outer($variant(data))
-            }
+/// For each of two gradients.
+fn scratch(stream: &Arc<CudaStream>, needed: usize) -> Result<[CudaSlice<f32>; 2], Error> {
+    let scratch = || {
+        // SAFETY: a backward call writes what it reads of the scratch.
+        let mut scratch =
+            unsafe { stream.alloc::<f32>(needed.max(1)) }.map_err(|e| driver_error("cuMemAllocAsync", e))?;
+        if stream.cu_stream() == PER_THREAD {
+            // Other threads' streams of that handle wait for the allocation as for a write.
+            drop(scratch.device_ptr_mut(stream));
         }
-    )+)*};
-}
-
-from_cudarc! {
-    GpuSlice from &'a &'a CudaSlice<f32>, &'a CudaView<'_, f32>, &'a CudaViewMut<'_, f32> => Read::F32;
-    GpuSlice from &'a &'a CudaSlice<f16>, &'a CudaView<'_, f16>, &'a CudaViewMut<'_, f16> => Read::F16;
-    GpuSlice from &'a &'a CudaSlice<bf16>, &'a CudaView<'_, bf16>, &'a CudaViewMut<'_, bf16> => Read::Bf16;
-    GpuSliceMut from &'a &'a mut CudaSlice<f32>, &'a mut CudaViewMut<'_, f32> => Write::F32;
-    GpuSliceMut from &'a &'a mut CudaSlice<f16>, &'a mut CudaViewMut<'_, f16> => Write::F16;
-    GpuSliceMut from &'a &'a mut CudaSlice<bf16>, &'a mut CudaViewMut<'_, bf16> => Write::Bf16;
-}
-
-impl GpuSlice<'_> {
-    fn len(&self) -> usize {
-        match self.0 {
-            Read::F32(data) => data.len(),
-            Read::F16(data) => data.len(),
-            Read::Bf16(data) => data.len(),
-        }
-    }
-}
-
-impl GpuSliceMut<'_> {
-    fn len(&self) -> usize {
-        match &self.0 {
-            Write::F32(data) => data.len(),
-            Write::F16(data) => data.len(),
-            Write::Bf16(data) => data.len(),
-        }
-    }
+        Ok::<_, Error>(scratch)
+    };
+    Ok([scratch()?, scratch()?])
 }
 
 /// Operands of one call on a stream, as cudarc lends them: the stream waits for their earlier uses, and when the loan ends, its

@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use libloading::{Library, Symbol};
 
 use crate::arith::environment;
+use crate::cuda::DeviceMemory;
 use crate::cuda::kernels::arg;
 use crate::cuda::module::{Module, SOURCES};
-use crate::cuda::steps::{self, DeviceMemory, Kernel, Step};
+use crate::cuda::steps::{self, Kernel, Step};
 use crate::plan::Tuning;
 use crate::{Backward, Error, Executor, Forward, Input, Operand, Slice, SliceMut, with_dtype};
 
