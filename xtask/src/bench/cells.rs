@@ -43,7 +43,7 @@ impl Cell {
     /// What it has beside rows and a weight, as it is written after the shape, in this order.
     pub(super) fn extras(&self) -> String {
         let extras = [(self.residual, "+residual"), (self.bias, "+bias"), (self.moved, "+moved")];
-        let heads = (self.heads > 1).then(|| format!("+heads{}", self.heads)).unwrap_or_default();
+        let heads = if self.heads > 1 { format!("+heads{}", self.heads) } else { String::new() };
         extras.into_iter().filter_map(|(has, name)| has.then_some(name)).chain([heads.as_str()]).collect()
     }
 }
