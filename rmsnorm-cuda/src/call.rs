@@ -12,9 +12,6 @@ use crate::order::{HIDDEN_MAX, column_order};
 use crate::view::{self, Role, Rows, Shape, Table, TableLine, Types, Vector};
 use crate::{Dtype, Error, Operand};
 
-/// Most heads that have a weight each: those of a launch are one dimension of its grid.
-pub const HEADS_MAX: usize = 65535;
-
 /// RMSNorm of every row: `rstd = 1/sqrt(mean(x²) + eps)`, `y = x·rstd·(weight + weight_offset) + bias`; with a [`Residual`] of
 /// `z = x + residual` in place of `x`. [`Rounding`] says how often y is rounded.
 ///
@@ -56,7 +53,7 @@ pub struct Forward<In, Out> {
     /// Rows of a group, where rows have two levels ([`Rows`]): a divisor of M. 1: they have one.
     pub inner: usize,
     /// Whether each row of a group has a weight and a bias of its own, as heads have: both are then inner×N, and row r has those of number
-    /// r mod `inner`. Such a call *is* one call for each head, on its M/inner rows alone, in one launch. (At most [`HEADS_MAX`] heads.)
+    /// r mod `inner`. Such a call *is* one call for each head, on its M/inner rows alone, in one launch.
     pub per_head: bool,
     /// Length of a row, N: 1 to [`HIDDEN_MAX`].
     pub hidden: usize,
@@ -222,7 +219,7 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
 
     /// The operands, if this call can be carried out.
     pub(crate) fn checked(&self) -> Result<Table, Error> {
-        check_shape(self.rows, (self.inner, self.per_head), self.hidden)?;
+        check_shape(self.rows, self.inner, self.hidden)?;
         // Bits, since a thread that flushes takes a negative subnormal for zero.
         let bits = self.eps.to_bits();
         if bits > f32::MAX.to_bits() && bits != (-0.0_f32).to_bits() {
@@ -334,7 +331,7 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
 
     /// The operands, if this call can be carried out.
     pub(crate) fn checked(&self) -> Result<Table, Error> {
-        check_shape(self.rows, (self.inner, self.per_head), self.hidden)?;
+        check_shape(self.rows, self.inner, self.hidden)?;
         view::check(self.operands())
     }
 }
@@ -409,15 +406,10 @@ fn check_hidden(hidden: usize) -> Result<(), Error> {
     if hidden == 0 || hidden > HIDDEN_MAX { Err(Error::Hidden { got: hidden }) } else { Ok(()) }
 }
 
-fn check_shape(rows: usize, (inner, per_head): (usize, bool), hidden: usize) -> Result<(), Error> {
+fn check_shape(rows: usize, inner: usize, hidden: usize) -> Result<(), Error> {
     check_hidden(hidden)?;
-    match inner {
-        // No number but 0 is a multiple of 0.
-        0 => Err(Error::Inner { got: inner, rows }),
-        _ if !rows.is_multiple_of(inner) => Err(Error::Inner { got: inner, rows }),
-        _ if per_head && inner > HEADS_MAX => Err(Error::Heads { got: inner }),
-        _ => Ok(()),
-    }
+    // No number but 0 is a multiple of 0.
+    if inner == 0 || !rows.is_multiple_of(inner) { Err(Error::Inner { got: inner, rows }) } else { Ok(()) }
 }
 
 /// Of what is one for each column, and read.

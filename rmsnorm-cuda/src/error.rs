@@ -1,7 +1,6 @@
 //! Why a call was refused, or could not be carried out.
 
 use crate::Dtype;
-use crate::call::HEADS_MAX;
 use crate::order::HIDDEN_MAX;
 
 /// Why a call was refused, or could not be carried out.
@@ -49,12 +48,6 @@ pub enum Error {
         got: usize,
         /// Number of rows.
         rows: usize,
-    },
-    /// More than [`HEADS_MAX`] rows of a group have a weight each.
-    #[error("a weight per head, and inner is {got}, expected at most {HEADS_MAX}")]
-    Heads {
-        /// The refused value.
-        got: usize,
     },
     /// Rows of two levels that are written, and may overlap each other: only those are known not to of which one level nests in the other.
     #[error(

@@ -89,9 +89,7 @@ mod process;
 #[doc(hidden)]
 pub mod view;
 
-pub use call::{
-    Backward, BiasGradient, Forward, HEADS_MAX, Residual, Rounding, WeightGradient, WeightOffset, scratch_len,
-};
+pub use call::{Backward, BiasGradient, Forward, Residual, Rounding, WeightGradient, WeightOffset, scratch_len};
 pub use cpu::{Cpu, Layer};
 #[cfg(feature = "cuda")]
 pub use cudarc;

@@ -21,7 +21,7 @@ pub use types::{BackwardPlan, BiasPlan, Calls, Direction, Fold, ForwardPlan, Lau
 /// The launch of a forward call.
 pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     if let Some((class, shares)) = few_rows_forward(calls, tuning) {
-        let rows = launch(class, calls, blocks(calls.rows, GRID_MAX) * shares);
+        let rows = launch(class, calls, blocks(calls.all_rows(), GRID_MAX) * shares);
         // 64 registers a thread, of which 4 packs of an f32 row and its weight take half.
         let blocks_per_sm = 1024 / class.threads();
         return ForwardPlan { rows, blocks_per_sm, rows_at_once: 1, shared_bytes: 0, shares: Some(shares) };
@@ -29,7 +29,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     let class = chosen(Direction::Forward, calls, tuning, tuning.forward);
     if class.is_clustered() {
         // A cluster a row, so that the hardware hands the next one to whichever multiprocessors are done first.
-        let planned = blocks(calls.rows, GRID_MAX) * class.cluster;
+        let planned = blocks(calls.all_rows(), GRID_MAX) * class.cluster;
         let forced = tuning.blocks.filter(|blocks| *blocks as usize > GRID_MAX);
         let rows = launch(class, calls, forced.unwrap_or(planned));
         let shared_bytes = CLUSTER_BYTES + class.packs * slice_bytes(class, calls.dtype);
@@ -44,9 +44,8 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     // On an H200, of rows of 64, 128 and 256: bf16 0.954, 0.962, 0.973, f32 0.966, 0.973, 0.972; eight at once 0.73 to 0.81. With two, of which each lane took
     // both roots, bf16 0.938, 0.938, 0.941, f32 0.957, 0.966, 0.947; with one row bf16 0.86.
     let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 4 } else { 1 };
-    let items = calls.rows.div_ceil((class.teams * rows_at_once) as usize);
-    let most = if calls.per_head() { of_head(HEADS_BLOCKS * tuning.arch.sm_count, calls) } else { GRID_MAX };
-    let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, most)));
+    let items = calls.all_rows().div_ceil((class.teams * rows_at_once) as usize);
+    let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 64.
     let little = rows.exact && class.packs <= 4 && calls.has_little_weight();
     let staged_bytes = staged_bytes(class, calls, tuning);
@@ -65,12 +64,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
 /// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much, or a bias: none is measured.)
 fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
     let is_narrow_or_wide = calls.hidden <= NARROW || class.is_streamed() || class.is_clustered();
-    if is_narrow_or_wide
-        || calls.adds()
-        || calls.per_head()
-        || is_aligned(class, calls)
-        || tuning.arch.compute_capability < (9, 0)
-    {
+    if is_narrow_or_wide || calls.adds() || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
         return None;
     }
     let bytes = 2 * class.teams as usize * pitch(class, calls);
@@ -138,8 +132,8 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     let forced = |planned| tuning.blocks.unwrap_or(planned);
     if class.is_streamed() {
         let tiles = hidden.div_ceil((class.pack * class.threads()) as usize);
-        let rows = launch(class, calls, forced(blocks(rows, GRID_MAX)));
-        let columns = Some(forced(blocks(tiles * column.groups, GRID_MAX)));
+        let rows = launch(class, calls, forced(blocks(rows, of_head(GRID_MAX, calls))));
+        let columns = Some(forced(blocks(tiles * column.groups, of_head(GRID_MAX, calls))));
         return BackwardPlan { columns, ..plan(rows, Source::Reread, fold) };
     }
     if class.is_clustered() {
@@ -153,8 +147,10 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
         return plan(rows, source, fold);
     }
     let ring = ring(class, calls, tuning);
-    let resident = sm_count * if ring.is_some() { 1 } else { (threads_per_sm / class.threads()).max(1) };
-    let blocks = forced(blocks(column.groups.div_ceil(teams), of_head(resident, calls)));
+    // Of heads no more than are there at once whatever registers they take: the rows of different heads lie beside each other.
+    let threads = if calls.per_head() { 1024 } else { threads_per_sm };
+    let resident = sm_count * if ring.is_some() { 1 } else { (threads / class.threads()).max(1) };
+    let blocks = forced(blocks(column.groups.div_ceil(teams), of_head(resident as usize, calls)));
     let in_ring = |(stages, shared_bytes)| {
         let pace = pace(blocks.saturating_mul(class.teams * ring_rows(class, calls)), calls, tuning);
         let (rows, apart) = (ring_rows(class, calls), are_sums_apart(class, calls));
@@ -257,10 +253,10 @@ fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Cl
     let works = |other: &Class| variants(hidden, dtype).contains(other) && (!other.is_clustered() || *other == planned);
     let class = other.filter(works).unwrap_or(planned);
     let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
+    // Backward of heads has the kernels of rows that a block holds, or that are streamed.
+    let is_of_heads = direction == Direction::Backward && calls.per_head();
     match class {
-        class
-            if !class.is_clustered() || has_ring && !calls.per_head() && cluster::fits(class, calls, &tuning.arch) =>
-        {
+        class if !class.is_clustered() || has_ring && !is_of_heads && cluster::fits(class, calls, &tuning.arch) => {
             class
         }
         _ if hidden <= HELD_MAX => class::class(direction, hidden, dtype),
@@ -283,8 +279,8 @@ fn launch(class: Class, calls: &Calls, blocks: u32) -> Launch {
 }
 
 /// A head's share of so many blocks.
-fn of_head(blocks: u32, calls: &Calls) -> usize {
-    (blocks as usize).div_ceil(calls.heads)
+fn of_head(blocks: usize, calls: &Calls) -> usize {
+    (blocks / calls.heads).max(1)
 }
 
 fn blocks(items: usize, most: usize) -> u32 {
@@ -347,11 +343,6 @@ pub(crate) const FOLD_WARPS_MAX: u32 = 32;
 
 /// Highest level of a fold.
 pub(crate) const FOLD_LEVEL_MAX: u32 = 5;
-
-/// Blocks of a forward call per head, a multiprocessor: so few that all heads go along together, for the rows of different heads lie beside each other.
-/// Heads have the kernels of rows that fit a team or are streamed, and never those of few rows, of clusters, of staged rows, or with sums apart: none
-/// of that is measured for them.
-const HEADS_BLOCKS: u32 = 16;
 
 /// Most blocks of a grid.
 const GRID_MAX: usize = i32::MAX as usize;

@@ -338,7 +338,6 @@ macro_rules! subject {
                     ours::Error::RowStride { operand, got, hidden, broadcast }
                 }
                 $theirs::Error::Inner { got, rows } => ours::Error::Inner { got, rows },
-                $theirs::Error::Heads { got } => ours::Error::Heads { got },
                 $theirs::Error::RowLevels { operand, counts, strides, hidden } => {
                     ours::Error::RowLevels { operand, counts, strides, hidden }
                 }

@@ -7,8 +7,8 @@ use crate::operands::Operands;
 use crate::subject::Subject;
 use rmsnorm_cuda::view::{TableLine, Types};
 use rmsnorm_cuda::{
-    Backward, Dtype, Error, Executor, Forward, HEADS_MAX, HIDDEN_MAX, Input, Operand, Output, Residual, Rows, Slice,
-    SliceMut, WeightGradient, WeightOffset, bf16, f16, scratch_len,
+    Backward, Dtype, Error, Executor, Forward, HIDDEN_MAX, Input, Operand, Output, Residual, Rows, Slice, SliceMut,
+    WeightGradient, WeightOffset, bf16, f16, scratch_len,
 };
 use std::cell::Cell;
 
@@ -88,11 +88,6 @@ const FORWARD: &[Spoil<SpoilForward>] = &[
     ("inner 0", spoil!(c => c.inner = 0), refused!(Error::Inner { got: 0, .. })),
     ("inner no divisor of the rows", spoil!(c => c.inner = c.rows + 1), refused!(Error::Inner { .. })),
     (
-        "more heads than a launch can have",
-        spoil!(c => (c.rows, c.inner, c.per_head) = (HEADS_MAX + 1, HEADS_MAX + 1, true)),
-        refused!(Error::Heads { .. }),
-    ),
-    (
         "x offset beyond the buffer",
         spoil!(c => c.x.offset = c.x.data.elements()),
         refused!(Error::Length { operand: "x", .. }),
@@ -136,11 +131,6 @@ const BACKWARD: &[Spoil<SpoilBackward>] = &[
     ("hidden above the limit", spoil!(c => c.hidden = HIDDEN_MAX + 1), refused!(Error::Hidden { .. })),
     ("inner 0", spoil!(c => c.inner = 0), refused!(Error::Inner { got: 0, .. })),
     ("inner no divisor of the rows", spoil!(c => c.inner = c.rows + 1), refused!(Error::Inner { .. })),
-    (
-        "more heads than a launch can have",
-        spoil!(c => (c.rows, c.inner, c.per_head) = (HEADS_MAX + 1, HEADS_MAX + 1, true)),
-        refused!(Error::Heads { .. }),
-    ),
     (
         "dx with row stride 0",
         spoil!(c => c.dx.row_stride = 0),

@@ -44,7 +44,7 @@ macro_rules! arguments {
 arguments! {
     /// Of `forward` and `forward_few`. Streamed rows alone need `chains`.
     ForwardArguments:
-    "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_out_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd_given, "u64" rows, "u32" hidden_given,
+    "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_out_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
     "u32" chains, "float" eps, "const B*" bias;
     inner, reciprocal, x_jump, residual_jump, z_out_jump, y_jump
 }
@@ -62,7 +62,7 @@ arguments! {
     /// Of `backward_few`.
     BackwardFewArguments:
     "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
-    "const W*" weight, "const float*" rstd_given, "T*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given;
+    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given;
     inner, reciprocal, x_jump, dy_jump, dz_jump, dx_jump
 }
 
@@ -76,5 +76,5 @@ arguments! {
 arguments! {
     /// Of `fold_partials`.
     FoldArguments: "const float*" partial, "DW*" dw, "u32" nodes, "u32" level, "u32" hidden;
-    groups
+    inner, groups
 }

@@ -9,7 +9,7 @@ pub enum Grouping {
     None,
     /// Those of an operand lie in two levels.
     Levels,
-    /// They are those of several heads, whose rows are launched side by side.
+    /// They are those of several heads with a weight each, which take turns.
     Heads,
 }
 
@@ -24,10 +24,10 @@ impl fmt::Display for Grouping {
 }
 
 /// What a kernel whose rows are not grouped has in place of the parameters, `names`, of those that are.
-pub(super) fn grouping_constants(grouping: Grouping, names: &[&str]) -> String {
+pub(super) fn grouping_constants(grouping: Grouping, two_levels: bool, names: &[&str]) -> String {
     let absent = if grouping == Grouping::None { names } else { &[] };
     let absent: String = absent.iter().map(|name| format!("constexpr u64 {name} = 0;\n")).collect();
-    let [two_levels, heads] = [Grouping::Levels, Grouping::Heads].map(|other| grouping == other);
+    let heads = grouping == Grouping::Heads;
     format!("constexpr bool TWO_LEVELS = {two_levels}, HEADS = {heads};\n{absent}")
 }
 

@@ -302,7 +302,7 @@ impl Kernels {
                 Step::Kernel(kernel) => {
                     let function = self.function(kernel, ahead)?;
                     let arguments = kernel.arguments.each_ref().map(arg);
-                    let shape = ((kernel.blocks, kernel.heads), kernel.threads, kernel.shared_bytes);
+                    let shape = (kernel.blocks, kernel.threads, kernel.shared_bytes);
                     // SAFETY: steps.rs lists the arguments of each kernel in the order of its parameters, four-byte ones in the
                     // low half of a cell, which comes first in memory; cells past the last parameter are not read.
                     unsafe { launch(function, shape, &arguments, stream) }
@@ -384,20 +384,20 @@ fn kernels(steps: &Steps) -> impl Iterator<Item = &Kernel> {
 /// The compute capability that what is compiled ahead is planned for.
 const AHEAD: (u32, u32) = (8, 0);
 
-/// Launches blocks, of each head as many, of so many threads with so many bytes of dynamic shared memory each.
+/// Launches blocks of so many threads with so many bytes of dynamic shared memory each.
 ///
 /// # Safety
 /// `function` belongs to the current context, and `arguments` point to values of the types that it takes, in order; what they point to
 /// is memory that the function may use so.
 pub(super) unsafe fn launch(
     function: CUfunction,
-    ((blocks, heads), threads, shared_bytes): ((u32, u32), u32, u32),
+    (blocks, threads, shared_bytes): (u32, u32, u32),
     arguments: &[*mut c_void],
     stream: CUstream,
 ) -> Result<(), DriverError> {
     let (arguments, extra) = (arguments.as_ptr().cast_mut(), std::ptr::null_mut());
     // SAFETY: as this function's own `# Safety` demands.
-    unsafe { sys::cuLaunchKernel(function, blocks, heads, 1, threads, 1, 1, shared_bytes, stream, arguments, extra) }
+    unsafe { sys::cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, arguments, extra) }
         .result()
 }
 

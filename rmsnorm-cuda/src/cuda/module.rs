@@ -260,7 +260,7 @@ impl Module {
                      #define FOLD_PARAMETERS {}\n{}",
                     c(dw),
                     FoldArguments::parameters(grouping),
-                    grouping_constants(grouping, FoldArguments::OF_GROUPS)
+                    grouping_constants(grouping, false, FoldArguments::OF_GROUPS)
                 );
                 (constants, format!("{LEVELS}\n{FOLD}"))
             }
@@ -270,7 +270,7 @@ impl Module {
                      #define BIAS_PARAMETERS {}\n{}",
                     c(dtype),
                     BiasArguments::parameters(grouping),
-                    grouping_constants(grouping, BiasArguments::OF_GROUPS)
+                    grouping_constants(grouping, grouping == Grouping::Levels, BiasArguments::OF_GROUPS)
                 );
                 (constants, format!("{LEVELS}\n{BIAS}"))
             }
@@ -304,7 +304,7 @@ impl Module {
                     _ if source == APART => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{SOURCE}\n{BACKWARD_APART}"),
                     _ => format!("{LEVELS}\n{ROWS}\n{ARRIVING}\n{SOURCE}\ntypedef {source} Source;\n{BACKWARD}"),
                 };
-                (rows.constants() + &constants, kernels)
+                (rows.constants(rows.grouping == Grouping::Levels) + &constants, kernels)
             }
             Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
                 let constants = format!(
@@ -315,7 +315,7 @@ impl Module {
                     bias_constants(None),
                     BackwardFewArguments::parameters(rows.grouping)
                 );
-                (rows.constants() + &constants, format!("{LEVELS}\n{ROWS}\n{BACKWARD_FEW}"))
+                (rows.constants(rows.grouping == Grouping::Levels) + &constants, format!("{LEVELS}\n{ROWS}\n{BACKWARD_FEW}"))
             }
         };
         format!("{instructions}\n{ARITH}\n{constants}{kernels}")
@@ -325,7 +325,8 @@ impl Module {
 impl RowKind {
     /// Of a forward kernel, with what is its own among the numbers.
     fn forward_constants(&self, residual: bool, bias: Option<Dtype>, blocks_per_sm: u32, own: &str) -> String {
-        let (rows, bias) = (self.constants(), bias_constants(bias));
+        // Forward takes the rows of heads in the order in which they lie.
+        let (rows, bias) = (self.constants(self.grouping != Grouping::None), bias_constants(bias));
         let parameters = ForwardArguments::parameters(self.grouping);
         format!(
             "{rows}constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{bias}\
@@ -342,7 +343,7 @@ impl RowKind {
         format!("LEAD = {}, KEEPS_WEIGHT = {keeps_weight}", lead(self.class, self.dtype))
     }
 
-    fn constants(&self) -> String {
+    fn constants(&self, two_levels: bool) -> String {
         let RowKind { class, dtype, weight, zero_centred, twice, aligned, exact, grouping, any_width } = *self;
         let Class { cluster, team, teams, pack, packs, sets } = class;
         let of_cluster = match class.is_clustered() {
@@ -357,7 +358,7 @@ impl RowKind {
              constexpr bool HAS_WEIGHT = {has_weight}, ZERO_CENTRED = {zero_centred}, TWICE = {twice}, ALIGNED = {aligned}, FILLED = {}, EXACT = {exact};\n\
              constexpr u32 TEAM = {team}, TEAMS = {teams}, PACK = {pack}, PACKS = {packs}, SETS = {sets}, CLUSTER = {cluster};\n{of_cluster}{}",
             !any_width,
-            grouping_constants(grouping, ROW_GROUPING)
+            grouping_constants(grouping, two_levels, ROW_GROUPING)
         )
     }
 }

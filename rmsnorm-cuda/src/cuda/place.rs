@@ -1,6 +1,7 @@
 //! Where operands lie in device memory, and how kernels are told.
 
 use crate::input::{Found, Place};
+use crate::plan::Calls;
 use crate::view::{Levels, Shape};
 use crate::{Backward, Dtype, Error, Forward, Input, Operand, Rows, Vector};
 
@@ -64,14 +65,9 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    pub(super) fn of(rows: &Rows<DeviceMemory>, shape: Shape, per_head: bool) -> Matrix {
+    pub(super) fn of(rows: &Rows<DeviceMemory>, shape: Shape) -> Matrix {
         let pointer = rows.data.address + (rows.offset * rows.data.dtype.bytes()) as u64;
         match Levels::of(rows, shape) {
-            // From one head to the next, and from one row of a head to the next.
-            _ if per_head => {
-                let group = rows.outer_stride.unwrap_or(shape.inner.saturating_mul(rows.row_stride));
-                Matrix { pointer, stride: group as u64, jump: rows.row_stride as u64 }
-            }
             Levels { inner: 1, stride, .. } => Matrix { pointer, stride: stride as u64, jump: 0 },
             Levels { inner, stride, inner_stride } => {
                 let jump = (stride as u64).wrapping_sub((inner as u64).wrapping_mul(inner_stride as u64));
@@ -80,9 +76,22 @@ impl Matrix {
         }
     }
 
+    /// For kernels that take each head's rows by themselves: from one row of a head to the next, and from one head to the next.
+    pub(super) fn of_heads(rows: &Rows<DeviceMemory>, shape: Shape, calls: &Calls) -> Matrix {
+        let of_all = Matrix::of(rows, shape);
+        match rows.outer_stride {
+            _ if !calls.per_head() => of_all,
+            Some(stride) => Matrix { stride: stride as u64, jump: rows.row_stride as u64, ..of_all },
+            None => {
+                let stride = shape.inner.saturating_mul(rows.row_stride) as u64;
+                Matrix { stride, jump: rows.row_stride as u64, ..of_all }
+            }
+        }
+    }
+
     /// Zeros where it is absent.
-    pub(super) fn of_any(rows: Option<&Rows<DeviceMemory>>, shape: Shape, per_head: bool) -> Matrix {
-        rows.map_or(Matrix::default(), |rows| Matrix::of(rows, shape, per_head))
+    pub(super) fn of_any(rows: Option<&Rows<DeviceMemory>>, shape: Shape) -> Matrix {
+        rows.map_or(Matrix::default(), |rows| Matrix::of(rows, shape))
     }
 }
 

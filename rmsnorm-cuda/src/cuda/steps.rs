@@ -11,7 +11,7 @@ use crate::order::{column_order, row_order};
 use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
 use crate::view::{Table, has_two_levels, is_in_place};
 use crate::{
-    Backward, BiasGradient, Dtype, Error, Forward, Rounding, Vector, WeightGradient, WeightOffset,
+    Backward, BiasGradient, Dtype, Error, Forward, Rounding, Rows, Vector, WeightGradient, WeightOffset,
 };
 
 /// One thing that a stream is given to do.
@@ -36,10 +36,8 @@ pub struct Kernel {
     pub module: Module,
     /// Its name in the module.
     pub name: &'static str,
-    /// Blocks of the grid, of each head.
+    /// Blocks of the grid.
     pub blocks: u32,
-    /// Heads: the grid's other dimension.
-    pub heads: u32,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block.
@@ -97,11 +95,11 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
     let calls = kind_of_forward(call, &table);
     let plan = plan::forward(&calls, tuning);
     let ForwardPlan { rows: launch, blocks_per_sm, rows_at_once, shared_bytes, shares } = plan;
-    let (shape, per_head) = (call.shape(), calls.per_head());
-    let [x, y] = [Matrix::of(&call.x, shape, per_head), Matrix::of(&call.y, shape, per_head)];
+    let shape = call.shape();
+    let [x, y] = [Matrix::of(&call.x, shape), Matrix::of(&call.y, shape)];
     let sum = call.residual.as_ref();
-    let residual = Matrix::of_any(sum.map(|sum| &sum.residual), shape, per_head);
-    let z = Matrix::of_any(sum.map(|sum| &sum.z), shape, per_head);
+    let residual = Matrix::of_any(sum.map(|sum| &sum.residual), shape);
+    let z = Matrix::of_any(sum.map(|sum| &sum.z), shape);
     let (inner, reciprocal) = group(shape);
     let arguments = ForwardArguments {
         x: x.pointer,
@@ -113,8 +111,8 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         weight: call.weight.map_or(0, |w| w.pointer()),
         y: y.pointer,
         y_stride: y.stride,
-        rstd_given: call.rstd.map_or(0, |r| r.pointer()),
-        rows: calls.rows as u64,
+        rstd: call.rstd.map_or(0, |r| r.pointer()),
+        rows: call.rows as u64,
         hidden_given: call.hidden as u64,
         chains: row_order(call.hidden).chains as u64,
         eps: u64::from(call.eps.to_bits()),
@@ -139,7 +137,6 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         module,
         name,
         blocks: launch.blocks,
-        heads: calls.heads as u32,
         threads: launch.class.threads(),
         shared_bytes,
         arguments: arguments.cells(),
@@ -174,6 +171,7 @@ pub fn backward(call: &Backward<DeviceMemory, DeviceMemory>, tuning: &Tuning) ->
     } else {
         let over_rows = over_rows(call, &calls, &plan);
         if let (Some(blocks), Some(_)) = (plan.columns, &call.dw) {
+            let blocks = blocks * calls.heads as u32;
             steps.push(Step::Kernel(Kernel { name: "columns", blocks, ..over_rows }));
         }
         steps.push(Step::Kernel(over_rows));
@@ -191,7 +189,7 @@ fn bias_partials(
     &BiasPlan { aligned, lanes, blocks, .. }: &BiasPlan,
     scratch: &Vector<DeviceMemory>,
 ) -> Kernel {
-    let dy = Matrix::of(&call.dy, call.shape(), calls.per_head());
+    let dy = Matrix::of_heads(&call.dy, call.shape(), calls);
     let (inner, reciprocal) = group(call.shape());
     let arguments = BiasArguments {
         dy: dy.pointer,
@@ -206,8 +204,8 @@ fn bias_partials(
         dy_jump: dy.jump,
     };
     let module = Module::BiasPartials { dtype: calls.dtype, aligned, grouping: grouping(calls) };
-    let (arguments, heads) = (arguments.cells(), calls.heads as u32);
-    Kernel { module, name: "bias_partials", blocks, heads, threads: BIAS_THREADS, shared_bytes: 0, arguments }
+    let (arguments, blocks) = (arguments.cells(), blocks * calls.heads as u32);
+    Kernel { module, name: "bias_partials", blocks, threads: BIAS_THREADS, shared_bytes: 0, arguments }
 }
 
 /// dw or db from its partial rows.
@@ -219,13 +217,13 @@ fn folds(calls: &Calls, fold: Fold, partials: &Vector<DeviceMemory>, sums: &Vect
         nodes: nodes.into(),
         level: level.into(),
         hidden: calls.hidden as u64,
+        inner: calls.heads as u64,
         groups: column_order(calls.rows, calls.hidden).groups as u64,
     };
     Kernel {
         module: Module::Fold { dw: sums.data.dtype, per_head: calls.per_head() },
         name: "fold_partials",
-        blocks,
-        heads: calls.heads as u32,
+        blocks: blocks * calls.heads as u32,
         threads: 32 * warps,
         shared_bytes: 0,
         arguments: arguments.cells(),
@@ -241,9 +239,10 @@ struct BackwardMatrices {
 }
 
 impl BackwardMatrices {
-    fn of(call: &Backward<DeviceMemory, DeviceMemory>, per_head: bool) -> BackwardMatrices {
-        let [x, dy, dx] = [&call.x, &call.dy, &call.dx].map(|rows| Matrix::of(rows, call.shape(), per_head));
-        BackwardMatrices { x, dy, dz: Matrix::of_any(call.dz.as_ref(), call.shape(), per_head), dx }
+    fn of(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls) -> BackwardMatrices {
+        let of = |rows: &Rows<DeviceMemory>| Matrix::of_heads(rows, call.shape(), calls);
+        let dz = call.dz.as_ref().map_or(Matrix::default(), of);
+        BackwardMatrices { x: of(&call.x), dy: of(&call.dy), dz, dx: of(&call.dx) }
     }
 }
 
@@ -256,7 +255,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
         _ => (0, 0, 0),
     };
     let apart = matches!(plan.source, Source::Ring { apart: true, .. });
-    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call, calls.per_head());
+    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call, calls);
     let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardArguments {
         x: x.pointer,
@@ -292,8 +291,7 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
             dz: calls.dz,
         },
         name: "backward",
-        blocks: launch.blocks,
-        heads: calls.heads as u32,
+        blocks: launch.blocks * calls.heads as u32,
         threads: if apart { launch.class.apart().threads() } else { launch.class.threads() },
         shared_bytes,
         arguments: arguments.cells(),
@@ -309,7 +307,7 @@ fn few_rows(
     span: u32,
 ) -> Kernel {
     let launch = &plan.rows;
-    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call, calls.per_head());
+    let BackwardMatrices { x, dy, dz, dx } = BackwardMatrices::of(call, calls);
     let (inner, reciprocal) = group(call.shape());
     let arguments = BackwardFewArguments {
         x: x.pointer,
@@ -319,7 +317,7 @@ fn few_rows(
         dz: dz.pointer,
         dz_stride: dz.stride,
         weight: call.weight.map_or(0, |w| w.pointer()),
-        rstd_given: call.rstd.pointer(),
+        rstd: call.rstd.pointer(),
         dx: dx.pointer,
         dx_stride: dx.stride,
         dw: gradient.dw.pointer(),
@@ -342,8 +340,7 @@ fn few_rows(
             dz: calls.dz,
         },
         name: "backward_few",
-        blocks: launch.blocks,
-        heads: calls.heads as u32,
+        blocks: launch.blocks * calls.heads as u32,
         threads: launch.class.threads(),
         shared_bytes: 0,
         arguments: arguments.cells(),

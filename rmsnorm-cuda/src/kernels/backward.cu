@@ -69,7 +69,6 @@ template <u32 N, typename S> struct Scalings {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     BACKWARD_OF_HEAD;
-    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes[threadIdx.x / TEAM]};
@@ -82,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
     Pack<W> w[PACKS] = {};
     if (HAS_WEIGHT) load_row<is_seldom(RowScale{})>(w, weight, hidden);
 
-    for (u64 base = (u64)blockIdx.x * TEAMS; base < groups; base += (u64)gridDim.x * TEAMS) {
+    for (u64 base = (u64)block_of_head(inner) * TEAMS; base < groups; base += (u64)blocks_of_head(inner) * TEAMS) {
         float sum[PACKS][PACK] = {};
         source.begin(base);
         while (source.next()) {

@@ -52,7 +52,6 @@ struct Ring {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(BACKWARD_PARAMETERS) {
     BACKWARD_OF_HEAD;
-    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given), team = threadIdx.x / TEAM;
     __shared__ u64 full[STAGES_MAX], free[STAGES_MAX];
     __shared__ u32 reads[STAGES_MAX];

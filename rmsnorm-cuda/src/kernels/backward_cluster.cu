@@ -18,7 +18,6 @@ constexpr u32 NO_ROW = ~0u;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BACKWARD_PARAMETERS) {
     BACKWARD_OF_HEAD;
-    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     const Part part{cluster_rank(), hidden};
     const Exchange exchange{part.rank};

@@ -71,8 +71,6 @@ template <u32 VALUES, u32 DISTANCE> __device__ __forceinline__ void fold_slots(f
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward_few(BACKWARD_FEW_PARAMETERS) {
-    BACKWARD_OF_HEAD;
-    dw += of_head(hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     const u32 tiles = (hidden + TILE - 1) / TILE;
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];

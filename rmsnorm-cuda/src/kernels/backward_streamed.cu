@@ -2,11 +2,10 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETERS) {
     BACKWARD_OF_HEAD;
-    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
-    for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (u64 row = block_of_head(inner); row < rows; row += blocks_of_head(inner)) {
         const T *z = ROW(x, row), *d = ROW(dy, row);
         const RowScale scale = row_scale(rstd[row], [&] {
             return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
@@ -25,12 +24,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
 // that it reads are dx afterwards.
 extern "C" __global__ void __launch_bounds__(THREADS) columns(BACKWARD_PARAMETERS) {
     BACKWARD_OF_HEAD;
-    if (partial) partial += of_head(groups * hidden_given);
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
     const u32 tiles = (hidden + THREADS * PACK - 1) / (THREADS * PACK);
-    for (u64 item = blockIdx.x; item < groups * tiles; item += gridDim.x) {
+    for (u64 item = block_of_head(inner); item < groups * tiles; item += blocks_of_head(inner)) {
         const u64 group = item / tiles;
         const Column column = column_of((u32)(item % tiles));
         float sum[PACK] = {};

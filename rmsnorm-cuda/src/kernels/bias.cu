@@ -26,10 +26,11 @@ template <typename E> struct Pack {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) bias_partials(BIAS_PARAMETERS) {
-    dy += of_head(dy_jump), partial += of_head(groups * hidden);
+    dy += head(inner) * dy_jump, partial += head(inner) * groups * hidden;
+    const u32 block = block_of_head(inner);
     const u32 slots = THREADS / lanes, slot = threadIdx.x / lanes, tile = lanes * PACK, tiles = (hidden + tile - 1) / tile;
-    const u32 column = blockIdx.x % tiles * tile + threadIdx.x % lanes * PACK;
-    const u64 node = blockIdx.x / tiles, group = node * slots + slot;
+    const u32 column = block % tiles * tile + threadIdx.x % lanes * PACK;
+    const u64 node = block / tiles, group = node * slots + slot;
     float sum[PACK] = {};
     auto add = [&](const Pack<T>& v) {
 #pragma unroll

@@ -20,13 +20,14 @@ template <u32 LEVEL> __device__ __forceinline__ float fold_levels(u32 level, con
 // results of a column.
 static_assert(FOLD_COLUMNS == 32);
 extern "C" __global__ void __launch_bounds__(32 * FOLD_WARPS_MAX) fold_partials(FOLD_PARAMETERS) {
-    partial += of_head(groups * hidden), dw += of_head(hidden);
+    partial += head(inner) * groups * hidden, dw += head(inner) * hidden;
+    const u32 block = block_of_head(inner);
     __shared__ float node[FOLD_WARPS_MAX][FOLD_COLUMNS + 1];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const u32 column = blockIdx.x * FOLD_COLUMNS + lane;
+    const u32 column = block * FOLD_COLUMNS + lane;
     node[warp][lane] = column < hidden ? fold_levels<0>(level, partial + column, warp << level, nodes, hidden) : 0.0f;
     __syncthreads();
-    const u32 which = threadIdx.x % warps, mine = blockIdx.x * FOLD_COLUMNS + threadIdx.x / warps;
+    const u32 which = threadIdx.x % warps, mine = block * FOLD_COLUMNS + threadIdx.x / warps;
     float v = node[which][threadIdx.x / warps];
     for (u32 d = 1; d < warps; d *= 2) v = fold(v, __shfl_xor_sync(~0u, v, d));
     if (which == 0 && mine < hidden) dw[mine] = store<DW>(total(v));

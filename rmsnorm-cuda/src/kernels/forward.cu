@@ -4,6 +4,7 @@
 // next block to whichever multiprocessor is done first. A team has ROWS rows on their way at once: row r·TEAMS after the first of the block.
 // Of narrow rows the roots are most of the work: each lane of a team takes that of another row.
 
+constexpr u32 WEIGHTS = HEADS ? ROWS : 1;  // of the rows of a team
 constexpr bool SHARES_ROOTS = ROWS > 1 && TEAM_WARPS == 1 && TEAM_LANES >= ROWS;
 
 // rstd of each of a team's rows; 0 of one that has to be scaled, and of all where a lane has them all to itself.
@@ -19,18 +20,25 @@ __device__ __forceinline__ void ordinary_rstds(const float (&sum)[ROWS], u32 hid
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
-    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     const u32 team = threadIdx.x / TEAM;
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes[team]};
     for (u64 first = (u64)blockIdx.x * TEAMS * ROWS; first < rows; first += (u64)gridDim.x * TEAMS * ROWS) {
         Pack<T> z[ROWS][PACKS];
-        Pack<W> w[PACKS] = {};
-        Pack<B> b[PACKS] = {};
+        Pack<W> w[WEIGHTS][PACKS] = {};
+        Pack<B> b[WEIGHTS][PACKS] = {};
+        auto load_weights = [&] {
+#pragma unroll
+            for (u32 r = 0; r < WEIGHTS; r++) {
+                const u64 row = first + r * TEAMS + team;
+                const u32 end = row < rows ? hidden : 0;
+                if (HAS_WEIGHT) load_row(w[r], OF_HEAD(weight, row), end);
+                if (HAS_BIAS) load_row(b[r], OF_HEAD(bias, row), end);
+            }
+        };
         // The halves of a split row's words are put together where they are loaded: there all wait for x, and the weight goes first.
-        if (HAS_WEIGHT && !ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
-        if (HAS_BIAS && !ALIGNED) load_row(b, bias, first + team < rows ? hidden : 0);
+        if (!ALIGNED) load_weights();
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
@@ -49,8 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
                 });
             }
         }
-        if (HAS_WEIGHT && ALIGNED) load_row(w, weight, first + team < rows ? hidden : 0);
-        if (HAS_BIAS && ALIGNED) load_row(b, bias, first + team < rows ? hidden : 0);
+        if (ALIGNED) load_weights();
         float sum[ROWS], ordinary[ROWS], kept = 0.0f;
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
@@ -74,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             auto emit = [&](auto scale) {
                 as_it_lies<is_seldom(decltype(scale){})>(ROW(y, row), [&](auto to) {
 #pragma unroll
-                    for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[k], b[k], scale);
+                    for (u32 k = 0; k < PACKS; k++) store_y(to, column_of(k), end, z[r][k], w[r % WEIGHTS][k], b[r % WEIGHTS][k], scale);
                 });
             };
             if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});

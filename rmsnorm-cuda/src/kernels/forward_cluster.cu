@@ -6,7 +6,6 @@
 constexpr u32 EARLY_FIT = HAS_RESIDUAL ? 1 : (EXACT && PACK == 4 ? 128 : 96) / (PACK * sizeof(W)), EARLY = EARLY_FIT < PACKS ? EARLY_FIT : PACKS;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
-    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     const Part part{cluster_rank(), hidden};
     const Exchange exchange{part.rank};
@@ -27,7 +26,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     cluster_arrive();
     Pack<W> early[EARLY];
 #pragma unroll
-    for (u32 k = 0; k < EARLY; k++) early[k] = load_weight(weight, part.column(k), hidden);
+    for (u32 k = 0; k < EARLY; k++) early[k] = load_weight(OF_HEAD(weight, row), part.column(k), hidden);
     cluster_wait();
     if (HAS_RESIDUAL) {
         Pack<T> other[PACKS];
@@ -59,8 +58,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     auto emit = [&](auto scale) {
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {
-            const Pack<W> w = k < EARLY ? early[k < EARLY ? k : 0] : load_weight(weight, part.column(k), hidden);
-            store_y(ROW(y, row), part.column(k), hidden, part.load(slice_at(k), k), w, load_bias(bias, part.column(k), hidden), scale);
+            const Pack<W> w = k < EARLY ? early[k < EARLY ? k : 0] : load_weight(OF_HEAD(weight, row), part.column(k), hidden);
+            store_y(ROW(y, row), part.column(k), hidden, part.load(slice_at(k), k), w, load_bias(OF_HEAD(bias, row), part.column(k), hidden), scale);
         }
     };
     if (stat.scale.pre == 1.0f) emit(OrdinaryRow{stat.rstd});

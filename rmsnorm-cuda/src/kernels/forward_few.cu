@@ -27,7 +27,6 @@ struct WideFold {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few(FORWARD_PARAMETERS) {
-    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     const u64 row = blockIdx.x / SHARES;
     const u32 share = blockIdx.x % SHARES;
@@ -44,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(ROW(x, row), column_of(k), hidden);
 #pragma unroll
-    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(weight, column_of(k), own(k)), b[k] = load_bias(bias, column_of(k), own(k));
+    for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(OF_HEAD(weight, row), column_of(k), own(k)), b[k] = load_bias(OF_HEAD(bias, row), column_of(k), own(k));
     if (HAS_RESIDUAL) {
         Pack<T> other[PACKS];
 #pragma unroll

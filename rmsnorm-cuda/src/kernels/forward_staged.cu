@@ -11,7 +11,6 @@
 constexpr bool KEEPS = TEAM_WARPS == 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FORWARD_PARAMETERS) {
-    FORWARD_OF_HEAD;
     const u32 hidden = hidden_given, team = threadIdx.x / TEAM, member = threadIdx.x % TEAM, pitch = pitch_of(hidden);
     unsigned char *const in = (unsigned char*)ring_memory + 2 * team * pitch, *const out = in + pitch;
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
@@ -29,14 +28,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
             arriving.copy(in, arrived);
         }
         Pack<W> w[PACKS] = {};
+        const W* const of_row = OF_HEAD(weight, row);
         auto load_weights = [&](auto from) {
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) begin_pack(w[k], from, column_of(k), hidden);
         };
         if constexpr (HAS_WEIGHT && sizeof(W) == 2) {
-            if ((u64)weight & 2) load_weights(weight);
-            else load_weights(Lying<const W, false>{weight});
-        } else if (HAS_WEIGHT) load_weights(weight);
+            if ((u64)of_row & 2) load_weights(of_row);
+            else load_weights(Lying<const W, false>{of_row});
+        } else if (HAS_WEIGHT) load_weights(of_row);
 
         arrival_wait(arrived, phase);
         phase ^= 1;

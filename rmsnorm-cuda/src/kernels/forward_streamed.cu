@@ -1,7 +1,6 @@
 // Rows too long for a block to hold: each is read twice, the second time from the cache if it fits.
 
 extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS) {
-    FORWARD_OF_HEAD;
     const u32 hidden = exact_hidden(hidden_given);
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
@@ -17,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
         const Statistic stat = statistic(squares(1.0f), (float)hidden, eps, squares);
         if (rstd && threadIdx.x == 0) rstd[row] = stat.rstd;
         for (u32 k = 0; k * THREADS * PACK < hidden; k++)
-            store_y(ROW(y, row), column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(weight, column_of(k), hidden),
-                    load_bias(bias, column_of(k), hidden), stat.scale);
+            store_y(ROW(y, row), column_of(k), hidden, load_pack(z, column_of(k), hidden), load_weight(OF_HEAD(weight, row), column_of(k), hidden),
+                    load_bias(OF_HEAD(bias, row), column_of(k), hidden), stat.scale);
     }
 }

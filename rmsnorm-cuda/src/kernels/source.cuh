@@ -174,7 +174,7 @@ template <u32 ROWS> struct Ringed {
             async_proxy_fence();
         }
         __syncthreads();
-        wanted_group = wanted = (u64)blockIdx.x * TEAMS + threadIdx.x / TEAM;
+        wanted_group = wanted = (u64)block_of_head(of.inner) * TEAMS + threadIdx.x / TEAM;
         for (u32 s = 0; s + 1 < stages; s++) fetch(s);
     }
 
@@ -209,7 +209,7 @@ template <u32 ROWS> struct Ringed {
             }
         } else if (threadIdx.x % TEAM / 32 == TEAM_WARPS / 2) fetch_words(of, wanted, at(s), full(s));  // a warp that seldom has the end of the row
         wanted += ROWS * of.groups;
-        if (wanted >= of.rows) wanted_group += (u64)gridDim.x * TEAMS, wanted = wanted_group;
+        if (wanted >= of.rows) wanted_group += (u64)blocks_of_head(of.inner) * TEAMS, wanted = wanted_group;
     }
 
     __device__ __forceinline__ void begin(u64 base) {

@@ -203,14 +203,9 @@ pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
 /// The class and the blocks that share a row, where rows are few: aligned held ones, if nothing else is asked for. In place each row has one block:
 /// of several, each reads the whole row, whatever of it others have written.
 pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
-    let Calls { rows, hidden, .. } = *calls;
+    let (rows, hidden) = (calls.all_rows(), calls.hidden);
     let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
-    if !few_rows
-        || calls.per_head()
-        || forward.is_some()
-        || blocks.is_some()
-        || !(NARROW + 1..=HELD_MAX).contains(&hidden)
-    {
+    if !few_rows || forward.is_some() || blocks.is_some() || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
         return None;
     }
     let class = Class::of_few(hidden);

@@ -12,7 +12,7 @@ pub(super) fn fits(class: Class, calls: &Calls, arch: &Arch) -> bool {
         && ((9, 0)..(12, 0)).contains(&arch.compute_capability)
         && arch.block_shared_bytes >= CLUSTER_SHARED_BYTES
         && arch.sm_count >= class.cluster
-        && calls.rows <= GRID_MAX / class.cluster as usize
+        && calls.all_rows() <= GRID_MAX / class.cluster as usize
 }
 
 /// Bytes that a block of a cluster has of a row in one pack of each thread.

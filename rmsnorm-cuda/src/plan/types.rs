@@ -63,6 +63,11 @@ impl Calls {
         }
     }
 
+    /// Those of all heads.
+    pub(super) fn all_rows(&self) -> usize {
+        self.rows.saturating_mul(self.heads)
+    }
+
     /// Whether there is a weight, or would be, for each of several heads.
     pub(crate) fn per_head(&self) -> bool {
         self.heads > 1

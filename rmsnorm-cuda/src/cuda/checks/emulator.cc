@@ -28,7 +28,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 template <u32 N> struct alignas(4 * N) Words { u32 word[N]; };
-struct Index { u32 x, y; };
+struct Index { u32 x; };
 static Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -305,8 +305,8 @@ static inline u32 count(u32* counter, u32 last) {
     return before;
 }
 
-// Runs `kernel` over a grid of blocks, `cluster` to a cluster, for each of `heads`; `cells` point to its arguments. Returns a Code.
-static int emulate(void (*kernel)(void**), u32 blocks, u32 heads, u32 cluster, u32 threads, u32 shared_bytes, void** cells, u64 seed) {
+// Runs `kernel` over a grid of blocks, `cluster` to a cluster; `cells` point to its arguments. Returns a Code.
+static int emulate(void (*kernel)(void**), u32 blocks, u32 cluster, u32 threads, u32 shared_bytes, void** cells, u64 seed) {
     using namespace emulator;
     static void (*running_kernel)(void**);
     static void** running_cells;
@@ -319,12 +319,10 @@ static int emulate(void (*kernel)(void**), u32 blocks, u32 heads, u32 cluster, u
     body = [] { running_kernel(running_cells); };
     emulator::threads = threads, emulator::cluster = cluster, late = seed % 2, code = FINISHED, gridDim.x = blocks, blockDim.x = threads;
     chance = {seed};
-    const u32 clusters = blocks / cluster, all = clusters * heads, begin = chance.below(all), step = chance.below(2) ? 1 : all - 1;
-    for (u64 i = 0; i < all && code == FINISHED; i++) {
+    const u32 clusters = blocks / cluster, begin = chance.below(clusters), step = chance.below(2) ? 1 : clusters - 1;
+    for (u64 i = 0; i < clusters && code == FINISHED; i++) {
         std::memset((void*)shared_memory, 0xff, cluster * SHARED_BYTES);
-        const u32 next = (u32)((begin + i * step) % all);
-        blockIdx.y = next / clusters;
-        run_cluster(next % clusters * cluster, stacks);
+        run_cluster((u32)((begin + i * step) % clusters) * cluster, stacks);
     }
     munmap(stacks, bytes);
     return code;

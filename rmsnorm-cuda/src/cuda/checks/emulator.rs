@@ -80,9 +80,9 @@ impl Emulator {
         // SAFETY: `build` made the entry with this signature; the cells are those of the kernel (steps.rs), over host memory
         // that `check` measured and the caller borrows.
         let code = unsafe {
-            let entry: Symbol<'_, unsafe extern "C" fn(u32, u32, u32, u32, *const *mut c_void, u64) -> c_int> =
+            let entry: Symbol<'_, unsafe extern "C" fn(u32, u32, u32, *const *mut c_void, u64) -> c_int> =
                 library.get(format!("run_{}", kernel.name).as_bytes()).map_err(|e| unusable(e.to_string()))?;
-            entry(kernel.blocks, kernel.heads, kernel.threads, kernel.shared_bytes, cells.as_ptr(), seed)
+            entry(kernel.blocks, kernel.threads, kernel.shared_bytes, cells.as_ptr(), seed)
         };
         let codes = [
             "",
@@ -106,8 +106,8 @@ impl Emulator {
     fn build(&self, module: &Module) -> Result<Library, Error> {
         let entry = |name: &str| {
             format!(
-                "extern \"C\" int run_{name}(u32 b, u32 h, u32 t, u32 s, void** c, u64 seed) {{ return emulate([](void** c) {{ \
-                 emulator::call({name}, c); }}, b, h, {}, t, s, c, seed); }}\n",
+                "extern \"C\" int run_{name}(u32 b, u32 t, u32 s, void** c, u64 seed) {{ return emulate([](void** c) {{ \
+                 emulator::call({name}, c); }}, b, {}, t, s, c, seed); }}\n",
                 module.cluster()
             )
         };

@@ -78,7 +78,7 @@ unsafe fn bare(kernels: &Kernels, stream: &Arc<CudaStream>, steps: &Steps) -> Re
     let all = all.map(|kernel| Ok((kernel, kernels.function(&kernel, false)?))).collect::<Result<Vec<_>, Error>>()?;
     time(stream, || {
         all.iter().try_for_each(|(kernel, function)| {
-            let shape = ((kernel.blocks, kernel.heads), kernel.threads, kernel.shared_bytes);
+            let shape = (kernel.blocks, kernel.threads, kernel.shared_bytes);
             // SAFETY: steps.rs fills the cells of this kernel; the operands live, as this function's own `# Safety` demands.
             unsafe { launch(*function, shape, &kernel.arguments.each_ref().map(arg), stream.cu_stream()) }
                 .map_err(|e| driver_error("cuLaunchKernel", e))

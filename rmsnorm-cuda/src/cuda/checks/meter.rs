@@ -206,7 +206,7 @@ impl Meter {
         let function = self.module.load_function(name).map_err(|e| driver_error("cuModuleGetFunction", e))?;
         let _current = Current::set(&self.context)?;
         // SAFETY: a function of this context's module; the rest is this function's own `# Safety`.
-        unsafe { launch(function.cu_function(), ((blocks, 1), threads, 0), arguments, stream) }
+        unsafe { launch(function.cu_function(), (blocks, threads, 0), arguments, stream) }
             .map_err(|e| driver_error("cuLaunchKernel", e))
     }
 

@@ -56,7 +56,7 @@ impl Plain {
         let (memory, elements) = (Allocation::new(64 * size_of::<f32>())?, 64_u32);
         let arguments = [arg(&memory.0), arg(&elements)];
         // SAFETY: the kernel takes an address and a number. What it does is a fault, in a process that has no other purpose.
-        unsafe { launch(function.cu_function(), ((1, 1), 64, 0), &arguments, self.stream.cu_stream()) }
+        unsafe { launch(function.cu_function(), (1, 64, 0), &arguments, self.stream.cu_stream()) }
             .map_err(|e| driver_error("cuLaunchKernel", e))?;
         self.stream.synchronize().map_err(|e| driver_error("cuStreamSynchronize", e))
     }
