@@ -68,6 +68,7 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
         for class in classes(direction, kind.dtype) {
             for (layout, hidden) in widths(direction, class, kind.dtype) {
                 for rows in ROW_COUNTS {
+                    let rows = rows.div_ceil(kind.heads);
                     let calls = Calls { rows, hidden, aligned: layout != Layout::Moved, ..*kind };
                     let steps = match direction {
                         Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,

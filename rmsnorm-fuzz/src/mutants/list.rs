@@ -227,7 +227,7 @@ pub const MUTANTS: &[Mutant] = &[
         defect: "the rows of a group lie one group too close together",
         on: On::Cpu,
         patches: &[patch(
-            "cpu.rs",
+            "cpu/backward.rs",
             "(step * groups + first_group + i, i, dx)",
             "(step * (groups - 1) + first_group + i, i, dx)",
         )],
@@ -240,7 +240,7 @@ pub const MUTANTS: &[Mutant] = &[
         defect: "one row of a million is missing in dw",
         on: On::Cpu,
         patches: &[patch(
-            "cpu.rs",
+            "cpu/backward.rs",
             "let partial = partials.get_mut(i * hidden..(i + 1) * hidden)",
             "let partial = partials.get_mut(i * hidden..(i + 1) * hidden).filter(|_| r + 1 != 1 << 20)",
         )],
@@ -260,8 +260,8 @@ pub const MUTANTS: &[Mutant] = &[
             ),
             patch(
                 "kernels/backward.cu",
-                "base < groups; base += (u64)gridDim.x * TEAMS) {",
-                "base < groups; base += (u64)gridDim.x * TEAMS) {\n        if (base >= rows) return;",
+                "base < groups; base += (u64)blocks_of_head(inner) * TEAMS) {",
+                "base < groups; base += (u64)blocks_of_head(inner) * TEAMS) {\n        if (base >= rows) return;",
             ),
         ],
         property: "idle_groups_781",
@@ -280,8 +280,8 @@ pub const MUTANTS: &[Mutant] = &[
             ),
             patch(
                 "kernels/backward.cu",
-                "base < groups; base += (u64)gridDim.x * TEAMS) {",
-                "base < groups; base += (u64)gridDim.x * TEAMS) {\n        if (base >= rows) return;",
+                "base < groups; base += (u64)blocks_of_head(inner) * TEAMS) {",
+                "base < groups; base += (u64)blocks_of_head(inner) * TEAMS) {\n        if (base >= rows) return;",
             ),
             patch(
                 "kernels/fold.cu",
@@ -638,8 +638,8 @@ pub const MUTANTS: &[Mutant] = &[
             ),
             patch(
                 "kernels/forward.cu",
-                "Pack<W> w[PACKS] = {};\n",
-                "Pack<W> w[PACKS] = {};\n        Pack<T> addend[PACKS], augend[PACKS];\n",
+                "Pack<W> w[WEIGHTS][PACKS] = {};\n",
+                "Pack<W> w[WEIGHTS][PACKS] = {};\n        Pack<T> addend[PACKS], augend[PACKS];\n",
             ),
             patch(
                 "kernels/forward.cu",
@@ -952,7 +952,7 @@ pub const MUTANTS: &[Mutant] = &[
         defect: "every head has the first one's weight, and leaves its gradient there",
         on: On::Cpu,
         patches: &[patch(
-            "call.rs",
+            "call/heads.rs",
             "Vector { data, offset: offset + head * len }",
             "Vector { data, offset: offset + 0 * head * len }",
         )],

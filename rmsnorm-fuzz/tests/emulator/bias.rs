@@ -49,7 +49,7 @@ fn broken_sums_of_dy_are_caught() {
     let case = Case { db: DwKind::F32, ..Case::new(300, 264, Dtype::Bf16) };
     let broken: [(&str, &str, &str); 4] = [
         ("no barrier before a level of the tree", "        __syncthreads();\n        if (slot %", "        if (slot %"),
-        ("every tile the first", "column = blockIdx.x % tiles * tile", "column = 0 * tile"),
+        ("every tile the first", "column = block % tiles * tile", "column = 0 * tile"),
         ("a level that is left out", "for (u32 d = 1; d < slots;", "for (u32 d = 2; d < slots;"),
         ("a row group of the next block", "group = node * slots + slot", "group = node * slots + slot + 1"),
     ];
