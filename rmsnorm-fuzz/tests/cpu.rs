@@ -1,7 +1,7 @@
 //! The CPU executor against the literal one where its loops change: at every narrow width, which no sweep of random cases visits one by
 //! one, and on an rstd that is not its row's.
 
-use rmsnorm_cuda::{Backward, Cpu, Dtype, Executor, Rounding, Slice, WeightOffset};
+use rmsnorm_cuda::{Backward, Cpu, Dtype, Error, Executor, Layer, Rounding, Slice, WeightOffset};
 use rmsnorm_fuzz::case::{DwKind, WeightKind};
 use rmsnorm_fuzz::{Case, Fill, Literal, Name, Operands, Outputs, Place, Values};
 
@@ -96,4 +96,43 @@ fn kinds(rows: usize, hidden: usize) -> impl Iterator<Item = Case> {
 fn demand_equal(case: &Case, run: impl Fn(&dyn Executor) -> Outputs) {
     let difference = run(&Literal).difference(&run(&Cpu));
     assert_eq!(difference, None, "{case:?}");
+}
+
+/// Of every output, scratch included: a layer of heads is a layer for each head on its rows alone, in place too.
+#[test]
+fn a_layer_of_heads_is_one_for_each() {
+    let (tokens, heads, hidden) = (301, 3, 20);
+    let values = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i + seed) * 2_654_435_761 % 1009) as f32 / 512.0 - 1.0).collect()
+    };
+    let (rows, all) = (tokens * heads, tokens * heads * hidden);
+    let (x, dy, weight) = (values(all, 1), values(all, 500), values(heads * hidden, 77));
+    let mut layer = Layer::new(hidden, 1e-5, WeightOffset::One).expect("a width").with_heads(heads);
+    let (mut y, mut rstd, mut dx, mut dw) =
+        (vec![0.0; all], vec![0.0; rows], vec![0.0; all], vec![0.0; heads * hidden]);
+    layer.forward(&x[..], Some((&weight[..]).into()), &mut y[..], Some((&mut rstd[..]).into())).expect("a call");
+    let of_weight = Some((&weight[..]).into());
+    layer.backward(&x[..], of_weight, &rstd[..], &dy[..], &mut dx[..], Some((&mut dw[..]).into())).expect("a call");
+    let (mut in_place, mut dw_in_place) = ((x.clone(), dy.clone()), vec![0.0; heads * hidden]);
+    layer.forward_in_place(&mut in_place.0[..], of_weight, None).expect("a call");
+    let dw_of = Some((&mut dw_in_place[..]).into());
+    layer.backward_in_place(&x[..], of_weight, &rstd[..], &mut in_place.1[..], dw_of).expect("a call");
+    assert_eq!((&in_place, &dw_in_place), (&(y.clone(), dx.clone()), &dw));
+    for head in 0..heads {
+        let rows_of = |all: &[f32], width: usize| -> Vec<f32> {
+            all.chunks(width).skip(head).step_by(heads).flatten().copied().collect()
+        };
+        let (x, dy, w) = (rows_of(&x, hidden), rows_of(&dy, hidden), &weight[head * hidden..][..hidden]);
+        let mut one = Layer::new(hidden, 1e-5, WeightOffset::One).expect("a width");
+        let (mut y1, mut rstd1) = (vec![0.0; tokens * hidden], vec![0.0; tokens]);
+        let (mut dx1, mut dw1) = (vec![0.0; tokens * hidden], vec![0.0; hidden]);
+        one.forward(&x[..], Some(w.into()), &mut y1[..], Some((&mut rstd1[..]).into())).expect("a call");
+        let dw_of = Some((&mut dw1[..]).into());
+        one.backward(&x[..], Some(w.into()), &rstd1[..], &dy[..], &mut dx1[..], dw_of).expect("a call");
+        assert_eq!((y1, rstd1), (rows_of(&y, hidden), rows_of(&rstd, 1)), "head {head}");
+        assert_eq!((dx1, dw1), (rows_of(&dx, hidden), dw[head * hidden..][..hidden].to_vec()), "head {head}");
+    }
+    // Rows that are no multiple of the heads.
+    let error = layer.forward(&x[..hidden], of_weight, &mut y[..hidden], None).expect_err("one row");
+    assert!(matches!(error, Error::Inner { got: 3, rows: 1 }), "{error}");
 }
