@@ -329,6 +329,34 @@ fn shapes_of_the_typed_layer() {
     });
 }
 
+/// A layer of heads wants a weight each, has scratch for each, and launches as often as another.
+#[test]
+fn a_layer_of_heads() {
+    alone("typed::a_layer_of_heads", Library::Complete, &[], || {
+        let (context, stream) = context_and_stream();
+        let kernels = Arc::new(Kernels::new(&context).expect("a stand-in"));
+        let layer = Layer::new(&kernels, &stream, (3 * 16385, 8), 0.0, WeightOffset::Zero).expect("a layer");
+        let mut layer = layer.with_heads(3).expect("memory");
+        let memory = |n| stream.alloc_zeros::<f32>(n).expect("memory");
+        let rows = 3 * 16385;
+        let (x, mut y, rstd) = (memory(8 * rows), memory(8 * rows), memory(rows));
+        let (weight, mut dw) = (memory(24), memory(24));
+        let short = weight.slice(..23);
+        let forward = layer.forward(&x, Some((&short).into()), &mut y, None);
+        assert_eq!(forward, Err(Error::Length { operand: "weight", needed: 24, got: 23 }));
+        let calls = calls_of(|| {
+            assert_eq!(layer.forward(&x, Some((&weight).into()), &mut y, None), Ok(()));
+            let dw = Some((&mut dw).into());
+            assert_eq!(layer.backward(&x, Some((&weight).into()), &rstd, &x, &mut y, dw), Ok(()));
+        });
+        // y; rows and a fold.
+        assert_eq!(names(&calls).iter().filter(|name| **name == "cuLaunchKernel").count(), 3);
+        let Err(Error::Inner { got: 3, rows: 1 }) = layer.forward(&x.slice(..8), None, &mut y, None) else {
+            panic!("one row of three heads")
+        };
+    });
+}
+
 /// A layer's calls take what its short forms do not, and have its scratch.
 #[test]
 fn calls_of_a_layer() {
