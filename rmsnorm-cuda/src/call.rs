@@ -7,6 +7,8 @@
 mod heads;
 mod options;
 
+#[cfg(feature = "cuda")]
+pub(crate) use self::heads::rows_of_head;
 pub use self::options::{Rounding, WeightOffset};
 use crate::order::{HIDDEN_MAX, column_order};
 use crate::view::{self, Role, Rows, Shape, Table, TableLine, Types, Vector};
@@ -145,8 +147,8 @@ pub struct Residual<In, Out> {
 pub struct WeightGradient<Out> {
     /// N, or inner×N [per head](Backward::per_head), f32 or of the type of the weight.
     pub dw: Vector<Out>,
-    /// f32, at least [`scratch_len`] elements; per head `inner` times those of M/inner rows. Its content before the call is irrelevant, and after the call unspecified. A launch that
-    /// needs none, of few rows, does not touch it.
+    /// f32, at least [`scratch_len`] elements; per head `inner` times those of M/inner rows. Its content before the call is irrelevant, and
+    /// after the call unspecified. A launch that needs none, of few rows, does not touch it.
     pub scratch: Vector<Out>,
 }
 

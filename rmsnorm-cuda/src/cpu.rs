@@ -42,8 +42,8 @@ use pulp::{Simd, WithSimd};
 /// In a process that was forked after its parent had begun a pool, a call is computed on the thread that calls: the pool's threads
 /// do not exist there. Where the parent used the pool for something else only, this is known on Linux.
 ///
-/// Heads with a weight each are computed one after another. It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
-/// a copy of the weight; for rows of two levels that are written, 40 bytes each.
+/// It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
+/// a copy of the weight; for rows of two levels that are written, 40 bytes each. Heads with a weight each are computed one after another.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 

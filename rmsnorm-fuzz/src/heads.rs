@@ -5,7 +5,7 @@ use crate::case::Case;
 use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::identity::literal_outputs;
 use crate::operands::Operands;
-use crate::subject::{Subject, Tried};
+use crate::subject::Subject;
 
 /// *Heads with a weight each get the bits that each gets from a call on its rows alone*, as the literal executor has it, wherever the rows of a
 /// head lie; in the executor itself and in every launch that is always tried. Nothing else is written, and what memory held before is irrelevant.
@@ -15,10 +15,8 @@ pub(crate) fn heads(subject: &Subject, case: &Case) -> Finding {
     }
     let mut evidence = Evidence::default();
     let want = literal_outputs(&Operands::per_head(case, Fill::Plausible));
-    let launches = subject.launches.iter().filter(|launch| launch.tried == Tried::Always);
-    let launches = launches.filter(|launch| case.elements() <= launch.elements_max);
-    let launches =
-        launches.map(|launch| (format!("{what}, ", what = launch.what), &*launch.executor, &[Fill::Nan][..]));
+    let launches = subject.always(case);
+    let launches = launches.map(|launch| (format!("{}, ", launch.what), &*launch.executor, &[Fill::Nan][..]));
     let itself = (String::new(), &*subject.executor, &[Fill::Nan, Fill::Plausible][..]);
     for (what, executor, fills) in std::iter::once(itself).chain(launches) {
         for fill in fills {

@@ -159,7 +159,7 @@ type ColumnSums = fn(&Backward<Slice<'_>, SliceMut<'_>>, usize, Range<usize>) ->
 
 /// Sums down the columns, blocks of columns in parallel.
 fn columns(call: &Backward<Slice<'_>, SliceMut<'_>>, dtype: rmsnorm_cuda::Dtype, of: ColumnSums) -> Elements {
-    let (hidden, heads) = (call.hidden, if call.per_head { call.inner } else { 1 });
+    let (hidden, heads) = (call.hidden, call.heads());
     let width = hidden.div_ceil(2 * rayon::current_num_threads()).max(64);
     let blocks = || (0..hidden).step_by(width).map(|j| j..hidden.min(j + width));
     let blocks: Vec<_> = (0..heads).flat_map(|head| blocks().map(move |columns| (head, columns))).collect();

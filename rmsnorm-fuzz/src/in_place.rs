@@ -4,17 +4,15 @@ use crate::buffer::Fill;
 use crate::case::{Case, Name};
 use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::operands::Operands;
-use crate::subject::{Subject, Tried};
+use crate::subject::Subject;
 use rmsnorm_cuda::{Backward, Executor, Forward, Input, Output, Slice, SliceMut};
 
 /// *An output that has the rows of an input gets the bits that it gets in memory of its own*: each input in each output that it may lie in, in the
 /// executor itself and in every launch that is always tried. The rows lie where the case has those of the output.
 pub(crate) fn in_place(subject: &Subject, case: &Case) -> Finding {
-    let launches = subject.launches.iter().filter(|launch| launch.tried == Tried::Always);
-    let launches = launches.filter(|launch| case.elements() <= launch.elements_max);
     let mut evidence = Evidence::default();
     judge(&*subject.executor, "", case, Operands::new(case, Fill::Nan), &mut evidence)?;
-    for launch in launches {
+    for launch in subject.always(case) {
         judge(&*launch.executor, &format!(", {}", launch.what), case, Operands::new(case, Fill::Nan), &mut evidence)?;
     }
     if case.inner > 1 {

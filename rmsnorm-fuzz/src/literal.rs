@@ -19,10 +19,13 @@ impl Executor for Literal {
 
     fn forward(&self, mut call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
+        let heads = call.heads();
+        let weights: Vec<_> =
+            (0..heads).map(|head| effective(&call.weight, head, call.weight_offset, call.hidden)).collect();
+        let biases: Option<Vec<_>> =
+            call.bias.map(|bias| (0..heads).map(|head| of_head(&bias, head, call.hidden)).collect());
         for i in 0..call.rows {
-            let head = if call.per_head { i % call.inner } else { 0 };
-            let w = effective(&call.weight, head, call.weight_offset, call.hidden);
-            let bias = call.bias.as_ref().map(|bias| of_head(bias, head, call.hidden));
+            let (w, bias) = (&weights[i % heads], biases.as_ref().map(|biases| &biases[i % heads]));
             let mut z = elements(&call.x, i, call.inner, 0..call.hidden);
             if let Some(sum) = &mut call.residual {
                 let residual = elements(&sum.residual, i, call.inner, 0..call.hidden);
@@ -39,10 +42,10 @@ impl Executor for Literal {
             };
             let x_hat = normalised(&z, rstd).0.into_iter();
             let h = x_hat.map(|x_hat| factor(x_hat, call.rounding, call.x.data.dtype()));
-            let y: Vec<f32> = match (&call.weight, &bias) {
-                (_, None) => h.zip(&w).map(|(h, w)| h * w).collect(),
+            let y: Vec<f32> = match (&call.weight, bias) {
+                (_, None) => h.zip(w).map(|(h, w)| h * w).collect(),
                 (None, Some(bias)) => h.zip(bias).map(|(h, bias)| h + bias).collect(),
-                (Some(_), Some(bias)) => h.zip(&w).zip(bias).map(|((h, w), bias)| h.mul_add(*w, *bias)).collect(),
+                (Some(_), Some(bias)) => h.zip(w).zip(bias).map(|((h, w), bias)| h.mul_add(*w, *bias)).collect(),
             };
             let at = first(&call.y, i, call.inner);
             put_all(&mut call.y.data, at, &y);
@@ -53,14 +56,14 @@ impl Executor for Literal {
 
     fn backward(&self, mut call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
         call.check()?;
-        let n = call.hidden;
+        let (n, heads) = (call.hidden, call.heads());
+        let weights: Vec<_> = (0..heads).map(|head| effective(&call.weight, head, call.weight_offset, n)).collect();
         for i in 0..call.rows {
-            let head = if call.per_head { i % call.inner } else { 0 };
-            let w = effective(&call.weight, head, call.weight_offset, n);
+            let w = &weights[i % heads];
             let z = elements(&call.x, i, call.inner, 0..n);
             let rstd = get(call.rstd.data, call.rstd.offset + i);
             let (x_hat, root) = normalised(&z, rstd);
-            let wdy: Vec<f32> = elements(&call.dy, i, call.inner, 0..n).iter().zip(&w).map(|(dy, w)| dy * w).collect();
+            let wdy: Vec<f32> = elements(&call.dy, i, call.inner, 0..n).iter().zip(w).map(|(dy, w)| dy * w).collect();
             let dz = call.dz.as_ref().map(|dz| elements(dz, i, call.inner, 0..n));
             let c = reduce(row_order(n).dot_chains, n, 1, |j, _| (wdy[j], x_hat[j]))[0] / n as f32;
             let dx = |j: usize| {
@@ -76,7 +79,6 @@ impl Executor for Literal {
             let at = first(&call.dx, i, call.inner);
             put_all(&mut call.dx.data, at, &dx);
         }
-        let heads = if call.per_head { call.inner } else { 1 };
         if let Some(mut out) = call.dw.take() {
             let sums: Vec<f32> = (0..heads).flat_map(|head| dw_columns(&call, head, 0..n)).collect();
             put_all(&mut out.dw.data, out.dw.offset, &sums);
@@ -91,7 +93,7 @@ impl Executor for Literal {
 
 /// §7 for some of the columns of a head, before the one rounding to the type of `dw`.
 pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, head: usize, columns: Range<usize>) -> Vec<f32> {
-    let heads = if call.per_head { call.inner } else { 1 };
+    let heads = call.heads();
     let (mut row, mut h, mut dy) = (usize::MAX, Vec::new(), Vec::new());
     reduce(column_order(call.rows / heads, call.hidden).groups, call.rows / heads, columns.len(), |i, j| {
         let i = i * heads + head;
@@ -110,7 +112,7 @@ pub(crate) fn dw_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, head: usize, 
 
 /// The same for `db`.
 pub(crate) fn db_columns(call: &Backward<Slice<'_>, SliceMut<'_>>, head: usize, columns: Range<usize>) -> Vec<f32> {
-    let heads = if call.per_head { call.inner } else { 1 };
+    let heads = call.heads();
     let (mut row, mut dy) = (usize::MAX, Vec::new());
     reduce(column_order(call.rows / heads, call.hidden).groups, call.rows / heads, columns.len(), |i, j| {
         let i = i * heads + head;

@@ -1,5 +1,6 @@
 //! What is judged: an executor, and whatever else must give the same bits as it.
 
+use crate::case::Case;
 use rmsnorm_cuda::{Backward, Cpu, Error, Executor, Forward, Input, Slice, SliceMut};
 
 #[cfg(feature = "cuda")]
@@ -77,6 +78,12 @@ impl Subject {
         let second = Again { executor: Some(Box::new(Cpu)), ..Again::itself("the second run") };
         let pool = rayon::ThreadPoolBuilder::new().build()?;
         Ok(Subject { again: vec![second], ..Subject::of(OnAllThreads(pool)) })
+    }
+
+    /// The launches that every case is tried with, if it is not too large for them.
+    pub(crate) fn always(&self, case: &Case) -> impl Iterator<Item = &OtherLaunch> {
+        let elements = case.elements();
+        self.launches.iter().filter(move |launch| launch.tried == Tried::Always && elements <= launch.elements_max)
     }
 
     /// The executor of which a change of an input shows too.

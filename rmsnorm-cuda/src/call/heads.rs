@@ -5,7 +5,11 @@ use crate::order::column_order;
 use crate::{Rows, Vector};
 
 /// A view of the rows of one head: of one level, for what is behind a row is that head's next.
-fn rows_of_head<D>(Rows { offset, row_stride, outer_stride, data }: Rows<D>, inner: usize, head: usize) -> Rows<D> {
+pub(crate) fn rows_of_head<D>(
+    Rows { offset, row_stride, outer_stride, data }: Rows<D>,
+    inner: usize,
+    head: usize,
+) -> Rows<D> {
     // Of an operand that is checked neither is too far where there is a row; of other numbers it is irrelevant.
     let stride = outer_stride.unwrap_or_else(|| inner.saturating_mul(row_stride));
     Rows::strided(data, offset.saturating_add(head.saturating_mul(row_stride)), stride)

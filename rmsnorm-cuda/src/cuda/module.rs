@@ -3,9 +3,9 @@
 
 use std::fmt;
 
+use super::arguments::{BackwardArguments, BackwardFewArguments, BiasArguments, FoldArguments, ForwardArguments};
 pub use super::grouping::Grouping;
 use super::grouping::{ROW_GROUPING, grouping_constants};
-use super::arguments::{BackwardArguments, BackwardFewArguments, BiasArguments, FoldArguments, ForwardArguments};
 use crate::Dtype;
 use crate::plan::cluster::{CLUSTER_BYTES, CLUSTER_STAGES_MAX, keeps_weight, lead};
 use crate::plan::{

@@ -1,5 +1,6 @@
 //! Where operands lie in device memory, and how kernels are told.
 
+use crate::call::rows_of_head;
 use crate::input::{Found, Place};
 use crate::plan::Calls;
 use crate::view::{Levels, Shape};
@@ -78,14 +79,13 @@ impl Matrix {
 
     /// For kernels that take each head's rows by themselves: from one row of a head to the next, and from one head to the next.
     pub(super) fn of_heads(rows: &Rows<DeviceMemory>, shape: Shape, calls: &Calls) -> Matrix {
-        let of_all = Matrix::of(rows, shape);
-        match rows.outer_stride {
-            _ if !calls.per_head() => of_all,
-            Some(stride) => Matrix { stride: stride as u64, jump: rows.row_stride as u64, ..of_all },
-            None => {
-                let stride = shape.inner.saturating_mul(rows.row_stride) as u64;
-                Matrix { stride, jump: rows.row_stride as u64, ..of_all }
-            }
+        match calls.per_head() {
+            false => Matrix::of(rows, shape),
+            true => Matrix {
+                stride: rows_of_head(*rows, shape.inner, 0).row_stride as u64,
+                jump: rows.row_stride as u64,
+                ..Matrix::of(rows, shape)
+            },
         }
     }
 

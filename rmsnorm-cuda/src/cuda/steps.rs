@@ -5,8 +5,8 @@ use arrayvec::ArrayVec;
 use super::arguments::{
     BackwardArguments, BackwardFewArguments, BiasArguments, Cells, FoldArguments, ForwardArguments,
 };
-use super::place::{DeviceMemory, Matrix, group};
 use super::module::{Grouping, Module, RowKind, source_type};
+use super::place::{DeviceMemory, Matrix, group};
 use crate::order::{column_order, row_order};
 use crate::plan::{self, BIAS_THREADS, BackwardPlan, BiasPlan, Calls, Fold, ForwardPlan, Launch, Source, Tuning};
 use crate::view::{Table, has_two_levels, is_in_place};

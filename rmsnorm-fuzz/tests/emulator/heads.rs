@@ -2,28 +2,17 @@
 
 use rmsnorm_cuda::plan::{Arch, Calls, Tuning};
 use rmsnorm_cuda::{Dtype, Rounding, WeightOffset};
-use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
-use rmsnorm_fuzz::{Case, Groups, Name, Place, Values};
+use rmsnorm_fuzz::case::{DwKind, WeightKind};
+use rmsnorm_fuzz::{Case, Groups, Name};
 use std::collections::BTreeSet;
 
 use super::in_place::{every_kernel, named};
+use super::levels::{added, apart, in_turn};
 use super::{TINY, demand, demand_caught_by, emulator, machine};
 
-/// Heads in groups of `inner` rows, of one operand packed beside others, of the next apart: on 16 bytes, or from an odd element on.
-fn case((rows, inner, hidden): (usize, usize, usize), dtype: Dtype, odd: bool) -> Case {
-    let case = Case { seed: hidden as u64, ..Case::new(rows, hidden, dtype) };
-    let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix()).enumerate();
-    let (offset, gap) = if odd { (1, Gap::Elements(3)) } else { (0, Gap::None) };
-    matrices.fold(case, |case, (i, name)| {
-        let groups = [Groups::Even, Groups::Apart(if odd { 5 } else { 16 }), Groups::Across][i % 3];
-        case.with_groups(inner, name, groups).with_place(name, Place { offset, gap })
-    })
-}
-
-/// With all that can be added.
-fn added(case: Case) -> Case {
-    let (residual, dz) = (Some(Values::Normal), Some(Values::Normal));
-    Case { residual, dz, bias: WeightKind::F32, db: DwKind::Same, ..case }
+/// Heads in groups of `inner` rows, of one operand packed, of the next beside others, of the third side by side: on 16 bytes, or from an odd element on.
+fn case(shape: (usize, usize, usize), dtype: Dtype, odd: bool) -> Case {
+    in_turn(shape, dtype, odd, &[Groups::Even, apart(odd), Groups::Across])
 }
 
 /// Every kind of kernel that heads have, rows aligned and not, with what can be added and without, and rows that must be scaled.

@@ -10,18 +10,32 @@ use super::in_place::{every_kernel, kernels};
 use super::{TINY, demand_caught, demand_identity, emulator, machine};
 
 /// Rows in groups of `inner`, of one operand behind each other with a gap, of the next side by side: in groups of 16 bytes, or from an odd element on.
-fn case((rows, inner, hidden): (usize, usize, usize), dtype: Dtype, odd: bool) -> Case {
+fn case(shape: (usize, usize, usize), dtype: Dtype, odd: bool) -> Case {
+    in_turn(shape, dtype, odd, &[apart(odd), Groups::Across])
+}
+
+/// Behind each other with a gap, of 16 bytes or of an odd number of elements.
+pub(super) fn apart(odd: bool) -> Groups {
+    Groups::Apart(if odd { 5 } else { 16 })
+}
+
+/// Rows in groups of `inner`, which lie as `groups` says, operand by operand in turn.
+pub(super) fn in_turn(
+    (rows, inner, hidden): (usize, usize, usize),
+    dtype: Dtype,
+    odd: bool,
+    groups: &[Groups],
+) -> Case {
     let case = Case { seed: hidden as u64, ..Case::new(rows, hidden, dtype) };
-    let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix()).enumerate();
+    let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix());
     let (offset, gap) = if odd { (1, Gap::Elements(3)) } else { (0, Gap::None) };
-    matrices.fold(case, |case, (i, name)| {
-        let groups = if i % 2 == 0 { Groups::Apart(if odd { 5 } else { 16 }) } else { Groups::Across };
-        case.with_groups(inner, name, groups).with_place(name, Place { offset, gap })
+    matrices.zip(groups.iter().cycle()).fold(case, |case, (name, groups)| {
+        case.with_groups(inner, name, *groups).with_place(name, Place { offset, gap })
     })
 }
 
 /// With all that can be added.
-fn added(case: Case) -> Case {
+pub(super) fn added(case: Case) -> Case {
     let (residual, dz) = (Some(Values::Normal), Some(Values::Normal));
     Case { residual, dz, bias: WeightKind::F32, db: DwKind::Same, ..case }
 }
