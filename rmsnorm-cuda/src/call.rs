@@ -46,6 +46,21 @@ use crate::{Dtype, Error, Operand};
 /// # Ok::<(), rmsnorm_cuda::Error>(())
 /// ```
 ///
+/// Every operand has an element type of its own, but rstd and scratch, which are f32. What is read is widened, which is exact, and what is written is rounded
+/// once from f32:
+///
+/// ```
+/// use rmsnorm_cuda::{Cpu, Executor, Forward, Slice, SliceMut, bf16};
+///
+/// let (x, weight) = ([3.0, 1.0].map(bf16::from_f32), [0.1_f32, 1.0]);
+/// let (mut y, mut narrow) = ([0.0_f32; 2], [bf16::ZERO; 2]);
+/// for y in [SliceMut::F32(&mut y), SliceMut::Bf16(&mut narrow)] {
+///     Cpu.forward(Forward { weight: Some(Slice::F32(&weight).into()), ..Forward::new((1, 2), 0.0, Slice::Bf16(&x), y) })?;
+/// }
+/// assert_eq!((y, narrow), ([0.13416408, 0.4472136], y.map(bf16::from_f32)));
+/// # Ok::<(), rmsnorm_cuda::Error>(())
+/// ```
+///
 /// `In` and `Out` are what an executor reads and writes: [`Slice`](crate::Slice) and [`SliceMut`](crate::SliceMut) on the
 /// host. An output may lie where an input does only if its field says so, and then with exactly its rows: in safe Rust by an [`Input`](crate::Input).
 #[derive(Debug)]
@@ -65,15 +80,15 @@ pub struct Forward<In, Out> {
     pub weight_offset: WeightOffset,
     /// Whether x_hat is rounded before the weight multiplies it.
     pub rounding: Rounding,
-    /// M×N, any element type.
+    /// M×N.
     pub x: Rows<In>,
     /// What is added to `x`, and where the sum is stored. Absent: nothing is.
     pub residual: Option<Residual<In, Out>>,
-    /// N, of the type of `x` or f32, or inner×N [per head](Self::per_head). Absent: a weight of one.
+    /// N, or inner×N [per head](Self::per_head). Absent: a weight of one.
     pub weight: Option<Vector<In>>,
-    /// As long as a weight is, of the type of `x` or f32, added to the product with the weight before y is rounded. Absent: nothing is.
+    /// As long as a weight is, added to the product with the weight before y is rounded. Absent: nothing is.
     pub bias: Option<Vector<In>>,
-    /// M×N, of the type of `x`. It may have exactly the rows of `x`.
+    /// M×N. It may have exactly the rows of `x`.
     pub y: Rows<Out>,
     /// M, f32: what [`Backward`] needs. Absent: not stored.
     pub rstd: Option<Vector<Out>>,
@@ -96,18 +111,17 @@ pub struct Backward<In, Out> {
     pub weight_offset: WeightOffset,
     /// As in the forward call.
     pub rounding: Rounding,
-    /// M×N, as in the forward call.
+    /// M×N: what the forward call normalised, its `x` or the `z` that it stored.
     pub x: Rows<In>,
     /// As in the forward call.
     pub weight: Option<Vector<In>>,
     /// M, f32, as the forward call stored it.
     pub rstd: Vector<In>,
-    /// M×N, of the type of `x`: the gradient of `y`.
+    /// M×N: the gradient of `y`.
     pub dy: Rows<In>,
-    /// M×N, of the type of `x`: a gradient that arrives at `x` by another way, as past the norm of a residual block. Added before
-    /// dx is rounded. Absent: none.
+    /// M×N: a gradient that arrives at `x` by another way, as past the norm of a residual block. Added before dx is rounded. Absent: none.
     pub dz: Option<Rows<In>>,
-    /// M×N, of the type of `x`: the gradient of `x`. It may have exactly the rows of `dy`, `dz` or `x`.
+    /// M×N: the gradient of `x`. It may have exactly the rows of `dy`, `dz` or `x`.
     pub dx: Rows<Out>,
     /// The gradient of the weight. Absent: not computed (a frozen weight).
     pub dw: Option<WeightGradient<Out>>,
@@ -117,7 +131,7 @@ pub struct Backward<In, Out> {
 
 /// What is added to x before it is normalised, and where the sum goes.
 ///
-/// The sum is rounded once to the type of `x`, and the *stored* sum is normalised: so the call gives the bits of an addition and a
+/// The sum is rounded once to the type of `z`, and the *stored* sum is normalised: so the call gives the bits of an addition and a
 /// call without a residual, and a backward call that is given `z` for its `x` differentiates what forward computed. A gradient that
 /// arrives at z by another way is its `dz`; its dx is the gradient of x and of the residual.
 ///
@@ -136,16 +150,16 @@ pub struct Backward<In, Out> {
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Residual<In, Out> {
-    /// M×N, of the type of `x`.
+    /// M×N.
     pub residual: Rows<In>,
-    /// M×N, of the type of `x`. It may have exactly the rows of the residual or of `x`.
+    /// M×N. It may have exactly the rows of the residual or of `x`.
     pub z: Rows<Out>,
 }
 
 /// Where the gradient of the weight goes, and the memory it is computed in.
 #[derive(Debug)]
 pub struct WeightGradient<Out> {
-    /// N, or inner×N [per head](Backward::per_head), f32 or of the type of the weight.
+    /// N, or inner×N [per head](Backward::per_head).
     pub dw: Vector<Out>,
     /// f32, at least [`scratch_len`] elements; per head `inner` times those of M/inner rows. Its content before the call is irrelevant, and
     /// after the call unspecified. A launch that needs none, of few rows, does not touch it.
@@ -168,7 +182,7 @@ pub struct WeightGradient<Out> {
 /// ```
 #[derive(Debug)]
 pub struct BiasGradient<Out> {
-    /// As long as a dw is, f32 or of the type of `x`.
+    /// As long as a dw is.
     pub db: Vector<Out>,
     /// As that of [`WeightGradient`], beside it, `db_scratch` in errors.
     pub scratch: Vector<Out>,
@@ -186,17 +200,17 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
     #[doc(hidden)]
     pub fn operands(&self) -> Table {
         use Role::{Read, Written};
-        let (shape, dtype) = (self.shape(), self.x.data.dtype());
+        let shape = self.shape();
         let mut table = Table::new();
-        table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
+        table.push(TableLine::rows("x", Read, &self.x, shape));
         if let Some(Residual { residual, z }) = &self.residual {
-            table.push(TableLine::rows("residual", Read, Types::One(dtype), residual, shape));
-            table.push(TableLine::rows("z", Written, Types::One(dtype), z, shape).in_place_of(&["x", "residual"]));
+            table.push(TableLine::rows("residual", Read, residual, shape));
+            table.push(TableLine::rows("z", Written, z, shape).in_place_of(&["x", "residual"]));
         }
         let per_column = (self.heads(), self.hidden);
-        table.extend(self.weight.iter().map(|w| weight_line("weight", w, per_column, dtype)));
-        table.extend(self.bias.iter().map(|b| weight_line("bias", b, per_column, dtype)));
-        table.push(TableLine::rows("y", Written, Types::One(dtype), &self.y, shape).in_place_of(&["x"]));
+        table.extend(self.weight.iter().map(|w| weight_line("weight", w, per_column)));
+        table.extend(self.bias.iter().map(|b| weight_line("bias", b, per_column)));
+        table.push(TableLine::rows("y", Written, &self.y, shape).in_place_of(&["x"]));
         let rstd = |r| TableLine::vector("rstd", Written, Types::One(Dtype::F32), r, (1, self.rows), false);
         table.extend(self.rstd.iter().map(rstd));
         table
@@ -291,24 +305,22 @@ impl<In: Operand, Out: Operand> Backward<In, Out> {
     #[doc(hidden)]
     pub fn operands(&self) -> Table {
         use Role::{Read, Scratch, Written};
-        let (shape, dtype) = (self.shape(), self.x.data.dtype());
-        let f32 = Types::One(Dtype::F32);
+        let (shape, f32) = (self.shape(), Types::One(Dtype::F32));
         let (heads, hidden) = (self.heads(), self.hidden);
         let partials = column_order(self.rows / heads, hidden).groups.saturating_mul(hidden);
         let mut table = Table::new();
-        table.push(TableLine::rows("x", Read, Types::Any, &self.x, shape));
-        table.extend(self.weight.iter().map(|w| weight_line("weight", w, (heads, hidden), dtype)));
+        table.push(TableLine::rows("x", Read, &self.x, shape));
+        table.extend(self.weight.iter().map(|w| weight_line("weight", w, (heads, hidden))));
         table.push(TableLine::vector("rstd", Read, f32, &self.rstd, (1, self.rows), false));
-        table.push(TableLine::rows("dy", Read, Types::One(dtype), &self.dy, shape));
-        table.extend(self.dz.iter().map(|dz| TableLine::rows("dz", Read, Types::One(dtype), dz, shape)));
-        table.push(TableLine::rows("dx", Written, Types::One(dtype), &self.dx, shape).in_place_of(&["x", "dy", "dz"]));
+        table.push(TableLine::rows("dy", Read, &self.dy, shape));
+        table.extend(self.dz.iter().map(|dz| TableLine::rows("dz", Read, dz, shape)));
+        table.push(TableLine::rows("dx", Written, &self.dx, shape).in_place_of(&["x", "dy", "dz"]));
         if let Some(WeightGradient { dw, scratch }) = &self.dw {
-            let weight = self.weight.as_ref().map_or(Dtype::F32, |w| w.data.dtype());
-            table.push(TableLine::vector("dw", Written, Types::OrF32(weight), dw, (heads, hidden), false));
+            table.push(TableLine::vector("dw", Written, Types::Any, dw, (heads, hidden), false));
             table.push(TableLine::vector("scratch", Scratch, f32, scratch, (heads, partials), true));
         }
         if let Some(BiasGradient { db, scratch }) = &self.db {
-            table.push(TableLine::vector("db", Written, Types::OrF32(dtype), db, (heads, hidden), false));
+            table.push(TableLine::vector("db", Written, Types::Any, db, (heads, hidden), false));
             table.push(TableLine::vector("db_scratch", Scratch, f32, scratch, (heads, partials), false));
         }
         table
@@ -415,6 +427,6 @@ fn check_shape(rows: usize, inner: usize, hidden: usize) -> Result<(), Error> {
 }
 
 /// Of what is one for each column, and read.
-fn weight_line<D: Operand>(name: &'static str, vector: &Vector<D>, of: (usize, usize), dtype: Dtype) -> TableLine {
-    TableLine::vector(name, Role::Read, Types::OrF32(dtype), vector, of, true)
+fn weight_line<D: Operand>(name: &'static str, vector: &Vector<D>, of: (usize, usize)) -> TableLine {
+    TableLine::vector(name, Role::Read, Types::Any, vector, of, true)
 }

@@ -12,22 +12,24 @@ mod columns;
 mod convert;
 mod layer;
 mod memory;
+mod mixed;
 mod row;
 mod threads;
 
-use self::backward::{Operands, backward};
+use self::backward::{Operands, Pieces, backward};
 use self::columns::{bias_partials, column_sums};
 use self::convert::Packed;
 pub use self::layer::Layer;
 use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut, own};
+use self::mixed::{AnyRead, AnyWritten};
 use self::row::{Accumulators, Held, add_squares, ahead, normalise, prefetch, specialised, squares, tiles, tree};
 use self::threads::{rows_per_job, share, threads};
 use crate::arith::{Element, added, environment, statistic};
 use crate::input::Found;
 use crate::order::{column_order, row_order};
 use crate::{
-    Backward, BiasGradient, Error, Executor, Forward, Input, Output, Residual, Rounding, Slice, SliceMut, Vector,
-    WeightGradient, WeightOffset, with_dtype,
+    Backward, BiasGradient, Error, Executor, Forward, Input, Operand, Output, Residual, Rounding, Slice, SliceMut,
+    Vector, WeightGradient, WeightOffset, with_dtype,
 };
 use pulp::{Simd, WithSimd};
 
@@ -43,7 +45,7 @@ use pulp::{Simd, WithSimd};
 /// do not exist there. Where the parent used the pool for something else only, this is known on Linux.
 ///
 /// It allocates an f32 per chain and thread, 64 KiB or a row of f32 per thread for dw, a slice per 16384 elements or row, and
-/// a copy of the weight; for rows of two levels that are written, 40 bytes each. Heads with a weight each are computed one after another.
+/// a copy of the weight; for rows of two levels that are written, 40 bytes each; for rows of several types, two to four rows of f32 per thread. Heads with a weight each are computed one after another.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
@@ -115,6 +117,13 @@ fn of_forward(call: Forward<Found<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error
     let scale = (weight, bias.as_deref());
     let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
     let at = Layout::new(&y, shape);
+    let normalised = residual.as_ref().map_or(x.data.dtype(), |sum| sum.z.data.dtype());
+    let sum_types = residual.iter().flat_map(|sum| [x.data.dtype(), sum.residual.data.dtype()]);
+    if sum_types.chain([y.data.dtype()]).any(|dtype| dtype != normalised) {
+        let sum = residual.map(|Residual { residual, z }| (AnyRead::new(residual, shape), AnyWritten::new(z, shape)));
+        let rows = (AnyRead::new(x, shape), sum, normalised);
+        return mixed::forward(rows, scale, (eps, rounding), AnyWritten::new(y, shape), rstd);
+    }
     match residual {
         None => with_dtype!(SliceMut(ys) = y.data => {
             forward(Read::new(x, shape), None, scale, (eps, rounding), at.of(ys), rstd)
@@ -157,12 +166,20 @@ fn of_backward(call: Backward<Found<Slice<'_>>, SliceMut<'_>>) -> Result<(), Err
     let scratch = scratch.unwrap_or_default();
     if rows > 0 {
         let rstd = floats(own(rstd), rows);
-        let at = Layout::new(&dx, shape);
-        with_dtype!(SliceMut(dxs) = dx.data => {
-            let [x, dy] = [x, dy].map(|view| Read::new(view, shape));
-            let rows = Operands { x, dy, dz: dz.map(|dz| Read::new(dz, shape)), rstd, hidden };
-            backward(rows, weight, rounding, at.of(dxs), scratch)
-        })?;
+        let normalised = x.data.dtype();
+        let others = [dy.data.dtype(), dx.data.dtype()].into_iter().chain(dz.iter().map(|dz| dz.data.dtype()));
+        if others.into_iter().any(|dtype| dtype != normalised) {
+            let [x, dy] = [x, dy].map(|view| AnyRead::new(view, shape));
+            let rows = mixed::Operands { x, normalised, dy, dz: dz.map(|dz| AnyRead::new(dz, shape)), rstd };
+            mixed::backward(rows, weight, rounding, AnyWritten::new(dx, shape), scratch)?;
+        } else {
+            let at = Layout::new(&dx, shape);
+            with_dtype!(SliceMut(dxs) = dx.data => {
+                let [x, dy] = [x, dy].map(|view| Read::new(view, shape));
+                let rows = Operands { x, dy, dz: dz.map(|dz| Read::new(dz, shape)), rstd, hidden };
+                backward(rows, weight, rounding, at.of(dxs), scratch)
+            })?;
+        }
     }
     if let Some(Vector { data, offset }) = dw {
         with_dtype!(SliceMut(dw) = data => column_sums(scratch, &mut dw[offset..][..hidden]))?;
@@ -312,7 +329,7 @@ impl<T: Packed> WithSimd for ForwardJob<'_, '_, T> {
                     scale,
                     numbers,
                     #[inline(always)]
-                    |scale, numbers| normalise(x, scale, (numbers, twice), weight, bias, &mut y[tile.clone()]),
+                    |scale, numbers| normalise::<T, T>(x, scale, (numbers, twice), weight, bias, &mut y[tile.clone()]),
                 );
             }
             if next.is_some() {

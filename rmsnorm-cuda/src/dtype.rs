@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use zerocopy::IntoBytes;
 
-/// The element types of `x`, `y`, `dy`, `dx`, the weight and its gradient.
+/// The element types of operands: each has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     /// IEEE 754 binary32.

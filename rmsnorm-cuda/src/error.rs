@@ -24,8 +24,8 @@ pub enum Error {
     ElementType {
         /// Name of the operand.
         operand: &'static str,
-        /// What is allowed.
-        expected: String,
+        /// The only one that is allowed.
+        expected: Dtype,
         /// What it has.
         got: Dtype,
     },

@@ -43,7 +43,7 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
     }
     // On an H200, of rows of 64, 128 and 256: bf16 0.954, 0.962, 0.973, f32 0.966, 0.973, 0.972; eight at once 0.73 to 0.81. With two, of which each lane took
     // both roots, bf16 0.938, 0.938, 0.941, f32 0.957, 0.966, 0.947; with one row bf16 0.86.
-    let rows_at_once = if calls.hidden <= NARROW && !calls.residual { 4 } else { 1 };
+    let rows_at_once = if calls.hidden <= NARROW && calls.residual.is_none() { 4 } else { 1 };
     let items = calls.all_rows().div_ceil((class.teams * rows_at_once) as usize);
     let rows = launch(class, calls, tuning.blocks.unwrap_or_else(|| blocks(items, GRID_MAX)));
     // Two blocks of 512 threads where 64 registers are enough: where z and the weight of a row take half of them. Narrow rows take 64.
@@ -64,7 +64,8 @@ pub fn forward(calls: &Calls, tuning: &Tuning) -> ForwardPlan {
 /// of which too few fit a multiprocessor at once; nor with a residual, for which there would be twice as much, or a bias: none is measured.)
 fn staged_bytes(class: Class, calls: &Calls, tuning: &Tuning) -> Option<u32> {
     let is_narrow_or_wide = calls.hidden <= NARROW || class.is_streamed() || class.is_clustered();
-    if is_narrow_or_wide || calls.adds() || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
+    let is_other = calls.adds() || calls.are_mixed(Direction::Forward);
+    if is_narrow_or_wide || is_other || is_aligned(class, calls) || tuning.arch.compute_capability < (9, 0) {
         return None;
     }
     let bytes = 2 * class.teams as usize * pitch(class, calls);
@@ -97,8 +98,8 @@ pub fn backward(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
 
 /// As many threads a row as it has packs, up to a warp, so that a warp reads neighbouring bytes. Not timed.
 fn bias(calls: &Calls, tuning: &Tuning) -> BiasPlan {
-    let Calls { rows, hidden, dtype, .. } = *calls;
-    let pack = 16 / dtype.bytes();
+    let Calls { rows, hidden, dy, .. } = *calls;
+    let pack = 16 / dy.bytes();
     let aligned = calls.aligned && hidden.is_multiple_of(pack);
     let packs = if aligned { hidden / pack } else { hidden };
     let lanes = packs.next_power_of_two().min(32);
@@ -158,7 +159,7 @@ fn of_rows(calls: &Calls, tuning: &Tuning) -> BackwardPlan {
     };
     let source = ring.map_or(Source::in_memory(class), in_ring);
     // All blocks of narrow rows are to be resident: 512 on 132 multiprocessors.
-    let is_held_to = hidden <= NARROW && !calls.dz && are_registers_known(tuning);
+    let is_held_to = hidden <= NARROW && calls.dz.is_none() && are_registers_known(tuning);
     let blocks_per_sm = if is_held_to { 1024 / class.threads() } else { 1 };
     BackwardPlan { blocks_per_sm, ..plan(launch(class, calls, blocks), source, fold) }
 }
@@ -178,6 +179,7 @@ fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Cla
     let Calls { rows, hidden, dtype, .. } = *calls;
     let Tuning { backward, stages, rate_percent, blocks, few_rows, .. } = *tuning;
     let is_other = backward.is_some() || stages.is_some() || rate_percent.is_some() || blocks.is_some();
+    let is_other = is_other || calls.are_mixed(Direction::Backward);
     if !few_rows || is_other || calls.in_place || calls.per_head() || calls.dw.is_none() || hidden <= NARROW {
         return None;
     }
@@ -198,10 +200,11 @@ fn ring(class: Class, calls: &Calls, tuning: &Tuning) -> Option<(u32, u32)> {
     let arch = &tuning.arch;
     // A bulk copy of a row that is aligned takes whole words of 16 bytes, and a pack of four 16-bit elements is half of one.
     let is_in_words = (calls.hidden * calls.dtype.bytes()).is_multiple_of(16) || !is_aligned(class, calls);
-    if calls.hidden <= NARROW || arch.compute_capability < (9, 0) || !is_in_words {
+    let has_copies = arch.compute_capability >= (9, 0) && !calls.are_mixed(Direction::Backward);
+    if calls.hidden <= NARROW || !has_copies || !is_in_words {
         return None;
     }
-    let rows = class.teams * ring_rows(class, calls) * stage_rows(calls.dz);
+    let rows = class.teams * ring_rows(class, calls) * stage_rows(calls.dz.is_some());
     let stage_bytes = rows as usize * pitch(class, calls);
     // 96 KiB ahead hide the memory's latency; more let some blocks run ahead of others. A lone team computes with one of three or four stages,
     // while the others fill. (On an H200, bf16: 8192 with three 0.96, with four 0.94; 7168 with three 0.92, with four 0.94; 3072 with three 0.95,
@@ -236,7 +239,7 @@ fn are_sums_apart(class: Class, calls: &Calls) -> bool {
 fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
     let arch = &tuning.arch;
     let rate = u64::from(arch.memory_bytes_per_us) * u64::from(tuning.rate_percent.unwrap_or(PACE_PERCENT)) / 100;
-    let row_bytes = (1 + stage_rows(calls.dz) as usize) * calls.hidden * calls.dtype.bytes();
+    let row_bytes = (1 + stage_rows(calls.dz.is_some()) as usize) * calls.hidden * calls.dtype.bytes();
     if calls.per_head()
         || arch.compute_capability != (9, 0)
         || rate == 0
@@ -248,17 +251,15 @@ fn pace(teams: u32, calls: &Calls, tuning: &Tuning) -> u32 {
 }
 
 fn chosen(direction: Direction, calls: &Calls, tuning: &Tuning, other: Option<Class>) -> Class {
-    let Calls { hidden, dtype, .. } = *calls;
+    let (hidden, dtype) = (calls.hidden, calls.widest(direction));
     let planned = class_planned(direction, calls, tuning);
     let works = |other: &Class| variants(hidden, dtype).contains(other) && (!other.is_clustered() || *other == planned);
     let class = other.filter(works).unwrap_or(planned);
     let has_ring = direction == Direction::Forward || tuning.stages != Some(0);
-    // Backward of heads has the kernels of rows that a block holds, or that are streamed.
-    let is_of_heads = direction == Direction::Backward && calls.per_head();
+    // Backward of heads, and rows of several types, have the kernels of rows that a block holds, or that are streamed.
+    let is_other = direction == Direction::Backward && calls.per_head() || calls.are_mixed(direction);
     match class {
-        class if !class.is_clustered() || has_ring && !is_of_heads && cluster::fits(class, calls, &tuning.arch) => {
-            class
-        }
+        class if !class.is_clustered() || has_ring && !is_other && cluster::fits(class, calls, &tuning.arch) => class,
         _ if hidden <= HELD_MAX => class::class(direction, hidden, dtype),
         _ => STREAMED,
     }

@@ -131,8 +131,6 @@ pub enum Types {
     Any,
     /// This one.
     One(Dtype),
-    /// This one or f32.
-    OrF32(Dtype),
 }
 
 /// One operand of a call, as a line of the table that [`Forward::operands`](crate::Forward::operands) and
@@ -173,9 +171,9 @@ pub type Table = ArrayVec<TableLine, OPERANDS_MAX>;
 const OPERANDS_MAX: usize = 10;
 
 impl TableLine {
-    pub(crate) fn rows<D: Operand>(name: &'static str, role: Role, types: Types, view: &Rows<D>, shape: Shape) -> Self {
+    pub(crate) fn rows<D: Operand>(name: &'static str, role: Role, view: &Rows<D>, shape: Shape) -> Self {
         let levels = Levels::of(view, shape);
-        TableLine::of((name, role, types, true), &view.data, view.offset, (shape.rows, shape.hidden, levels))
+        TableLine::of((name, role, Types::Any, true), &view.data, view.offset, (shape.rows, shape.hidden, levels))
     }
 
     /// The same of an output that may have exactly the rows of these inputs. Every kernel, and the CPU, reads an element of them for the last time
@@ -246,13 +244,9 @@ impl TableLine {
     /// What of it the call touches, if it may have the operand.
     fn check(&self) -> Result<Extent, Error> {
         let TableLine { name: operand, dtype: got, rows, len, levels, offset, elements, address, .. } = *self;
-        let (allowed, or_f32) = match self.types {
-            Types::Any => (got, false),
-            Types::One(dtype) => (dtype, false),
-            Types::OrF32(dtype) => (dtype, dtype != Dtype::F32),
-        };
-        if got != allowed && !(or_f32 && got == Dtype::F32) {
-            let expected = if or_f32 { format!("{allowed} or f32") } else { allowed.to_string() };
+        if let Types::One(expected) = self.types
+            && got != expected
+        {
             return Err(Error::ElementType { operand, expected, got });
         }
         let Levels { inner, stride, inner_stride } = levels;

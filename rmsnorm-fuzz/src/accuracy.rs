@@ -69,8 +69,8 @@ fn by_rows(
     setting: &Setting,
     (x, dy): (&Buffer, &Buffer),
 ) -> Option<(ForwardTallies, Tally, Columns)> {
-    let Case { rows, hidden, dtype, .. } = *case;
-    let format = format(dtype);
+    let Case { rows, hidden, .. } = *case;
+    let [of_y, of_dx] = [Name::Y, Name::Dx].map(|name| format(case.type_of(name)));
     let rstd: Vec<f32> = (0..rows).map(|i| outputs.rstd.get(i)).collect();
     let wants_columns = outputs.dw.is_some() || outputs.db.is_some();
     // A few spans of rows, each with its own column sums, walked in blocks that fit a cache.
@@ -90,10 +90,10 @@ fn by_rows(
             let got = |e: &Elements| matrix(&|i| e.row(i, hidden));
             let (x, dy) = (given(x), given(dy));
             let rstd = Some(&rstd[first..first + rows]);
-            forward.merge(&check_forward(setting, format, first, x.view(), rstd, got(&outputs.y).view()));
+            forward.merge(&check_forward(setting, of_y, first, x.view(), rstd, got(&outputs.y).view()));
             let dz = operands.buffer(Name::Dz).map(given);
             let dz = dz.as_ref().map(|dz| dz.view());
-            dx.merge(&check_backward_rows(setting, format, first, x.view(), dy.view(), dz, got(&outputs.dx).view()));
+            dx.merge(&check_backward_rows(setting, of_dx, first, x.view(), dy.view(), dz, got(&outputs.dx).view()));
             if wants_columns {
                 columns.add_rows(setting, x.view(), dy.view());
             }

@@ -1,7 +1,7 @@
 //! One operand inside its buffer, with redzones before and after it and in the gaps between its rows.
 
 use crate::case::{Case, Gap, Groups, Name};
-use crate::elements::{Elements, PIECE, get, get_all};
+use crate::elements::{Elements, PIECE, get, get_all, put_all};
 use crate::values::{HostElement, Source, bell, mix};
 use rayon::prelude::*;
 use rmsnorm_cuda::{Dtype, Rows, Slice, SliceMut, Vector, with_dtype};
@@ -175,6 +175,14 @@ impl Buffer {
         for row in 0..self.stored_rows {
             let [to, from] = [&*self, other].map(|buffer| buffer.start + buffer.at(row));
             self.elements.copy_from(to, &other.elements, from, self.hidden);
+        }
+    }
+
+    /// Writes the operand: row `i` is `row(i)`, rounded.
+    pub(crate) fn put_rows(&mut self, row: impl Fn(usize) -> Vec<f32>) {
+        for i in 0..self.stored_rows {
+            let at = self.at(i);
+            put_all(&mut self.slice_mut(), at, &row(i));
         }
     }
 

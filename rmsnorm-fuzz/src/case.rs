@@ -17,7 +17,7 @@ pub struct Case {
     pub inner: usize,
     /// Length of a row, N.
     pub hidden: usize,
-    /// Type of `x`, `y`, `dy` and `dx`.
+    /// Type of what is normalised, `x` or with a residual `z`; and of every matrix that has no other.
     pub dtype: Dtype,
     /// Whether there is a weight, and of which type.
     pub weight: WeightKind,
@@ -51,6 +51,8 @@ pub struct Case {
     pub places: [Place; Name::ALL.len()],
     /// How the groups of rows of each operand lie, likewise.
     pub groups: [Groups; Name::ALL.len()],
+    /// Of each operand, likewise, its type where it is another than the fields above say. (That of what is normalised, of rstd and of scratch is not.)
+    pub types: [Option<Dtype>; Name::ALL.len()],
     /// Decides every random element.
     pub seed: u64,
 }
@@ -213,6 +215,7 @@ impl Case {
             dz: None,
             places: [Place { offset: 0, gap: Gap::None }; Name::ALL.len()],
             groups: [Groups::Even; Name::ALL.len()],
+            types: [None; Name::ALL.len()],
             seed: 0,
         }
     }
@@ -222,32 +225,40 @@ impl Case {
         self.rows * self.hidden
     }
 
+    /// Type of an operand, whether or not the calls of the case have it.
+    pub fn type_of(&self, operand: Name) -> Dtype {
+        let own = self.types[operand as usize];
+        match operand {
+            Name::Rstd | Name::Scratch | Name::DbScratch => Dtype::F32,
+            Name::Z => self.dtype,
+            Name::X if self.residual.is_none() => self.dtype,
+            Name::Weight => own.or(self.weight.of(self.dtype)).unwrap_or(Dtype::F32),
+            Name::Bias => own.or(self.bias.of(self.dtype)).unwrap_or(Dtype::F32),
+            Name::Dw if self.dw == DwKind::Same => own.or(self.weight_dtype()).unwrap_or(Dtype::F32),
+            Name::Db if self.db == DwKind::Same => own.unwrap_or(self.dtype),
+            Name::Dw | Name::Db => own.unwrap_or(Dtype::F32),
+            Name::X | Name::Residual | Name::Y | Name::Dy | Name::Dz | Name::Dx => own.unwrap_or(self.dtype),
+        }
+    }
+
     /// Type of the weight, if there is one.
     pub fn weight_dtype(&self) -> Option<Dtype> {
-        self.weight.of(self.dtype)
+        self.has(Name::Weight).then(|| self.type_of(Name::Weight))
     }
 
     /// Type of the bias, if there is one.
     pub fn bias_dtype(&self) -> Option<Dtype> {
-        self.bias.of(self.dtype)
+        self.has(Name::Bias).then(|| self.type_of(Name::Bias))
     }
 
     /// Type of the weight's gradient, if it is asked for.
     pub fn dw_dtype(&self) -> Option<Dtype> {
-        match self.dw {
-            DwKind::Absent => None,
-            DwKind::Same => Some(self.weight_dtype().unwrap_or(Dtype::F32)),
-            DwKind::F32 => Some(Dtype::F32),
-        }
+        self.has(Name::Dw).then(|| self.type_of(Name::Dw))
     }
 
     /// Type of the bias's gradient, if it is asked for.
     pub fn db_dtype(&self) -> Option<Dtype> {
-        match self.db {
-            DwKind::Absent => None,
-            DwKind::Same => Some(self.dtype),
-            DwKind::F32 => Some(Dtype::F32),
-        }
+        self.has(Name::Db).then(|| self.type_of(Name::Db))
     }
 
     /// Whether the calls of the case have `operand`.
@@ -284,6 +295,11 @@ impl Case {
     /// The same case with rows of one level.
     pub fn of_one_level(self) -> Case {
         Case { inner: 1, groups: [Groups::Even; Name::ALL.len()], ..self }
+    }
+
+    /// The same case without operands of types of their own.
+    pub fn of_one_type(self) -> Case {
+        Case { types: [None; Name::ALL.len()], ..self }
     }
 
     /// The same case with as many rows, of one level if they are no multiple of a group's.
@@ -332,6 +348,12 @@ impl std::fmt::Display for Case {
         }
         if !self.rstd {
             write!(f, " rstd=absent")?;
+        }
+        for operand in Name::ALL.into_iter().filter(|o| o.is_matrix() && self.has(*o)) {
+            let is_other = operand != Name::Z && self.type_of(operand) != self.dtype;
+            if is_other {
+                write!(f, " {operand}:{}", self.type_of(operand))?;
+            }
         }
         for operand in Name::ALL.into_iter().filter(|o| !o.is_drawn_late() || self.has(*o)) {
             let Place { offset, gap } = self.place(operand);

@@ -40,7 +40,8 @@ pub fn kinds() -> Vec<Calls> {
     };
     let kinds = |dtype| weights(dtype).map(move |(weight, weight_offset)| kind(dtype, weight, weight_offset));
     // A residual is forward's alone, dz backward's: one kind shows both.
-    let with_dz = |dtype| Calls { residual: true, dz: true, ..kind(dtype, Some(dtype), WeightOffset::Zero) };
+    let with_dz =
+        |dtype| Calls { residual: Some([dtype; 2]), dz: Some(dtype), ..kind(dtype, Some(dtype), WeightOffset::Zero) };
     // Of either type, and alone.
     let biased = |dtype| {
         let bias = |weight, bias| Calls { bias: Some(bias), db: Some(bias), ..kind(dtype, weight, WeightOffset::Zero) };
@@ -52,11 +53,16 @@ pub fn kinds() -> Vec<Calls> {
     let twice = |dtype| (dtype != Dtype::F32).then(|| Calls { rounding: Rounding::Twice, ..plain(dtype) });
     let levels = |dtype| Calls { two_levels: true, db: Some(dtype), ..plain(dtype) };
     let heads = |dtype| Calls { heads: 2, db: Some(dtype), ..plain(dtype) };
+    // Rows of several types: around a residual in f32, and f16 among outputs and gradients in f32. Of others, some registers hold half as much.
+    use Dtype::{Bf16, F16, F32};
+    let stream = Calls { residual: Some([Bf16, F32]), y: Bf16, dy: Bf16, dz: Some(F32), ..plain(F32) };
+    let mixed = Calls { y: F32, dy: F32, dx: F32, dw: Some(F32), ..plain(F16) };
     Dtype::ALL
         .into_iter()
         .flat_map(|dtype| {
             kinds(dtype).chain([with_dz(dtype), levels(dtype), heads(dtype)]).chain(twice(dtype)).chain(biased(dtype))
         })
+        .chain([stream, mixed])
         .collect()
 }
 
@@ -65,8 +71,9 @@ pub fn kinds() -> Vec<Calls> {
 pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     let (mut found, tuning) = (BTreeMap::<Module, u32>::new(), Tuning::of(*arch));
     for direction in Direction::BOTH {
-        for class in classes(direction, kind.dtype) {
-            for (layout, hidden) in widths(direction, class, kind.dtype) {
+        let widest = kind.widest(direction);
+        for class in classes(direction, widest) {
+            for (layout, hidden) in widths(direction, class, widest) {
                 for rows in ROW_COUNTS {
                     let rows = rows.div_ceil(kind.heads);
                     let calls = Calls { rows, hidden, aligned: layout != Layout::Moved, ..*kind };
@@ -88,9 +95,11 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     Ok(found.into_iter().map(unit).collect())
 }
 
-/// Whether its modules are compiled ahead: for rounding twice, for a bias and its gradient, and for heads with a weight each there is no room.
+/// Whether its modules are compiled ahead: for rounding twice, for a bias and its gradient, for heads with a weight each, and for rows of several types
+/// there is no room.
 pub fn is_portable(kind: &Calls) -> bool {
-    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none() && kind.heads == 1
+    let is_mixed = Direction::BOTH.into_iter().any(|direction| kind.are_mixed(direction));
+    kind.rounding == Rounding::Once && kind.bias.is_none() && kind.db.is_none() && kind.heads == 1 && !is_mixed
 }
 
 /// What is compiled ahead: the portable modules of all calls that [have them](is_portable). Those that resemble each other stand together.
@@ -99,7 +108,8 @@ pub fn portable() -> Result<Vec<Module>, Error> {
     // Some have a db to show its kernel.
     let kinds: Vec<Calls> = kinds().into_iter().map(|kind| Calls { db: None, ..kind }).filter(is_portable).collect();
     for (kind, both) in kinds.iter().flat_map(|kind| [(kind, false), (kind, true)]) {
-        let units = units(&Arch::A100, &Calls { residual: both, dz: both, ..*kind })?;
+        let (residual, dz) = (both.then_some([kind.dtype; 2]), both.then_some(kind.dtype));
+        let units = units(&Arch::A100, &Calls { residual, dz, ..*kind })?;
         // Without a compiler few rows are planned as others are.
         let modules = units.into_iter().map(|unit| unit.module);
         all.extend(modules.filter(|module| !matches!(module, Module::BackwardFew { .. })).map(Module::portable));
@@ -347,11 +357,11 @@ pub const EXCEPTIONS: &[Exception] = &[
 ];
 
 fn has_residual(unit: &Unit) -> bool {
-    matches!(unit.module, Module::Forward { residual: true, .. })
+    matches!(unit.module, Module::Forward { residual: Some(_), .. })
 }
 
 fn has_dz(unit: &Unit) -> bool {
-    matches!(unit.module, Module::Backward { dz: true, .. })
+    matches!(unit.module, Module::Backward { dz: Some(_), .. })
 }
 
 fn is_unaligned(unit: &Unit) -> bool {

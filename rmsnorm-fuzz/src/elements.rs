@@ -49,6 +49,13 @@ impl Elements {
         with_dtype!(Elements(v) = self => v[i].widen())
     }
 
+    /// The same numbers as another type has them.
+    pub(crate) fn rounded(&self, dtype: Dtype) -> Elements {
+        let mut all = Elements::zeros(dtype, self.len());
+        put_all(&mut all.slice_mut(), 0, &get_all(self.slice(), 0..self.len()));
+        all
+    }
+
     /// Row `i` of rows of `width` elements, widened.
     pub(crate) fn row(&self, i: usize, width: usize) -> Vec<f32> {
         get_all(self.slice(), i * width..(i + 1) * width)

@@ -24,7 +24,12 @@ pub(crate) fn exact(subject: &Subject, case: &Case) -> Finding {
     // In a narrow type a sum over many rows would be rounded, and hide a lost row again.
     let [dw, db] = [case.dw, case.db].map(|kind| if kind != DwKind::Absent && rows > 32 { DwKind::F32 } else { kind });
     let residual = case.residual.map(|_| Values::Constant(0.0));
-    let case = Case { x: Values::Signed(1.0), dy, w, b, dz: case.dz.map(|_| dy), residual, eps: 0.0, dw, db, ..*case };
+    let mut types = case.types;
+    if rows > 32 {
+        [Name::Dw, Name::Db].into_iter().for_each(|name| types[name as usize] = None);
+    }
+    let case =
+        Case { x: Values::Signed(1.0), dy, w, b, dz: case.dz.map(|_| dy), residual, eps: 0.0, dw, db, types, ..*case };
     let mut operands = Operands::new(&case, Fill::Plausible);
     let outputs = operands.run(executor)?;
     let mut evidence = Evidence::default();

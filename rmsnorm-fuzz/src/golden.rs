@@ -1,4 +1,4 @@
-//! The bits, frozen: a digest of the outputs of every small hard case.
+//! The bits, frozen: a digest of the outputs of every small hard case, and of every case of several types.
 //!
 //! `golden.txt` holds `BITS_VERSION` and a line for each case, made by the literal executor: name, digest of the case, digest of
 //! its outputs. A change of any output bit changes a
@@ -10,6 +10,7 @@ use crate::elements::Elements;
 use crate::hard::hard_cases;
 use crate::identity::literal_outputs;
 use crate::operands::{Operands, Outputs};
+use crate::sets::types;
 use rmsnorm_cuda::{BITS_VERSION, Error, Executor};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -40,12 +41,13 @@ pub fn digests(executor: &dyn Executor, case: &Case) -> Result<Vec<Option<String
 /// What `golden.txt` must contain: computed by the literal executor.
 pub fn computed() -> String {
     let mut text = format!("BITS_VERSION {BITS_VERSION}\n");
-    for hard in hard_cases().iter().filter(|c| !c.is_large()) {
-        let operands = Operands::new(&hard.case, Fill::Plausible);
+    let small = hard_cases().iter().filter(|c| !c.is_large()).map(|hard| (hard.name.clone(), hard.case));
+    for (name, case) in small.chain(types().into_iter().map(|item| (item.name, item.case))) {
+        let operands = Operands::new(&case, Fill::Plausible);
         // A case that was changed is another case: its inputs are part of its name here.
-        let inputs = &hex(Sha256::new_with_prefix(hard.case.to_string()))[..8];
+        let inputs = &hex(Sha256::new_with_prefix(case.to_string()))[..8];
         let digest = digest_of(&literal_outputs(&operands));
-        writeln!(text, "{} {inputs} {digest}", hard.name).expect("writing to a string");
+        writeln!(text, "{name} {inputs} {digest}").expect("writing to a string");
     }
     text
 }

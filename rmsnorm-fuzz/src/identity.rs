@@ -86,16 +86,17 @@ impl Trial {
 /// What the literal executor computes from the inputs of `operands`. Blocks of rows, and for `dw` blocks of columns, are
 /// independent of each other by the specification: they are given to it in parallel.
 pub fn literal_outputs(operands: &Operands) -> Outputs {
-    let Case { rows, inner, hidden, dtype, eps, weight_offset, rounding, .. } = *operands.case();
+    let Case { rows, inner, hidden, eps, weight_offset, rounding, .. } = *operands.case();
+    let zeros = |name, len| Elements::zeros(operands.case().type_of(name), len);
     let view = |name| operands.buffer(name).expect("always there").rows();
     let (x, dy, per_head) = (view(Name::X), view(Name::Dy), operands.is_per_head());
     let [weight, bias] = [Name::Weight, Name::Bias].map(|name| operands.buffer(name).map(|w| w.vector()));
     let dz = operands.buffer(Name::Dz).map(|dz| dz.rows());
     let residual = operands.buffer(Name::Residual).map(|residual| residual.rows());
-    let mut z = Elements::zeros(dtype, if residual.is_some() { rows * hidden } else { 0 });
-    let mut y = Elements::zeros(dtype, rows * hidden);
-    let mut dx = Elements::zeros(dtype, rows * hidden);
-    let mut rstd = Elements::zeros(rmsnorm_cuda::Dtype::F32, rows);
+    let mut z = zeros(Name::Z, if residual.is_some() { rows * hidden } else { 0 });
+    let mut y = zeros(Name::Y, rows * hidden);
+    let mut dx = zeros(Name::Dx, rows * hidden);
+    let mut rstd = zeros(Name::Rstd, rows);
     // Whole groups.
     let block = (BLOCK_ELEMENTS / hidden).max(1).next_multiple_of(inner);
     let mut zs = z.pieces_mut(block * hidden).into_iter();

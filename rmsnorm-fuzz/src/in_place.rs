@@ -31,9 +31,19 @@ fn judge(
 ) -> Result<(), Stop> {
     let want = operands.run(executor)?;
     let ways = FORWARD.iter().map(|way| (*way, true)).chain(BACKWARD.iter().map(|way| (*way, false)));
-    for (way, is_forward) in
-        ways.filter(|(way, _)| way.iter().all(|(input, output)| case.has(*input) && case.has((*output).into())))
-    {
+    // Backward's x is what forward normalised.
+    let in_call =
+        |name, is_forward: bool| if !is_forward && name == Name::X && case.has(Name::Z) { Name::Z } else { name };
+    for (way, is_forward) in ways {
+        // Of another type an input has never the rows of an output.
+        let fits = |(input, output): &(Name, Output)| {
+            let output = Name::from(*output);
+            let is_one_type = case.type_of(in_call(*input, is_forward)) == case.type_of(output);
+            case.has(*input) && case.has(output) && is_one_type
+        };
+        if !way.iter().all(fits) {
+            continue;
+        }
         let of_way = way.iter().map(|(input, output)| format!("{input} in {}", output.name())).collect::<Vec<_>>();
         let how = format!("{}{what}", of_way.join(", "));
         // Of the other call the outputs are still there, as they should be; and rstd, where forward is not asked for it.
@@ -41,10 +51,8 @@ fn judge(
         for name in written.into_iter().filter(|name| case.has(*name) && (*name != Name::Rstd || case.rstd)) {
             operands.buffer_mut(name).refill();
         }
-        // Backward's x is what forward normalised.
-        let in_call = |name| if !is_forward && name == Name::X && case.has(Name::Z) { Name::Z } else { name };
         for (input, output) in way {
-            operands.lay(in_call(*input), Name::from(*output));
+            operands.lay(in_call(*input, is_forward), Name::from(*output));
         }
         let called = match is_forward {
             true => executor.forward_in_place(forward(operands.forward_call(case.rstd), way)),

@@ -4,7 +4,7 @@
 //! made from it), [`hard`] and [`sets`] (the named inputs), [`literal`] (the specification with plain loops), [`mod@subject`] (what is judged),
 //! [`finding`] (what can be found), [`mod@property`] (the list of properties) and then one file for each kind of property:
 //! [`identity`], [`accuracy`], [`runs`], [`memory`], [`issue_781`], [`launches`], [`batch`], [`scaling`], [`refusal`],
-//! [`far_rows`], [`exact`], [`fused`], [`twice`], [`in_place`]. [`golden`] freezes the bits, [`targets`] fuzzes, [`mutants`] are what must be caught.
+//! [`far_rows`], [`exact`], [`fused`], [`twice`], [`in_place`], [`heads`], [`types`]. [`golden`] freezes the bits, [`targets`] fuzzes, [`mutants`] are what must be caught.
 
 #![forbid(unsafe_code)]
 
@@ -43,6 +43,7 @@ pub mod statistics;
 pub mod subject;
 pub mod targets;
 pub mod twice;
+pub mod types;
 pub mod values;
 
 pub use buffer::Fill;

@@ -41,7 +41,8 @@ impl Executor for Literal {
                 _ => 1.0 / v.sqrt(),
             };
             let x_hat = normalised(&z, rstd).0.into_iter();
-            let h = x_hat.map(|x_hat| factor(x_hat, call.rounding, call.x.data.dtype()));
+            let normalised = call.residual.as_ref().map_or(call.x.data.dtype(), |sum| sum.z.data.dtype());
+            let h = x_hat.map(|x_hat| factor(x_hat, call.rounding, normalised));
             let y: Vec<f32> = match (&call.weight, bias) {
                 (_, None) => h.zip(w).map(|(h, w)| h * w).collect(),
                 (None, Some(bias)) => h.zip(bias).map(|(h, bias)| h + bias).collect(),

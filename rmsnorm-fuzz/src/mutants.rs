@@ -327,11 +327,11 @@ macro_rules! subject {
                 $theirs::Error::Hidden { got } => ours::Error::Hidden { got },
                 $theirs::Error::Eps { got } => ours::Error::Eps { got },
                 $theirs::Error::ElementType { operand, expected, got } => {
-                    let got = match got {
+                    let [expected, got] = [expected, got].map(|dtype| match dtype {
                         $theirs::Dtype::F32 => ours::Dtype::F32,
                         $theirs::Dtype::F16 => ours::Dtype::F16,
                         $theirs::Dtype::Bf16 => ours::Dtype::Bf16,
-                    };
+                    });
                     ours::Error::ElementType { operand, expected, got }
                 }
                 $theirs::Error::RowStride { operand, got, hidden, broadcast } => {

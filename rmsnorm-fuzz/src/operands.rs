@@ -6,7 +6,7 @@ use crate::case::{Case, Name};
 use crate::elements::{Difference, Elements};
 use crate::values::{Source, mix, power_of_two};
 use rmsnorm_cuda::{
-    Backward, BiasGradient, Dtype, Error, Executor, Forward, Residual, Slice, SliceMut, WeightGradient, scratch_len,
+    Backward, BiasGradient, Error, Executor, Forward, Residual, Slice, SliceMut, WeightGradient, scratch_len,
 };
 
 /// The operands of a case's two calls.
@@ -59,19 +59,16 @@ impl Operands {
             if !case.has(name) {
                 return None;
             }
-            let (dtype, shape) = match name {
-                Name::Rstd => (Dtype::F32, (1, rows)),
-                Name::Weight => (case.weight_dtype()?, (heads, case.hidden)),
-                Name::Bias => (case.bias_dtype()?, (heads, case.hidden)),
-                Name::Dw => (case.dw_dtype()?, (heads, case.hidden)),
-                Name::Db => (case.db_dtype()?, (heads, case.hidden)),
+            let shape = match name {
+                Name::Rstd => (1, rows),
+                Name::Weight | Name::Bias | Name::Dw | Name::Db => (heads, case.hidden),
                 Name::Scratch | Name::DbScratch => {
                     let of_head = scratch_len(rows / heads, case.hidden).expect("the width of a case is legal");
-                    (Dtype::F32, (1, heads * of_head))
+                    (1, heads * of_head)
                 }
-                _ => (case.dtype, (rows, case.hidden)),
+                _ => (rows, case.hidden),
             };
-            let mut buffer = Buffer::new(name, dtype, shape, &built, fill);
+            let mut buffer = Buffer::new(name, case.type_of(name), shape, &built, fill);
             let values = match name {
                 Name::X => case.x,
                 Name::Dy => case.dy,

@@ -6,7 +6,7 @@ use crate::identity::Trial;
 use crate::subject::{Subject, Tried};
 use crate::{
     accuracy, batch, exact, far_rows, fused, heads, identity, in_place, issue_781, launches, memory, refusal, runs,
-    scaling, twice,
+    scaling, twice, types,
 };
 use std::time::{Duration, Instant};
 
@@ -143,6 +143,12 @@ pub const PROPERTIES: &[Property] = &[
         name: "heads",
         sentence: "Heads with a weight each get the bits that each gets from a call on its rows alone.",
         check: Check::Case(heads::heads),
+    },
+    Property {
+        number: 18,
+        name: "types",
+        sentence: "Operands widened to f32, and outputs rounded afterwards, give the bits of operands of their own types.",
+        check: Check::Case(types::types),
     },
 ];
 

@@ -8,7 +8,7 @@ use crate::subject::Subject;
 use rmsnorm_cuda::view::{TableLine, Types};
 use rmsnorm_cuda::{
     Backward, Dtype, Error, Executor, Forward, HIDDEN_MAX, Input, Operand, Output, Residual, Rows, Slice, SliceMut,
-    WeightGradient, WeightOffset, bf16, f16, scratch_len,
+    WeightGradient, WeightOffset, f16, scratch_len,
 };
 use std::cell::Cell;
 
@@ -159,7 +159,7 @@ fn each_operand(operands: &mut Operands, executor: &dyn Executor, judge: &mut Ju
     for (is_forward, table) in [true, false].into_iter().zip(tables) {
         for (spoiling, (i, line)) in SPOILINGS.iter().flat_map(|s| table.iter().enumerate().map(move |line| (s, line)))
         {
-            // x may have any type, and the others then have another than it.
+            // Most may have any type.
             if spoiling.is_of_type && line.types == Types::Any {
                 continue;
             }
@@ -223,8 +223,8 @@ const SPOILINGS: [Spoiling; 2] = [
     Spoiling {
         what: "of another type",
         is_of_type: true,
-        read: |line, _| if may_be_f16(line) { Slice::Bf16(BRAINS) } else { Slice::F16(HALVES) },
-        write: |line, _| if may_be_f16(line) { SliceMut::Bf16(&mut []) } else { SliceMut::F16(&mut []) },
+        read: |_, _| Slice::F16(HALVES),
+        write: |_, _| SliceMut::F16(&mut []),
     },
     Spoiling {
         what: "one element short",
@@ -242,10 +242,6 @@ const SPOILINGS: [Spoiling; 2] = [
     },
 ];
 
-fn may_be_f16(line: &TableLine) -> bool {
-    matches!(line.types, Types::One(Dtype::F16) | Types::OrF32(Dtype::F16))
-}
-
 /// Where the operand ends in its buffer.
 fn end(line: &TableLine) -> usize {
     line.offset + line.levels.at(line.rows - 1) + line.len
@@ -253,7 +249,6 @@ fn end(line: &TableLine) -> usize {
 
 // Long enough: the type alone must be the reason.
 const HALVES: &[f16] = &[f16::ZERO; 4096];
-const BRAINS: &[bf16] = &[bf16::ZERO; 4096];
 
 /// An operand without memory.
 #[derive(Clone, Copy)]

@@ -67,7 +67,7 @@ fn dy_doubled(
         {
             let x_hat = x * rstd;
             // A dy without a double spoils its row and its column.
-            let dy = if dy.abs() <= largest_half(case.dtype) { dy } else { f32::INFINITY };
+            let dy = if dy.abs() <= largest_half(case.type_of(Name::Dy)) { dy } else { f32::INFINITY };
             wdys.add(f64::from(dy) * w);
             x_hats.add(f64::from(x_hat));
             column_dys.add(f64::from(dy));
@@ -80,7 +80,7 @@ fn dy_doubled(
         // Below this, t may be subnormal.
         let least = power_of_two(-120) * rstd.max(1.0);
         for j in 0..case.hidden {
-            doubled("dx", (i, j), least, case.dtype, &want.dx, &got.dx, i * case.hidden + j, evidence)?;
+            doubled("dx", (i, j), least, case.type_of(Name::Dx), &want.dx, &got.dx, i * case.hidden + j, evidence)?;
         }
     }
     if let (Some(want), Some(got), Some(dtype)) = (&want.db, &got.db, case.db_dtype()) {

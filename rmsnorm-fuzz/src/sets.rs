@@ -1,6 +1,9 @@
 //! Sets of cases beside the hard ones, each case with the name by which it is found again: the classes of the plan, a grid of
 //! shapes, random ones, and what these must cover.
 
+mod types;
+
+pub use self::types::types;
 use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind, boundaries, random_case};
 use crate::hard::hard_cases;
 use crate::values::Values;
@@ -252,9 +255,9 @@ fn deep_item(seed: u64) -> Item {
     Item { name: format!("deep-{seed}"), case }
 }
 
-/// Every case that has a name of its own: the hard ones, the classes, the grid.
+/// Every case that has a name of its own: the hard ones, the classes, the grid, those of several types.
 pub fn fixed() -> Vec<Item> {
-    [hard(false), hard(true), plan_classes(), grid()].concat()
+    [hard(false), hard(true), plan_classes(), grid(), types()].concat()
 }
 
 /// The case of this name, whichever set it is of.
@@ -412,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_name_gives_its_case_again() {
-        for items in [hard(false), plan_classes(), grid(), random(3, &[(3, 12), (2, 14)], 2)] {
+        for items in [hard(false), plan_classes(), grid(), types(), random(3, &[(3, 12), (2, 14)], 2)] {
             for item in items.iter().take(40) {
                 assert_eq!(named(&item.name).unwrap().case.to_string(), item.case.to_string());
             }

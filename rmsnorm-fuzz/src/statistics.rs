@@ -62,6 +62,10 @@ impl Statistics {
         self.count("N", power_range(hidden));
         self.count("type", dtype.to_string());
         self.count("weight", execution.case.weight_dtype().map_or("absent".into(), |dtype| dtype.to_string()));
+        let case = &execution.case;
+        let is_mixed =
+            Name::ALL.into_iter().any(|name| name.is_matrix() && case.has(name) && case.type_of(name) != dtype);
+        self.count("types of rows", if is_mixed { "several" } else { "one" }.into());
         let places = Name::ALL.map(|name| execution.case.place(name));
         let strides = match () {
             () if places.iter().any(|place| matches!(place.gap, Gap::Broadcast)) => "0",

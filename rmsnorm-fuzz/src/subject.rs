@@ -20,6 +20,9 @@ pub struct Subject {
     pub launches: Vec<OtherLaunch>,
     /// The same, but the driver refuses each of its launches: for property 12.
     pub refused: Option<Box<dyn Executor>>,
+    /// Whether operands of several types are left out of what is fuzzed: each mixture has kernels of its own, which would be compiled for longer than
+    /// they run.
+    pub of_one_type: bool,
     /// Whether the kernels run in the emulator, which takes a thousand times longer than a GPU.
     pub is_emulated: bool,
 }
@@ -69,6 +72,7 @@ impl Subject {
             strict: None,
             launches: Vec::new(),
             refused: None,
+            of_one_type: false,
             is_emulated: false,
         }
     }

@@ -33,7 +33,7 @@ pub const TARGETS: &[Target] = &[
         name: "forward",
         sentence: "y and rstd equal the literal executor's, bit for bit",
         body: |subject, u| {
-            Ok(on_case(sized_case(u)?, |case| {
+            Ok(on_case(subject, sized_case(u)?, |case| {
                 Outcome::of("forward", &*subject.executor, &format!(" [{case}]"), || forward(subject, case))
             }))
         },
@@ -41,24 +41,28 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "backward",
         sentence: "every output equals the literal executor's, bit for bit",
-        body: |subject, u| Ok(on_case(sized_case(u)?, |case| named("identity").check(subject, case))),
+        body: |subject, u| Ok(on_case(subject, sized_case(u)?, |case| named("identity").check(subject, case))),
     },
     Target {
         name: "accuracy",
         sentence: "every output is within the bound of the f64 reference",
         // Of the largest cases the reference makes seconds; the bits being the literal executor's, they add nothing.
-        body: |subject, u| Ok(on_case(Case::within(u, 1 << 9)?, |case| named("accuracy").check(subject, case))),
+        body: |subject, u| {
+            Ok(on_case(subject, Case::within(u, 1 << 9)?, |case| named("accuracy").check(subject, case)))
+        },
     },
     Target {
         name: "properties",
         sentence: "one of the properties that compare an executor with itself, or with integers",
         body: |subject, u| {
-            const OTHERS: [&str; 10] =
-                ["content", "exact", "scaling", "layout", "writes", "batch", "fused", "twice", "in place", "heads"];
+            const OTHERS: [&str; 11] = [
+                "content", "exact", "scaling", "layout", "writes", "batch", "fused", "twice", "in place", "heads",
+                "types",
+            ];
             let name = *u.choose(&OTHERS)?;
             // These run a case many times.
             let case = Case::within(u, 1 << 9)?;
-            Ok(on_case(case, |case| named(name).check(subject, case)))
+            Ok(on_case(subject, case, |case| named(name).check(subject, case)))
         },
     },
     Target {
@@ -81,7 +85,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "errors",
         sentence: "bad arguments are refused with the right typed error before anything is written",
-        body: |subject, u| Ok(on_case(Case::within(u, 1 << 9)?, |case| named("refusal").check(subject, case))),
+        body: |subject, u| Ok(on_case(subject, Case::within(u, 1 << 9)?, |case| named("refusal").check(subject, case))),
     },
 ];
 
@@ -210,7 +214,8 @@ fn sized_case(u: &mut Unstructured<'_>) -> arbitrary::Result<Case> {
     }
 }
 
-fn on_case(case: Case, check: impl FnOnce(&Case) -> Outcome) -> Execution {
+fn on_case(subject: &Subject, case: Case, check: impl FnOnce(&Case) -> Outcome) -> Execution {
+    let case = if subject.of_one_type { case.of_one_type() } else { case };
     Execution { case, outcome: check(&case) }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::buffer::{Buffer, Fill};
 use crate::case::{Case, Name, WeightKind};
-use crate::elements::{Elements, get, put};
+use crate::elements::{Elements, put};
 use crate::finding::{Evidence, Finding, Stop, demand_equal};
 use crate::operands::{Operands, Outputs};
 use crate::subject::Subject;
@@ -17,8 +17,10 @@ pub(crate) fn twice(subject: &Subject, case: &Case) -> Finding {
     let executor = &*subject.executor;
     let got = Operands::new(case, Fill::Nan).run(executor)?;
 
-    // Without a weight and a bias y is x_hat, stored.
-    let unweighted = Case { weight: WeightKind::Absent, bias: WeightKind::Absent, rounding: Rounding::Once, ..*case };
+    // Without a weight and a bias y is x_hat, stored; here in the type of what is normalised.
+    let mut unweighted =
+        Case { weight: WeightKind::Absent, bias: WeightKind::Absent, rounding: Rounding::Once, ..*case };
+    unweighted.types[Name::Y as usize] = None;
     let mut plain = Operands::new(&unweighted, Fill::Plausible);
     plain.forward(executor)?;
     let h = plain.outputs().y;
@@ -46,18 +48,16 @@ pub(crate) fn twice(subject: &Subject, case: &Case) -> Finding {
 }
 
 /// `h·w'`, or `h·w' + bias`, rounded once.
-fn products(case: &Case, mut h: Elements, weight: Option<&Buffer>, bias: Option<&Buffer>) -> Elements {
-    if weight.is_none() && bias.is_none() {
-        return h;
-    }
+fn products(case: &Case, h: Elements, weight: Option<&Buffer>, bias: Option<&Buffer>) -> Elements {
+    let mut y = Elements::zeros(case.type_of(Name::Y), h.len());
     let offset = |w: f32| if case.weight_offset == WeightOffset::One { w + 1.0 } else { w };
     let weight: Vec<f32> = (0..case.hidden).map(|j| weight.map_or(1.0, |w| offset(w.get(0, j)))).collect();
-    h.pieces_mut(case.hidden).into_par_iter().for_each(|mut row| {
+    y.pieces_mut(case.hidden).into_par_iter().enumerate().for_each(|(i, mut row)| {
         for (j, weight) in weight.iter().enumerate() {
-            let h = get(row.as_slice(), j);
+            let h = h.get(i * case.hidden + j);
             let y = bias.map_or(h * weight, |bias| h.mul_add(*weight, bias.get(0, j)));
             put(&mut row, j, y);
         }
     });
-    h
+    y
 }

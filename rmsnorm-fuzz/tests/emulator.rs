@@ -32,6 +32,8 @@ mod machine;
 mod twice;
 #[path = "emulator/two_rows.rs"]
 mod two_rows;
+#[path = "emulator/types.rs"]
+mod types;
 
 /// So small that rstd is infinite: 2^-130.
 const TINY: Values = Values::Scaled(f32::from_bits(1 << 19));

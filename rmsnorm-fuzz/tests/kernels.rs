@@ -36,11 +36,12 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             let mut of_dtype = Vec::new();
             for kind in kinds().into_iter().filter(|kind| kind.dtype == dtype) {
                 let units = units(&arch, &kind).expect("legal calls");
-                let special = kind.dz
+                let special = kind.dz.is_some()
                     || kind.rounding == Rounding::Twice
                     || kind.bias.is_some()
                     || kind.two_levels
-                    || kind.heads > 1;
+                    || kind.heads > 1
+                    || Direction::BOTH.into_iter().any(|direction| kind.are_mixed(direction));
                 let ordinary = kind.weight == Some(dtype) && kind.weight_offset == WeightOffset::Zero;
                 if is_hopper && ordinary && dtype != Dtype::Bf16 {
                     let (few, others): (Vec<Unit>, Vec<Unit>) = units.iter().partition(|unit| is_few(unit));
@@ -52,7 +53,8 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
             for direction in Direction::BOTH {
                 for (i, wanted) in classes(direction, dtype).into_iter().enumerate() {
                     let has_turn = is_hopper || dtype == Dtype::F32 || (dtype == Dtype::F16) == i.is_multiple_of(2);
-                    let is_candidate = |unit: &&Unit| is_of(unit, direction, wanted) && !is_grouped(unit);
+                    let is_candidate =
+                        |unit: &&Unit| is_of(unit, direction, wanted) && !is_grouped(unit) && !is_mixed(unit);
                     let of_class: Vec<&Unit> = of_dtype.iter().filter(is_candidate).collect();
                     // Not every GPU has clusters.
                     let one = of_class.get((7 * i + arch.sm_count as usize) % of_class.len().max(1));
@@ -65,14 +67,27 @@ fn chosen() -> (BTreeSet<Unit>, BTreeSet<Unit>) {
     (chosen, all)
 }
 
-/// What the units of one class on one architecture have in common, elements of as many bytes.
+/// What the units of one class on one architecture have in common, elements of as many bytes. Rows of several types have classes of the widest.
 fn key(unit: &Unit) -> Option<((u32, u32), bool, usize, Class)> {
     match unit.module {
+        _ if is_mixed(unit) => None,
         Module::Forward { rows, .. } => Some((unit.capability, true, rows.dtype.bytes(), rows.class)),
         Module::Backward { rows, .. } => Some((unit.capability, false, rows.dtype.bytes(), rows.class)),
         Module::ForwardFew { .. } | Module::BackwardFew { .. } | Module::BiasPartials { .. } | Module::Fold { .. } => {
             None
         }
+    }
+}
+
+fn is_mixed(unit: &Unit) -> bool {
+    match unit.module {
+        Module::Forward { rows, residual, y, .. } => {
+            y != rows.dtype || residual.is_some_and(|sum| sum != [rows.dtype; 2])
+        }
+        Module::Backward { rows, dy, dz, dx, .. } => {
+            [dy, dx, dz.unwrap_or(dx)].iter().any(|dtype| *dtype != rows.dtype)
+        }
+        _ => false,
     }
 }
 

@@ -30,6 +30,7 @@ fn every_call_finds_its_modules() {
         }
         for kind in portable {
             for (residual, dz) in [(false, false), (true, false), (false, true), (true, true)] {
+                let (residual, dz) = (residual.then_some([kind.dtype; 2]), dz.then_some(kind.dtype));
                 let units = units(&arch, &Calls { residual, dz, ..kind }).expect("a plan");
                 for unit in units.iter().filter(|unit| !matches!(unit.module, Module::BackwardFew { .. })) {
                     assert!(all.contains(&unit.module.portable()), "{name}: {unit}");

@@ -35,7 +35,7 @@ pub enum Rounding {
     /// No: y is rounded once, from `x_hat·weight` in f32.
     #[default]
     Once,
-    /// To the type of `x`, as code does that casts `x_hat` back before it multiplies (Llama's in Python frameworks). dw sums `dy` times
+    /// To the type of what is normalised, `x` or with a residual `z`, as code does that casts `x_hat` back before it multiplies (Llama's in Python frameworks). dw sums `dy` times
     /// what the weight multiplied, the rounded x_hat, also where there is no weight; `dx` is that of an x_hat that is not rounded, as frameworks
     /// have it when they differentiate through a cast.
     Twice,

@@ -32,17 +32,9 @@ pub(super) fn backward<T: Packed>(
     scratch: &mut [f32],
 ) -> Result<(), Error> {
     let (hidden, twice) = (of.hidden, rounding == Rounding::Twice);
-    let groups = if scratch.is_empty() { of.rstd.len() } else { scratch.len() / hidden };
-    let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
-    let sums_len = scratch.len().min(per_job * hidden);
-    let mut partials = scratch.chunks_mut(per_job * hidden);
-    let mut jobs: Vec<(Vec<Written<T>>, &mut [f32])> =
-        (0..groups.div_ceil(per_job)).map(|_| (Vec::new(), partials.next().unwrap_or_default())).collect();
-    for step in dx.pieces(groups) {
-        for (job, rows) in jobs.iter_mut().zip(step.pieces(per_job)) {
-            job.0.push(rows);
-        }
-    }
+    let scratch_len = scratch.len();
+    let (groups, per_job, jobs) = jobs(dx, scratch, of.rstd.len(), hidden);
+    let sums_len = scratch_len.min(per_job * hidden);
     share(
         jobs,
         || {
@@ -60,6 +52,33 @@ pub(super) fn backward<T: Packed>(
             partials.copy_from_slice(sums);
         },
     )
+}
+
+/// Rows that can be taken apart.
+pub(super) trait Pieces: Sized {
+    /// As many rows each, and the rest.
+    fn pieces(self, rows: usize) -> Vec<Self>;
+}
+
+/// Number of row groups, and of those of a job; and of each job dx, step by step, and the partials, if there is scratch for them.
+#[allow(clippy::type_complexity, reason = "said above")]
+pub(super) fn jobs<'a, W: Pieces>(
+    dx: W,
+    scratch: &'a mut [f32],
+    rows: usize,
+    hidden: usize,
+) -> (usize, usize, Vec<(Vec<W>, &'a mut [f32])>) {
+    let groups = if scratch.is_empty() { rows } else { scratch.len() / hidden };
+    let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
+    let mut partials = scratch.chunks_mut(per_job * hidden);
+    let mut jobs: Vec<_> =
+        (0..groups.div_ceil(per_job)).map(|_| (Vec::new(), partials.next().unwrap_or_default())).collect();
+    for step in dx.pieces(groups) {
+        for (job, rows) in jobs.iter_mut().zip(step.pieces(per_job)) {
+            job.0.push(rows);
+        }
+    }
+    (groups, per_job, jobs)
 }
 
 /// Neighbouring row groups. `steps[i]` is dx of the rows i·groups + first_group and following, one for each group (fewer in
@@ -134,7 +153,9 @@ impl<T: Packed> WithSimd for BackwardJob<'_, T> {
                     scale,
                     c.is_finite(),
                     #[inline(always)]
-                    |scale, number| gradients(Row { scale, ..row }, c, (number, twice), weight, dz, dx, partial),
+                    |scale, number| {
+                        gradients::<T, T>(Row { scale, ..row }, c, (number, twice), weight, dz, dx, partial)
+                    },
                 );
             }
             if let Some((next, ..)) = next {

@@ -1,5 +1,6 @@
 //! The operands of a checked call as the executor sees them, and memory of its own.
 
+use super::backward::Pieces;
 use super::convert::Packed;
 use super::row::prefetch;
 use crate::arith::effective_weight;
@@ -148,24 +149,6 @@ impl<'a, T> Written<'a, T> {
         }
     }
 
-    /// As many rows each, and the rest.
-    pub(super) fn pieces(self, rows: usize) -> Vec<Self> {
-        match self {
-            Written::Even(data, stride) => {
-                data.chunks_mut(rows.saturating_mul(stride)).map(|data| Written::Even(data, stride)).collect()
-            }
-            Written::Listed(mut all) => {
-                let mut pieces = Vec::with_capacity(all.len().div_ceil(rows));
-                while all.len() > rows {
-                    let rest = all.split_off(rows);
-                    pieces.push(Written::Listed(std::mem::replace(&mut all, rest)));
-                }
-                pieces.push(Written::Listed(all));
-                pieces
-            }
-        }
-    }
-
     #[inline(always)]
     pub(super) fn row(&self, row: usize, hidden: usize) -> &[T] {
         match self {
@@ -202,6 +185,25 @@ impl<'a, T> Written<'a, T> {
         match self {
             Written::Even(data, stride) => EachRow::Even(data.chunks_mut(stride)),
             Written::Listed(rows) => EachRow::Listed(rows.into_iter()),
+        }
+    }
+}
+
+impl<T> Pieces for Written<'_, T> {
+    fn pieces(self, rows: usize) -> Vec<Self> {
+        match self {
+            Written::Even(data, stride) => {
+                data.chunks_mut(rows.saturating_mul(stride)).map(|data| Written::Even(data, stride)).collect()
+            }
+            Written::Listed(mut all) => {
+                let mut pieces = Vec::with_capacity(all.len().div_ceil(rows));
+                while all.len() > rows {
+                    let rest = all.split_off(rows);
+                    pieces.push(Written::Listed(std::mem::replace(&mut all, rest)));
+                }
+                pieces.push(Written::Listed(all));
+                pieces
+            }
         }
     }
 }

@@ -153,9 +153,9 @@ fn factor<T: Packed>(x_hat: f32, number: bool, twice: bool) -> f32 {
     arith::factor(x_hat, twice, |x_hat| T::pack(x_hat, number).unpack())
 }
 
-/// §5 One tile of y. `number`: neither an x_hat nor a y is NaN.
+/// §5 One tile of y, H being the type that is normalised. `number`: neither an x_hat nor a y is NaN.
 #[inline(always)]
-pub(super) fn normalise<T: Packed>(
+pub(super) fn normalise<T: Packed, H: Packed>(
     x: &[T],
     row: RowScale,
     (number, twice): (bool, bool),
@@ -167,18 +167,18 @@ pub(super) fn normalise<T: Packed>(
     // A loop each: what is asked of every element would cost the ordinary one.
     if let Some(bias) = bias {
         y.zip(bias).for_each(|(((y, &z), &w), &b)| {
-            *y = T::pack(weighted_with(factor::<T>(x_hat(z, row), number, twice), w, b), number)
+            *y = T::pack(weighted_with(factor::<H>(x_hat(z, row), number, twice), w, b), number)
         });
     } else if twice {
-        y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<T>(x_hat(z, row), number, true), w), number));
+        y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<H>(x_hat(z, row), number, true), w), number));
     } else {
-        y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<T>(x_hat(z, row), number, false), w), number));
+        y.for_each(|((y, &z), &w)| *y = T::pack(weighted(factor::<H>(x_hat(z, row), number, false), w), number));
     }
 }
 
-/// §6 One tile of dx, and §7 of the group's partial if there is one. `number`: neither an x_hat nor a dx without dz is NaN.
+/// §6 One tile of dx, and §7 of the group's partial if there is one; H as above. `number`: neither an x_hat nor a dx without dz is NaN.
 #[inline(always)]
-pub(super) fn gradients<T: Packed>(
+pub(super) fn gradients<T: Packed, H: Packed>(
     row: Row<T>,
     c: f32,
     (number, twice): (bool, bool),
@@ -193,14 +193,14 @@ pub(super) fn gradients<T: Packed>(
         Some(partial) if in_one_loop => {
             for ((((dx, &x), &dy), &w), partial) in columns.zip(partial) {
                 let (x_hat, dy) = (x_hat(x, row.scale), dy.unpack());
-                *partial = chain(dy, factor::<T>(x_hat, number, false), *partial);
+                *partial = chain(dy, factor::<H>(x_hat, number, false), *partial);
                 *dx = T::pack(gradient(centred(x_hat, c, weighted(dy, w)), row.scale), number);
             }
             return;
         }
         // A loop each: what is asked of every element would cost the ordinary one.
-        Some(partial) if twice => add_to_partial(row, (number, true), partial),
-        Some(partial) => add_to_partial(row, (number, false), partial),
+        Some(partial) if twice => add_to_partial::<T, H>(row, (number, true), partial),
+        Some(partial) => add_to_partial::<T, H>(row, (number, false), partial),
         None => {}
     }
     match dz {
@@ -221,9 +221,9 @@ pub(super) fn gradients<T: Packed>(
 
 /// §7 One tile of the group's partial.
 #[inline(always)]
-fn add_to_partial<T: Packed>(row: Row<T>, (number, twice): (bool, bool), partial: &mut [f32]) {
+fn add_to_partial<T: Packed, H: Packed>(row: Row<T>, (number, twice): (bool, bool), partial: &mut [f32]) {
     for ((partial, &x), dy) in partial.iter_mut().zip(row.x).zip(row.dy) {
-        *partial = chain(dy.unpack(), factor::<T>(x_hat(x, row.scale), number, twice), *partial);
+        *partial = chain(dy.unpack(), factor::<H>(x_hat(x, row.scale), number, twice), *partial);
     }
 }
 

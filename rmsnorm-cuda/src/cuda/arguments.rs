@@ -44,7 +44,7 @@ macro_rules! arguments {
 arguments! {
     /// Of `forward` and `forward_few`. Streamed rows alone need `chains`.
     ForwardArguments:
-    "const T*" x, "u64" x_stride, "const T*" residual, "u64" residual_stride, "T*" z_out, "u64" z_out_stride, "const W*" weight, "T*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
+    "const X*" x, "u64" x_stride, "const R*" residual, "u64" residual_stride, "T*" z_out, "u64" z_out_stride, "const W*" weight, "Y*" y, "u64" y_stride, "float*" rstd, "u64" rows, "u32" hidden_given,
     "u32" chains, "float" eps, "const B*" bias;
     inner, reciprocal, x_jump, residual_jump, z_out_jump, y_jump
 }
@@ -52,8 +52,8 @@ arguments! {
 arguments! {
     /// Of `backward` and `columns`. Rows that no team holds alone need the chains, a ring alone `stages` and `pace`.
     BackwardArguments:
-    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
-    "const W*" weight, "const float*" rstd_given, "T*" dx, "u64" dx_stride,
+    "const T*" x, "u64" x_stride, "const DY*" dy, "u64" dy_stride, "const DZ*" dz, "u64" dz_stride,
+    "const W*" weight, "const float*" rstd_given, "DX*" dx, "u64" dx_stride,
     "float*" partial, "u64" rows, "u64" groups, "u32" hidden_given, "u32" chains, "u32" dot_chains, "u32" stages, "u32" pace;
     inner, reciprocal, x_jump, dy_jump, dz_jump, dx_jump
 }
@@ -61,8 +61,8 @@ arguments! {
 arguments! {
     /// Of `backward_few`.
     BackwardFewArguments:
-    "const T*" x, "u64" x_stride, "const T*" dy, "u64" dy_stride, "const T*" dz, "u64" dz_stride,
-    "const W*" weight, "const float*" rstd, "T*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given;
+    "const T*" x, "u64" x_stride, "const DY*" dy, "u64" dy_stride, "const DZ*" dz, "u64" dz_stride,
+    "const W*" weight, "const float*" rstd, "DX*" dx, "u64" dx_stride, "DW*" dw, "u64" rows, "u64" groups, "u32" hidden_given;
     inner, reciprocal, x_jump, dy_jump, dz_jump, dx_jump
 }
 

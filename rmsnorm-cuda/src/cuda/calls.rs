@@ -9,14 +9,14 @@ impl Calls {
     #[doc(hidden)]
     pub fn forward(&self) -> Result<Forward<DeviceMemory, DeviceMemory>, Error> {
         let memory = &mut self.memory();
-        let x = self.matrix(memory)?;
-        let y = self.output(x, memory)?;
+        let x = self.matrix(self.residual.map_or(self.dtype, |[x, _]| x), memory)?;
+        let y = self.output(self.y, x, memory)?;
         let residual = match self.residual {
-            true => {
-                let residual = self.matrix(memory)?;
-                Some(Residual { residual, z: self.output(residual, memory)? })
+            Some([_, residual]) => {
+                let residual = self.matrix(residual, memory)?;
+                Some(Residual { residual, z: self.output(self.dtype, residual, memory)? })
             }
-            false => None,
+            None => None,
         };
         Ok(Forward {
             residual,
@@ -34,8 +34,8 @@ impl Calls {
     #[doc(hidden)]
     pub fn backward(&self) -> Result<Backward<DeviceMemory, DeviceMemory>, Error> {
         let memory = &mut self.memory();
-        let (x, dy) = (self.matrix(memory)?, self.matrix(memory)?);
-        let dx = self.output(dy, memory)?;
+        let (x, dy) = (self.matrix(self.dtype, memory)?, self.matrix(self.dy, memory)?);
+        let dx = self.output(self.dx, dy, memory)?;
         let rstd = memory(Dtype::F32, self.rows())?;
         let needed = self.heads.saturating_mul(scratch_len(self.rows() / self.heads, self.hidden)?);
         let mut gradient = |dw| {
@@ -50,7 +50,7 @@ impl Calls {
             rounding: self.rounding,
             weight: self.weight.map(|dtype| self.vector(dtype, memory)).transpose()?,
             dw,
-            dz: if self.dz { Some(self.matrix(memory)?) } else { None },
+            dz: self.dz.map(|dz| self.matrix(dz, memory)).transpose()?,
             db,
             inner: self.inner(),
             per_head: self.per_head(),
@@ -87,21 +87,26 @@ impl Calls {
         }
     }
 
-    fn matrix(&self, memory: &mut Memory) -> Result<Rows<DeviceMemory>, Error> {
+    fn matrix(&self, dtype: Dtype, memory: &mut Memory) -> Result<Rows<DeviceMemory>, Error> {
         // One element too many in front is what keeps every row from beginning on 16 bytes.
         let offset = usize::from(!self.aligned);
         // Of two levels as if each group had a row more, which nobody touches.
         let per_group = if self.of_levels() { 3 } else { self.heads };
         let elements =
             (self.rows() / self.inner()).checked_mul(per_group).and_then(|rows| rows.checked_mul(self.hidden));
-        let data = memory(self.dtype, elements.and_then(|n| n.checked_add(offset)).unwrap_or(usize::MAX))?;
+        let data = memory(dtype, elements.and_then(|n| n.checked_add(offset)).unwrap_or(usize::MAX))?;
         let outer_stride = self.of_levels().then_some(self.hidden.saturating_mul(per_group));
         Ok(Rows { outer_stride, ..Rows::strided(data, offset, self.hidden) })
     }
 
-    /// An output that may have the rows of `input`.
-    fn output(&self, input: Rows<DeviceMemory>, memory: &mut Memory) -> Result<Rows<DeviceMemory>, Error> {
-        if self.in_place { Ok(input) } else { self.matrix(memory) }
+    /// An output that may have the rows of `input`, if it is of that type.
+    fn output(
+        &self,
+        dtype: Dtype,
+        input: Rows<DeviceMemory>,
+        memory: &mut Memory,
+    ) -> Result<Rows<DeviceMemory>, Error> {
+        if self.in_place && dtype == input.data.dtype { Ok(input) } else { self.matrix(dtype, memory) }
     }
 
     fn vector(&self, dtype: Dtype, memory: &mut Memory) -> Result<Vector<DeviceMemory>, Error> {

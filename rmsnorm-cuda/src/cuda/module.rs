@@ -25,8 +25,10 @@ pub enum Module {
         blocks_per_sm: u32,
         /// Rows that a team has on their way at once.
         rows_at_once: u32,
-        /// Whether a residual is added to x.
-        residual: bool,
+        /// Element types of x and of the residual, if one is added to it.
+        residual: Option<[Dtype; 2]>,
+        /// Element type of y.
+        y: Dtype,
         /// Element type of the bias, if there is one.
         bias: Option<Dtype>,
     },
@@ -38,8 +40,10 @@ pub enum Module {
         shares: u32,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
-        /// Whether a residual is added to x.
-        residual: bool,
+        /// Element types of x and of the residual, if one is added to it.
+        residual: Option<[Dtype; 2]>,
+        /// Element type of y.
+        y: Dtype,
         /// Element type of the bias, if there is one.
         bias: Option<Dtype>,
     },
@@ -51,8 +55,12 @@ pub enum Module {
         source: &'static str,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
-        /// Whether a gradient is added to dx.
-        dz: bool,
+        /// Element type of dy.
+        dy: Dtype,
+        /// Element type of what is added to dx, if anything is.
+        dz: Option<Dtype>,
+        /// Element type of dx.
+        dx: Dtype,
     },
     /// `backward_few`.
     BackwardFew {
@@ -64,8 +72,12 @@ pub enum Module {
         span: u32,
         /// Blocks that must fit a multiprocessor.
         blocks_per_sm: u32,
-        /// Whether a gradient is added to dx.
-        dz: bool,
+        /// Element type of dy.
+        dy: Dtype,
+        /// Element type of what is added to dx, if anything is.
+        dz: Option<Dtype>,
+        /// Element type of dx.
+        dx: Dtype,
     },
     /// `bias_partials`.
     BiasPartials {
@@ -90,7 +102,7 @@ pub enum Module {
 pub struct RowKind {
     /// How threads share a row.
     pub class: Class,
-    /// Element type of x, y, dy and dx.
+    /// Element type of what is normalised.
     pub dtype: Dtype,
     /// Element type of the weight, if there is one.
     pub weight: Option<Dtype>,
@@ -129,21 +141,22 @@ impl fmt::Display for RowKind {
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias } => {
-                let added = Added { residual: *residual, bias: *bias };
+            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, y, bias } => {
+                let added = Added { dtype: rows.dtype, residual: *residual, bias: *bias, y: *y };
                 let staged = if *staged { " staged" } else { "" };
                 write!(f, "forward{added} {rows}{staged} {rows_at_once} at once {blocks_per_sm}/SM")
             }
-            Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias } => {
-                let added = Added { residual: *residual, bias: *bias };
+            Module::ForwardFew { rows, shares, blocks_per_sm, residual, y, bias } => {
+                let added = Added { dtype: rows.dtype, residual: *residual, bias: *bias, y: *y };
                 write!(f, "forward of few rows{added} {rows} blocks a row {shares} {blocks_per_sm}/SM")
             }
-            Module::Backward { rows, source, blocks_per_sm, dz } => {
-                write!(f, "backward{} {rows} {source} {blocks_per_sm}/SM", if *dz { " with dz" } else { "" })
+            Module::Backward { rows, source, blocks_per_sm, dy, dz, dx } => {
+                let gradients = Gradients { dtype: rows.dtype, dy: *dy, dz: *dz, dx: *dx };
+                write!(f, "backward{gradients} {rows} {source} {blocks_per_sm}/SM")
             }
-            Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
-                let dz = if *dz { " with dz" } else { "" };
-                write!(f, "backward of few rows{dz} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
+            Module::BackwardFew { rows, dw, span, blocks_per_sm, dy, dz, dx } => {
+                let gradients = Gradients { dtype: rows.dtype, dy: *dy, dz: *dz, dx: *dx };
+                write!(f, "backward of few rows{gradients} {rows} dw={dw} span {span} {blocks_per_sm}/SM")
             }
             Module::BiasPartials { dtype, aligned, grouping } => {
                 write!(f, "sums of dy {dtype}{}{grouping}", if *aligned { " aligned" } else { " unaligned" })
@@ -153,16 +166,44 @@ impl fmt::Display for Module {
     }
 }
 
-/// What forward adds, as text.
+/// What forward adds, and of which types, as text.
 struct Added {
-    residual: bool,
+    dtype: Dtype,
+    residual: Option<[Dtype; 2]>,
     bias: Option<Dtype>,
+    y: Dtype,
 }
 
 impl fmt::Display for Added {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.residual { " with a residual" } else { "" })?;
-        self.bias.map_or(Ok(()), |dtype| write!(f, " with a bias of {dtype}"))
+        match self.residual {
+            Some([x, residual]) if x == self.dtype && residual == self.dtype => f.write_str(" with a residual")?,
+            Some([x, residual]) => write!(f, " of {x} with a residual of {residual}")?,
+            None => {}
+        }
+        self.bias.map_or(Ok(()), |dtype| write!(f, " with a bias of {dtype}"))?;
+        if self.y == self.dtype { Ok(()) } else { write!(f, " to {}", self.y) }
+    }
+}
+
+/// What backward reads and writes beside x, as text.
+struct Gradients {
+    dtype: Dtype,
+    dy: Dtype,
+    dz: Option<Dtype>,
+    dx: Dtype,
+}
+
+impl fmt::Display for Gradients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_other = |of: &Dtype| *of != self.dtype;
+        Some(self.dy).filter(is_other).map_or(Ok(()), |dy| write!(f, " of {dy}"))?;
+        match self.dz {
+            Some(dz) if is_other(&dz) => write!(f, " with a dz of {dz}")?,
+            Some(_) => f.write_str(" with dz")?,
+            None => {}
+        }
+        Some(self.dx).filter(is_other).map_or(Ok(()), |dx| write!(f, " to {dx}"))
     }
 }
 
@@ -202,15 +243,15 @@ impl Module {
         };
         match self {
             // How many blocks must fit a multiprocessor depends on what is given up here, and is speed alone.
-            Module::Forward { rows, rows_at_once, residual, bias, .. } => {
+            Module::Forward { rows, rows_at_once, residual, y, bias, .. } => {
                 // Each row at once makes a module longer, and the bundle is to stay below the registry's 10 MB.
                 let (rows, rows_at_once) = (portable(rows), rows_at_once.min(2));
-                Module::Forward { rows, staged: false, blocks_per_sm: 1, rows_at_once, residual, bias }
+                Module::Forward { rows, staged: false, blocks_per_sm: 1, rows_at_once, residual, y, bias }
             }
-            Module::Backward { rows, source, dz, .. } => {
+            Module::Backward { rows, source, dy, dz, dx, .. } => {
                 let rows = portable(rows);
                 let source = if rows.any_width { source_type(Source::in_memory(rows.class)) } else { source };
-                Module::Backward { rows, source, blocks_per_sm: 1, dz }
+                Module::Backward { rows, source, blocks_per_sm: 1, dy, dz, dx }
             }
             // Few rows are planned as others are, for their kernels take nothing but aligned rows.
             Module::ForwardFew { .. }
@@ -274,9 +315,9 @@ impl Module {
                 );
                 (constants, format!("{LEVELS}\n{BIAS}"))
             }
-            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias } => {
+            Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, y, bias } => {
                 let own = format!("ROWS = {rows_at_once}, BEYOND = {BEYOND}");
-                let constants = rows.forward_constants(residual, bias, blocks_per_sm, &own);
+                let constants = rows.forward_constants((residual, y), bias, blocks_per_sm, &own);
                 let kernels = match rows.class {
                     class if class.is_streamed() => format!("{LEVELS}\n{ROWS}\n{FORWARD_STREAMED}"),
                     class if class.is_clustered() => format!("{LEVELS}\n{ROWS}\n{CLUSTER}\n{FORWARD_CLUSTER}"),
@@ -285,16 +326,17 @@ impl Module {
                 };
                 (constants, kernels)
             }
-            Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias } => {
-                let constants = rows.forward_constants(residual, bias, blocks_per_sm, &format!("SHARES = {shares}"));
+            Module::ForwardFew { rows, shares, blocks_per_sm, residual, y, bias } => {
+                let constants = rows.forward_constants((residual, y), bias, blocks_per_sm, &format!("SHARES = {shares}"));
                 (constants, format!("{LEVELS}\n{ROWS}\n{FORWARD_FEW}"))
             }
-            Module::Backward { rows, source, blocks_per_sm, dz } => {
+            Module::Backward { rows, source, blocks_per_sm, dy, dz, dx } => {
                 let rows = if source == APART { RowKind { class: rows.class.apart(), ..rows } } else { rows };
-                let ring = rows.ring_constants(dz);
+                let ring = rows.ring_constants(dz.is_some());
                 let constants = format!(
-                    "constexpr bool HAS_DZ = {dz};\n{}\
+                    "{}{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {ring};\n#define BACKWARD_PARAMETERS {}\n",
+                    rows.backward_types(dy, dz, dx),
                     bias_constants(None),
                     BackwardArguments::parameters(rows.grouping)
                 );
@@ -306,12 +348,13 @@ impl Module {
                 };
                 (rows.constants(rows.grouping == Grouping::Levels) + &constants, kernels)
             }
-            Module::BackwardFew { rows, dw, span, blocks_per_sm, dz } => {
+            Module::BackwardFew { rows, dw, span, blocks_per_sm, dy, dz, dx } => {
                 let constants = format!(
-                    "typedef {} DW;\nconstexpr bool HAS_DZ = {dz};\n{}\
+                    "typedef {} DW;\n{}{}\
                      constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, SPAN = {span}, FEW_ROWS_MAX = {FEW_ROWS_MAX};\n\
                      #define BACKWARD_FEW_PARAMETERS {}\n",
                     c(dw),
+                    rows.backward_types(dy, dz, dx),
                     bias_constants(None),
                     BackwardFewArguments::parameters(rows.grouping)
                 );
@@ -324,13 +367,30 @@ impl Module {
 
 impl RowKind {
     /// Of a forward kernel, with what is its own among the numbers.
-    fn forward_constants(&self, residual: bool, bias: Option<Dtype>, blocks_per_sm: u32, own: &str) -> String {
+    fn forward_constants(
+        &self,
+        (residual, y): (Option<[Dtype; 2]>, Dtype),
+        bias: Option<Dtype>,
+        blocks_per_sm: u32,
+        own: &str,
+    ) -> String {
         // Forward takes the rows of heads in the order in which they lie.
         let (rows, bias) = (self.constants(self.grouping != Grouping::None), bias_constants(bias));
         let parameters = ForwardArguments::parameters(self.grouping);
+        let [x, r] = residual.unwrap_or([self.dtype; 2]).map(c);
+        let (y, has_residual) = (c(y), residual.is_some());
         format!(
-            "{rows}constexpr bool HAS_RESIDUAL = {residual}, HAS_DZ = false;\n{bias}\
+            "{rows}typedef {x} X;\ntypedef {r} R;\ntypedef {y} Y;\ntypedef T DY;\ntypedef T DZ;\n\
+             constexpr bool HAS_RESIDUAL = {has_residual}, HAS_DZ = false;\n{bias}\
              constexpr u32 BLOCKS_PER_SM = {blocks_per_sm}, {own};\n#define FORWARD_PARAMETERS {parameters}\n"
+        )
+    }
+
+    /// What backward reads and writes beside x.
+    fn backward_types(&self, dy: Dtype, dz: Option<Dtype>, dx: Dtype) -> String {
+        let (has_dz, [dy, dz, dx]) = (dz.is_some(), [dy, dz.unwrap_or(self.dtype), dx].map(c));
+        format!(
+            "typedef T X;\ntypedef T R;\ntypedef {dy} DY;\ntypedef {dz} DZ;\ntypedef {dx} DX;\nconstexpr bool HAS_DZ = {has_dz};\n"
         )
     }
 

@@ -51,13 +51,15 @@ pub type Steps = ArrayVec<Step, 5>;
 
 /// What decides how a forward call is launched.
 fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>, table: &Table) -> Calls {
+    let normalised = call.residual.as_ref().map_or(call.x.data.dtype, |sum| sum.z.data.dtype);
     Calls {
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
         rounding: call.rounding,
         bias: call.bias.map(|b| b.data.dtype),
-        residual: call.residual.is_some(),
-        ..kind_of(table, (call.rows, call.heads(), call.hidden), call.x.data.dtype)
+        residual: call.residual.as_ref().map(|sum| [call.x.data.dtype, sum.residual.data.dtype]),
+        y: call.y.data.dtype,
+        ..kind_of(table, (call.rows, call.heads(), call.hidden), normalised)
     }
 }
 
@@ -69,7 +71,9 @@ fn kind_of_backward(call: &Backward<DeviceMemory, DeviceMemory>, table: &Table) 
         rounding: call.rounding,
         dw: call.dw.as_ref().map(|gradient| gradient.dw.data.dtype),
         db: call.db.as_ref().map(|gradient| gradient.db.data.dtype),
-        dz: call.dz.is_some(),
+        dy: call.dy.data.dtype,
+        dz: call.dz.as_ref().map(|dz| dz.data.dtype),
+        dx: call.dx.data.dtype,
         ..kind_of(table, (call.rows, call.heads(), call.hidden), call.x.data.dtype)
     }
 }
@@ -124,13 +128,13 @@ pub fn forward(call: &Forward<DeviceMemory, DeviceMemory>, tuning: &Tuning) -> R
         z_out_jump: z.jump,
         y_jump: y.jump,
     };
-    let Calls { weight, bias, residual, .. } = calls;
-    let rows = row_kind(&launch, &calls, weight.is_some() || bias.is_some());
+    let Calls { weight, bias, residual, y, .. } = calls;
+    let rows = row_kind(&launch, &calls, weight.is_some() || bias.is_some() || y != calls.dtype);
     let (module, name) = match shares {
-        Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual, bias }, "forward_few"),
+        Some(shares) => (Module::ForwardFew { rows, shares, blocks_per_sm, residual, y, bias }, "forward_few"),
         None => {
             let staged = plan.is_staged();
-            (Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, bias }, "forward")
+            (Module::Forward { rows, staged, blocks_per_sm, rows_at_once, residual, y, bias }, "forward")
         }
     };
     steps.push(Step::Kernel(Kernel {
@@ -203,7 +207,7 @@ fn bias_partials(
         reciprocal,
         dy_jump: dy.jump,
     };
-    let module = Module::BiasPartials { dtype: calls.dtype, aligned, grouping: grouping(calls) };
+    let module = Module::BiasPartials { dtype: calls.dy, aligned, grouping: grouping(calls) };
     let (arguments, blocks) = (arguments.cells(), blocks * calls.heads as u32);
     Kernel { module, name: "bias_partials", blocks, threads: BIAS_THREADS, shared_bytes: 0, arguments }
 }
@@ -288,7 +292,9 @@ fn over_rows(call: &Backward<DeviceMemory, DeviceMemory>, calls: &Calls, plan: &
             rows: row_kind(launch, calls, calls.dw.is_some()),
             source: source_type(plan.source),
             blocks_per_sm: plan.blocks_per_sm,
+            dy: calls.dy,
             dz: calls.dz,
+            dx: calls.dx,
         },
         name: "backward",
         blocks: launch.blocks * calls.heads as u32,
@@ -337,7 +343,9 @@ fn few_rows(
             dw: gradient.dw.data.dtype,
             span,
             blocks_per_sm: plan.blocks_per_sm,
+            dy: calls.dy,
             dz: calls.dz,
+            dx: calls.dx,
         },
         name: "backward_few",
         blocks: launch.blocks * calls.heads as u32,

@@ -93,7 +93,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward(BA
                 for (u32 r = 0; r < scales.COUNT; r++) {
                     const float dot = reduce(fold_row, [&](u32 k, float (&p)[PACK]) {
                         if (column_of(k).is_outside(source.end)) return;
-                        const Pack<T> zk = source.z<IS_SELDOM>(at + r, k), dk = source.d<IS_SELDOM>(at + r, k);
+                        const Pack<T> zk = source.z<IS_SELDOM>(at + r, k);
+                        const Pack<DY> dk = source.d<IS_SELDOM>(at + r, k);
                         dot_step(zk, dk, w[k], scales.of[r], p);
                         column_step(zk, dk, scales.of[r], sum[k]);
                     });

@@ -45,7 +45,7 @@ struct Ring {
     }
 
     // A row of operand i in its stage.
-    __device__ __forceinline__ const T* row(u32 i, Matrix operand, const Place& here) const {
+    __device__ __forceinline__ const T* row(u32 i, Matrix<T> operand, const Place& here) const {
         return (const T*)(at(here.stage) + i * pitch() + skew(of.row(operand, here.row)));
     }
 };

@@ -11,7 +11,7 @@ constexpr u32 ROWS_AT_ONCE = SPAN < PACK ? SPAN : PACK, GROUPS_AT_ONCE = SPAN < 
 struct Columns {
     const T* x;
     u64 x_stride, x_jump;
-    const T* dy;
+    const DY* dy;
     u64 dy_stride, dy_jump;
     u64 rows, groups;
     u32 column, hidden;
@@ -30,7 +30,8 @@ template <u32 COUNT, u32 BATCH, bool ONE_ROW, typename S> __device__ __forceinli
     } else {
         float sum[COUNT][PACK] = {};
         for (u64 base = 0; base == 0 || !ONE_ROW && base < of.rows; base += of.groups) {
-            Pack<T> z[COUNT], d[COUNT];
+            Pack<T> z[COUNT];
+            Pack<DY> d[COUNT];
             decltype(scale(base, true)) s[COUNT];
 #pragma unroll
             for (u32 r = 0; r < COUNT; r++) {
@@ -80,7 +81,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) backward_fe
         const u64 row = (u64)(blockIdx.x - tiles) * TEAMS + threadIdx.x / TEAM;
         const u32 end = row < rows ? hidden : 0;  // a team without a row loads and stores nothing
         const float given = end > 0 ? rstd[row] : 0.0f;
-        Pack<T> z[PACKS], d[PACKS], g[PACKS];
+        Pack<T> z[PACKS];
+        Pack<DY> d[PACKS];
+        Pack<DZ> g[PACKS];
         Pack<W> w[PACKS];
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) {

@@ -6,7 +6,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(BACKWARD_PARAMETE
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
     for (u64 row = block_of_head(inner); row < rows; row += blocks_of_head(inner)) {
-        const T *z = ROW(x, row), *d = ROW(dy, row);
+        const T* z = ROW(x, row);
+        const DY* d = ROW(dy, row);
         const RowScale scale = row_scale(rstd[row], [&] {
             return scaled_root(streamed_squares(z, hidden, chains, SCALE_UP, fold_row), (float)hidden);
         });

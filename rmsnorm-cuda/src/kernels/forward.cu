@@ -25,6 +25,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
     __shared__ float nodes[TEAMS][2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes[team]};
     for (u64 first = (u64)blockIdx.x * TEAMS * ROWS; first < rows; first += (u64)gridDim.x * TEAMS * ROWS) {
+        Pack<X> of_x[ROWS][PACKS];
         Pack<T> z[ROWS][PACKS];
         Pack<W> w[WEIGHTS][PACKS] = {};
         Pack<B> b[WEIGHTS][PACKS] = {};
@@ -42,19 +43,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             const u64 row = first + r * TEAMS + team;
-            load_row(z[r], ROW(x, row), row < rows ? hidden : 0);
+            load_row(of_x[r], ROW(x, row), row < rows ? hidden : 0);
         }
-        if (HAS_RESIDUAL) {
 #pragma unroll
-            for (u32 r = 0; r < ROWS; r++) {
+        for (u32 r = 0; r < ROWS; r++) {
+            if (HAS_RESIDUAL) {
                 const u64 row = first + r * TEAMS + team;
                 const u32 end = row < rows ? hidden : 0;
-                Pack<T> other[PACKS];
+                Pack<R> other[PACKS];
                 load_row(other, ROW(residual, row), end);
                 as_it_lies(ROW(z_out, row), [&](auto to) {
 #pragma unroll
-                    for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(to, column_of(k), end, z[r][k], other[k]);
+                    for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(to, column_of(k), end, of_x[r][k], other[k]);
                 });
+            } else {
+#pragma unroll
+                for (u32 k = 0; k < PACKS; k++) z[r][k] = without_residual(of_x[r][k]);
             }
         }
         if (ALIGNED) load_weights();

@@ -29,7 +29,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER) __launch_bounds__(THREADS, 
     for (u32 k = 0; k < EARLY; k++) early[k] = load_weight(OF_HEAD(weight, row), part.column(k), hidden);
     cluster_wait();
     if (HAS_RESIDUAL) {
-        Pack<T> other[PACKS];
+        Pack<R> other[PACKS];
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(ROW(residual, row), part.column(k), hidden);
 #pragma unroll

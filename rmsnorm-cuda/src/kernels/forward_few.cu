@@ -37,19 +37,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward_few
     };
     alignas(16) __shared__ float nodes[2][TEAM_WARPS];
     WideFold fold_row{nodes};
+    Pack<X> of_x[PACKS];
     Pack<T> z[PACKS];
     Pack<W> w[PACKS];
     Pack<B> b[PACKS];
 #pragma unroll
-    for (u32 k = 0; k < PACKS; k++) z[k] = load_pack(ROW(x, row), column_of(k), hidden);
+    for (u32 k = 0; k < PACKS; k++) of_x[k] = load_pack(ROW(x, row), column_of(k), hidden);
 #pragma unroll
     for (u32 k = 0; k < PACKS; k++) w[k] = load_weight(OF_HEAD(weight, row), column_of(k), own(k)), b[k] = load_bias(OF_HEAD(bias, row), column_of(k), own(k));
     if (HAS_RESIDUAL) {
-        Pack<T> other[PACKS];
+        Pack<R> other[PACKS];
 #pragma unroll
         for (u32 k = 0; k < PACKS; k++) other[k] = load_pack(ROW(residual, row), column_of(k), hidden);
 #pragma unroll
-        for (u32 k = 0; k < PACKS; k++) z[k] = store_sum(ROW(z_out, row), column_of(k), own(k), z[k], other[k]);
+        for (u32 k = 0; k < PACKS; k++) z[k] = store_sum(ROW(z_out, row), column_of(k), own(k), of_x[k], other[k]);
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < PACKS; k++) z[k] = without_residual(of_x[k]);
     }
     const float sum = reduce(fold_row, [&](u32 k, float (&p)[PACK]) { squares_step(z[k], p); });
     const Statistic stat = statistic(sum, divisor(hidden), eps, [&](float s) {

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) forward(FOR
 #pragma unroll
             for (u32 k = 0; k < PACKS; k++) begin_pack(w[k], from, column_of(k), hidden);
         };
-        if constexpr (HAS_WEIGHT && sizeof(W) == 2) {
+        if constexpr (HAS_WEIGHT && sizeof(W) == 2 && WORD > 1) {
             if ((u64)of_row & 2) load_weights(of_row);
             else load_weights(Lying<const W, false>{of_row});
         } else if (HAS_WEIGHT) load_weights(of_row);

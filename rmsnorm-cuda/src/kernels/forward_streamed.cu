@@ -5,10 +5,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(FORWARD_PARAMETERS
     __shared__ float nodes[2][SETS * TEAM_WARPS];
     RowFold fold_row{nodes};
     for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const T* z = ROW(x, row);
+        const T* z = without_residual(ROW(x, row));
         if (HAS_RESIDUAL) {
             for (u32 k = 0; k * THREADS * PACK < hidden; k++)
-                store_sum(ROW(z_out, row), column_of(k), hidden, load_pack(z, column_of(k), hidden), load_pack(ROW(residual, row), column_of(k), hidden));
+                store_sum(ROW(z_out, row), column_of(k), hidden, load_pack(ROW(x, row), column_of(k), hidden), load_pack(ROW(residual, row), column_of(k), hidden));
             team_barrier();  // other threads read what this one has stored
             z = ROW(z_out, row);
         }

@@ -1,6 +1,6 @@
 // How packs are loaded and stored, of rows that are aligned (whole packs) and of others (words, and halves of words that lanes hand over).
 
-// A row of two-byte elements of which it is known whether it begins in the middle of a word. Of any other row nothing has to be known.
+// A row of two-byte elements, each lane having two neighbours of it, of which it is known whether it begins in the middle of a word. Of any other row nothing has to be known.
 template <typename E, bool SPLIT> struct Lying { E* row; };
 
 // Whether what is done for rows of this scale is seldom done: such text is not compiled once more for how a row lies.
@@ -10,7 +10,7 @@ constexpr bool is_seldom(OrdinaryRow) { return false; }
 
 // Calls `f` with a row as what it is; where that is seldom, as a row of which nothing is known.
 template <bool IS_SELDOM = false, typename E, typename F> __device__ __forceinline__ void as_it_lies(E* row, F f) {
-    if constexpr (ALIGNED || sizeof(E) == 4 || IS_SELDOM) f(row);
+    if constexpr (ALIGNED || sizeof(E) == 4 || WORD == 1 || IS_SELDOM) f(row);
     else if ((u64)row & 2) f(Lying<E, true>{row});
     else f(Lying<E, false>{row});
 }
@@ -185,15 +185,21 @@ __device__ __forceinline__ Pack<B> load_bias(const B* bias, Column column, u32 h
     return HAS_BIAS ? load_pack(bias, column, hidden) : Pack<B>{};
 }
 
-template <bool IS_SELDOM = false> __device__ __forceinline__ Pack<T> load_dz(const T* row, Column column, u32 hidden) {
-    return HAS_DZ ? load_words<IS_SELDOM>(row, column, hidden) : Pack<T>{};
+template <bool IS_SELDOM = false> __device__ __forceinline__ Pack<DZ> load_dz(const DZ* row, Column column, u32 hidden) {
+    return HAS_DZ ? load_words<IS_SELDOM>(row, column, hidden) : Pack<DZ>{};
 }
 
 // Stores the sums of a pack of x and one of the residual, rounded, and gives what it stored.
-template <typename R> __device__ __forceinline__ Pack<T> store_sum(R row, Column column, u32 hidden, const Pack<T>& x, const Pack<T>& residual) {
+template <typename To> __device__ __forceinline__ Pack<T> store_sum(To row, Column column, u32 hidden, const Pack<X>& x, const Pack<R>& residual) {
     float sum[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) sum[i] = added(x[i], residual[i]);
     store_pack(row, column, hidden, sum);
     return rounded<T>(sum);
 }
+
+// What is normalised where there is no residual: x, which is then of type T.
+__device__ __forceinline__ const T* without_residual(const T* x) { return x; }
+__device__ __forceinline__ Pack<T> without_residual(const Pack<T>& x) { return x; }
+template <typename E> __device__ __forceinline__ const T* without_residual(const E*) { return nullptr; }
+template <typename E> __device__ __forceinline__ Pack<T> without_residual(const Pack<E>&) { return {}; }

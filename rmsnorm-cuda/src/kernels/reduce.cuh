@@ -11,19 +11,19 @@ __device__ __forceinline__ void scaled_squares_step(const Pack<T>& z, float s, f
     for (int i = 0; i < (int)PACK; i++) p[i] = chain(scaled(z[i], s), scaled(z[i], s), p[i]);
 }
 
-template <typename S> __device__ __forceinline__ void dot_step(const Pack<T>& z, const Pack<T>& d, const Pack<W>& w, S scale, float (&p)[PACK]) {
+template <typename S> __device__ __forceinline__ void dot_step(const Pack<T>& z, const Pack<DY>& d, const Pack<W>& w, S scale, float (&p)[PACK]) {
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) p[i] = chain(weighted(d[i], weight_of(w, i)), x_hat(z[i], scale), p[i]);
 }
 
 // One row's contribution to the column sums of a pack.
-template <typename S> __device__ __forceinline__ void column_step(const Pack<T>& z, const Pack<T>& d, S scale, float (&sum)[PACK]) {
+template <typename S> __device__ __forceinline__ void column_step(const Pack<T>& z, const Pack<DY>& d, S scale, float (&sum)[PACK]) {
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) sum[i] = chain(d[i], factor<T>(x_hat(z[i], scale), TWICE), sum[i]);
 }
 
 // y and dx of a pack.
-template <typename R, typename S> __device__ __forceinline__ void store_y(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<W>& w, const Pack<B>& b, S scale) {
+template <typename To, typename S> __device__ __forceinline__ void store_y(To row, Column column, u32 hidden, const Pack<T>& z, const Pack<W>& w, const Pack<B>& b, S scale) {
     float out[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) {
@@ -33,7 +33,7 @@ template <typename R, typename S> __device__ __forceinline__ void store_y(R row,
     store_pack(row, column, hidden, out);
 }
 
-template <typename R, typename S> __device__ __forceinline__ void store_dx(R row, Column column, u32 hidden, const Pack<T>& z, const Pack<T>& d, const Pack<T>& g, const Pack<W>& w, S scale, float c) {
+template <typename To, typename S> __device__ __forceinline__ void store_dx(To row, Column column, u32 hidden, const Pack<T>& z, const Pack<DY>& d, const Pack<DZ>& g, const Pack<W>& w, S scale, float c) {
     float out[PACK];
 #pragma unroll
     for (int i = 0; i < (int)PACK; i++) {

@@ -4,7 +4,9 @@
 // A team of TEAM threads shares a row; a block is TEAMS teams. A pack is PACK elements of a row, 8 to 32 bytes, one
 // for each of PACK chains. Pack k of a thread lies k·TEAM·PACK elements after its first. A thread owns the chains of
 // its first SETS packs; pack k goes on with the chains of pack k mod SETS. Set when a module is compiled (plan.rs, Class):
-//   T, W, B       element type of x, y, dy, dx; of the weight; of the bias
+//   T, W, B       element type of what is normalised (x, or with a residual z); of the weight; of the bias
+//   X, R, Y       of forward's x, residual and y; X is T where there is no residual
+//   DY, DZ, DX    of backward's dy, dz and dx. Rows of several types have forward.cu and backward.cu from global memory, or the streamed kernels alone
 //   HAS_WEIGHT, ZERO_CENTRED
 //   HAS_BIAS      a bias is added before y is rounded
 //   TWICE         x_hat is rounded before the weight multiplies it

@@ -7,23 +7,28 @@
 //   met()             all threads of the team have been here since they asked for a pack of the rows before
 // Every team of a block calls them alike; one without a row works on no element.
 
-struct Matrix {
-    const T* first;
+template <typename E> struct Matrix {
+    const E* first;
     u64 stride, jump;
 };
 
 struct Operands {
-    Matrix x, dy, dz;
+    Matrix<T> x;
+    Matrix<DY> dy;
+    Matrix<DZ> dz;
     Roots<const float> rstd;
     u64 rows, groups;
     u32 hidden;
     u64 inner, reciprocal;
 
-    __device__ __forceinline__ const T* row(Matrix of, u64 row) const { return row_of(of.first, row, of.stride, of.jump, inner, reciprocal); }
-    __device__ __forceinline__ Arriving arriving(Matrix of, u64 row) const { return Arriving(of.first, this->row(of, row), this->row(of, rows - 1), hidden); }
+    template <typename E> __device__ __forceinline__ const E* row(Matrix<E> of, u64 row) const { return row_of(of.first, row, of.stride, of.jump, inner, reciprocal); }
+    // What arrives in shared memory is of type T: where rows have several types, nobody asks.
+    template <typename E> __device__ __forceinline__ Arriving arriving(Matrix<E> of, u64 row) const {
+        return Arriving((const T*)of.first, (const T*)this->row(of, row), (const T*)this->row(of, rows - 1), hidden);
+    }
     // By a number that is known when the kernel runs: member by member, or all would lie in memory.
-    __device__ __forceinline__ Matrix matrix(u32 i) const {
-        return {i == 0 ? x.first : i == 1 ? dy.first : dz.first, i == 0 ? x.stride : i == 1 ? dy.stride : dz.stride, i == 0 ? x.jump : i == 1 ? dy.jump : dz.jump};
+    __device__ __forceinline__ Matrix<T> matrix(u32 i) const {
+        return {i == 0 ? x.first : i == 1 ? (const T*)dy.first : (const T*)dz.first, i == 0 ? x.stride : i == 1 ? dy.stride : dz.stride, i == 0 ? x.jump : i == 1 ? dy.jump : dz.jump};
     }
 };
 
@@ -38,7 +43,8 @@ template <bool KEPT> struct InMemory {
     struct Row {
         u32 end;
         float rstd;
-        Pack<T> z[PACKS], d[PACKS];
+        Pack<T> z[PACKS];
+        Pack<DY> d[PACKS];
     } kept, ahead;
 
     __device__ __forceinline__ InMemory(const Operands& of, u32, u32) : of(of) {}
@@ -75,8 +81,8 @@ template <bool KEPT> struct InMemory {
 
     __device__ __forceinline__ u64 row(u32) const { return here; }
     template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> z(u32, u32 k) const { return KEPT ? kept.z[k] : load_words<IS_SELDOM>(of.row(of.x, here), column_of(k), end); }
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> d(u32, u32 k) const { return KEPT ? kept.d[k] : load_words<IS_SELDOM>(of.row(of.dy, here), column_of(k), end); }
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> g(u32, u32 k) const { return load_dz<IS_SELDOM>(of.row(of.dz, here), column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<DY> d(u32, u32 k) const { return KEPT ? kept.d[k] : load_words<IS_SELDOM>(of.row(of.dy, here), column_of(k), end); }
+    template <bool IS_SELDOM> __device__ __forceinline__ Pack<DZ> g(u32, u32 k) const { return load_dz<IS_SELDOM>(of.row(of.dz, here), column_of(k), end); }
     __device__ __forceinline__ void met() {}
 };
 
@@ -242,12 +248,12 @@ template <u32 ROWS> struct Ringed {
     __device__ __forceinline__ u64 row(u32 r) const { return first + r * of.groups; }
 
     // Where row r of the stage begins, of operand i.
-    __device__ __forceinline__ const T* arrived(u32 r, u32 i, Matrix operand) const {
-        return (const T*)(here + (r * STAGE_ROWS + i) * pitch() + skew(of.row(operand, row(r))));
+    template <typename E> __device__ __forceinline__ const T* arrived(u32 r, u32 i, Matrix<E> operand) const {
+        return (const T*)(here + (r * STAGE_ROWS + i) * pitch() + skew((const T*)of.row(operand, row(r))));
     }
 
     // Pack k of it.
-    template <bool IS_SELDOM> __device__ __forceinline__ Pack<T> arrived_pack(u32 r, u32 i, Matrix operand, u32 k) const {
+    template <bool IS_SELDOM, typename E> __device__ __forceinline__ Pack<T> arrived_pack(u32 r, u32 i, Matrix<E> operand, u32 k) const {
         const T* row = arrived(r, i, operand);
         return IS_SELDOM ? load_pack(row, column_of(k), end) : load_arrived(row, column_of(k), end);
     }

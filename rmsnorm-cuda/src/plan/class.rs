@@ -149,7 +149,7 @@ pub fn class_unaligned(direction: Direction, hidden: usize, dtype: Dtype) -> Cla
 /// that are not aligned, and that of backward of f32 rows of which a block's ring would have no room for a second one. (There a cluster shares
 /// a row.)
 pub(super) fn class_planned(direction: Direction, calls: &Calls, tuning: &Tuning) -> Class {
-    let Calls { hidden, dtype, .. } = *calls;
+    let (hidden, dtype) = (calls.hidden, calls.widest(direction));
     let of_width = class(direction, hidden, dtype);
     if !are_registers_known(tuning) || hidden > HELD_MAX {
         return of_width;
@@ -205,7 +205,8 @@ pub fn classes(direction: Direction, dtype: Dtype) -> Vec<Class> {
 pub(super) fn few_rows_forward(calls: &Calls, tuning: &Tuning) -> Option<(Class, u32)> {
     let (rows, hidden) = (calls.all_rows(), calls.hidden);
     let Tuning { forward, blocks, few_rows, shares, .. } = *tuning;
-    if !few_rows || forward.is_some() || blocks.is_some() || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
+    let is_other = forward.is_some() || blocks.is_some() || calls.are_mixed(Direction::Forward);
+    if !few_rows || is_other || !(NARROW + 1..=HELD_MAX).contains(&hidden) {
         return None;
     }
     let class = Class::of_few(hidden);

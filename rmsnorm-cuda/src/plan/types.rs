@@ -12,7 +12,7 @@ pub struct Calls {
     pub heads: usize,
     /// Length of a row.
     pub hidden: usize,
-    /// Element type of x, y, dy and dx.
+    /// Element type of what is normalised: of x, or of the z of a forward call with a residual.
     pub dtype: Dtype,
     /// Element type of the weight, if there is one.
     pub weight: Option<Dtype>,
@@ -26,10 +26,16 @@ pub struct Calls {
     pub bias: Option<Dtype>,
     /// Element type of the bias's gradient, if it is computed.
     pub db: Option<Dtype>,
-    /// Whether forward is given a residual.
-    pub residual: bool,
-    /// Whether backward is given a `dz`.
-    pub dz: bool,
+    /// Element types of x and of the residual, if forward is given one.
+    pub residual: Option<[Dtype; 2]>,
+    /// Element type of y.
+    pub y: Dtype,
+    /// Element type of dy.
+    pub dy: Dtype,
+    /// Element type of dz, if backward is given one.
+    pub dz: Option<Dtype>,
+    /// Element type of dx.
+    pub dx: Dtype,
     /// Whether every row of every operand, weight and scratch too, begins on 16 bytes. So it is in whole buffers of cudarc's
     /// with rows of a multiple of 16 bytes.
     pub aligned: bool,
@@ -41,7 +47,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Of aligned rows, y rounded once, without anything that may be absent: no weight, no bias, no gradient of either, no residual, no `dz`; not in place; of one
+    /// Of aligned rows of one type, y rounded once, without anything that may be absent: no weight, no bias, no gradient of either, no residual, no `dz`; not in place; of one
     /// level. The rest by struct update.
     pub const fn new((rows, hidden): (usize, usize), dtype: Dtype) -> Self {
         Calls {
@@ -55,8 +61,11 @@ impl Calls {
             dw: None,
             bias: None,
             db: None,
-            residual: false,
-            dz: false,
+            residual: None,
+            y: dtype,
+            dy: dtype,
+            dz: None,
+            dx: dtype,
             aligned: true,
             in_place: false,
             two_levels: false,
@@ -75,12 +84,33 @@ impl Calls {
 
     /// Whether forward adds something to x, or to its product with the weight.
     pub(super) fn adds(&self) -> bool {
-        self.residual || self.bias.is_some()
+        self.residual.is_some() || self.bias.is_some()
     }
 
-    /// Whether a weight takes no more registers than x.
+    /// Element types of the rows of a direction.
+    fn of_rows(&self, direction: Direction) -> impl Iterator<Item = Dtype> {
+        let [beside, optional] = match direction {
+            Direction::Forward => [[self.y, self.dtype], self.residual.unwrap_or([self.dtype; 2])],
+            Direction::Backward => [[self.dy, self.dx], [self.dz.unwrap_or(self.dtype), self.dtype]],
+        };
+        beside.into_iter().chain(optional)
+    }
+
+    /// Whether they differ. Then rows have the plainest kernels: what passes shared memory as it is, or is copied in bulk, has one type.
+    #[doc(hidden)]
+    pub fn are_mixed(&self, direction: Direction) -> bool {
+        self.of_rows(direction).any(|dtype| dtype != self.dtype)
+    }
+
+    /// The widest of them, for which a class is chosen: registers decide.
+    #[doc(hidden)]
+    pub fn widest(&self, direction: Direction) -> Dtype {
+        self.of_rows(direction).max_by_key(|dtype| dtype.bytes()).unwrap_or(self.dtype)
+    }
+
+    /// Whether a weight takes no more registers in forward than x.
     pub(super) fn has_little_weight(&self) -> bool {
-        self.weight.is_none_or(|w| w.bytes() <= self.dtype.bytes())
+        self.weight.is_none_or(|w| w.bytes() <= self.widest(Direction::Forward).bytes())
     }
 }
 

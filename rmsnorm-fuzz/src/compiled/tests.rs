@@ -9,7 +9,8 @@ fn every_class_is_a_unit_in_every_layout() {
         for kind in kinds() {
             let units = units(&arch, &kind).unwrap();
             for direction in Direction::BOTH {
-                for wanted in classes(direction, kind.dtype) {
+                let (widest, is_mixed) = (kind.widest(direction), kind.are_mixed(direction));
+                for wanted in classes(direction, widest) {
                     let of = |wants_aligned| {
                         units.iter().any(|unit| match (direction, unit.module) {
                             (Direction::Forward, Module::Forward { rows, .. })
@@ -20,17 +21,18 @@ fn every_class_is_a_unit_in_every_layout() {
                         })
                     };
                     let unaligned = |hidden| match arch.compute_capability {
-                        (9, 0) => class_unaligned(direction, hidden, kind.dtype),
-                        _ => class(direction, hidden, kind.dtype),
+                        (9, 0) => class_unaligned(direction, hidden, widest),
+                        _ => class(direction, hidden, widest),
                     };
-                    // Aligned rows of such widths are a cluster's there, if they are not a head's.
-                    let is_replaced = (arch.compute_capability, kind.heads) == ((9, 0), 1)
-                        && (direction, kind.dtype) == (Direction::Backward, Dtype::F32)
-                        && (HELD_MAX / 2 + 1..=HELD_MAX).any(|n| class(direction, n, kind.dtype) == wanted);
+                    // Aligned rows of such widths are a cluster's there, if they are not a head's, nor of several types.
+                    let is_replaced = (arch.compute_capability, kind.heads, is_mixed) == ((9, 0), 1, false)
+                        && (direction, widest) == (Direction::Backward, Dtype::F32)
+                        && (HELD_MAX / 2 + 1..=HELD_MAX).any(|n| class(direction, n, widest) == wanted);
                     let expected = match wanted.is_clustered() {
                         true => {
                             let is_there = ((9, 0)..(12, 0)).contains(&arch.compute_capability);
-                            (is_there && (direction == Direction::Forward || kind.heads == 1), false)
+                            let has_heads = direction == Direction::Backward && kind.heads > 1;
+                            (is_there && !has_heads && !is_mixed, false)
                         }
                         false => {
                             (!is_replaced, (1..=HELD_MAX).chain([HIDDEN_MAX]).any(|hidden| unaligned(hidden) == wanted))
@@ -48,6 +50,7 @@ fn what_is_launched_is_a_unit() {
     for (_, arch) in Arch::ALL {
         for kind in kinds() {
             let units = units(&arch, &kind).unwrap();
+            let [mixed_forward, mixed_backward] = Direction::BOTH.map(|direction| kind.are_mixed(direction));
             assert!(units.iter().any(|unit| matches!(unit.module, Module::Fold { .. })));
             // Unaligned rows have classes of their own.
             for (hidden, direction) in (257..=HELD_MAX).step_by(255).flat_map(|n| Direction::BOTH.map(|d| (n, d))) {
@@ -70,27 +73,28 @@ fn what_is_launched_is_a_unit() {
             let hopper = arch.compute_capability == (9, 0);
             assert_eq!(
                 shares,
-                if hopper { [1, 3, 4, 6, 8, 12, 16].into() } else { BTreeSet::new() },
+                if hopper && !mixed_forward { [1, 3, 4, 6, 8, 12, 16].into() } else { BTreeSet::new() },
                 "{arch:?} {kind:?}"
             );
-            // Backward of heads has the kernels of many rows.
+            // Backward of heads has the kernels of many rows, and so have rows of several types.
             for wanted in [2, 4, 8, 16] {
                 let of =
                     |module| matches!(module, Module::BackwardFew { span, dz, .. } if span == wanted && dz == kind.dz);
                 assert_eq!(
                     units.iter().any(|unit| of(unit.module)),
-                    kind.heads == 1,
+                    kind.heads == 1 && !mixed_backward,
                     "{arch:?} {kind:?} span {wanted}"
                 );
             }
             let ring =
                 |unit: &Unit| unit.module.has_dynamic_shared_memory() && !matches!(unit.module, Module::Forward { .. });
-            let (rings, bulk_copies) = (units.iter().any(ring), arch.compute_capability >= (9, 0));
+            let (rings, bulk_copies) = (units.iter().any(ring), arch.compute_capability >= (9, 0) && !mixed_backward);
             // Three rows a stage leave no room for a second stage of any f32 class in 99 KiB.
-            assert!(if kind.dz { rings <= bulk_copies } else { rings == bulk_copies }, "{arch:?} {kind:?}");
+            assert!(if kind.dz.is_some() { rings <= bulk_copies } else { rings == bulk_copies }, "{arch:?} {kind:?}");
             let is_staged = |unit: &Unit| matches!(unit.module, Module::Forward { staged: true, .. });
-            let is_plain = !kind.residual && kind.bias.is_none();
-            assert_eq!(units.iter().any(is_staged), bulk_copies && is_plain, "{arch:?} {kind:?}");
+            let is_plain = kind.residual.is_none() && kind.bias.is_none() && !mixed_forward;
+            let is_hopper = arch.compute_capability >= (9, 0);
+            assert_eq!(units.iter().any(is_staged), is_hopper && is_plain, "{arch:?} {kind:?}");
             let has_dynamic = |unit: &Unit| unit.module.has_dynamic_shared_memory();
             assert!(units.iter().all(|unit| has_dynamic(unit) == (unit.dynamic_bytes > 0)));
         }

@@ -48,6 +48,13 @@ fn odd() -> Case {
         .fold(Case { seed: 7, ..Case::new(20, 777, Dtype::Bf16) }, |c, o| c.with_place(o, place))
 }
 
+/// Of bf16, with a matrix of f32.
+fn mixed(other: Name) -> Case {
+    let mut case = Case { seed: 7, ..Case::new(20, 512, Dtype::Bf16) };
+    case.types[other as usize] = Some(Dtype::F32);
+    case
+}
+
 /// A million rows of which each adds next to nothing to dw: one that is lost is within the bound.
 fn million() -> Case {
     Case { x: Values::Constant(0.5), ..hard("million_rows") }
@@ -573,8 +580,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/forward.cu",
-            "load_row(z[r], ROW(x, row),",
-            "load_row(z[r], x + (u32)(row * x_stride),",
+            "load_row(of_x[r], ROW(x, row),",
+            "load_row(of_x[r], x + (u32)(row * x_stride),",
         )],
         property: "far rows",
         case: ring,
@@ -586,8 +593,8 @@ pub const MUTANTS: &[Mutant] = &[
         on: On::Kernels,
         patches: &[patch(
             "kernels/source.cuh",
-            "Arriving(of.first, this->row(of, row),",
-            "Arriving(of.first, of.first + (u32)(row * of.stride),",
+            "Arriving((const T*)of.first, (const T*)this->row(of, row),",
+            "Arriving((const T*)of.first, (const T*)of.first + (u32)(row * of.stride),",
         )],
         property: "far rows",
         case: ring,
@@ -644,7 +651,7 @@ pub const MUTANTS: &[Mutant] = &[
             patch(
                 "kernels/forward.cu",
                 "for (u32 k = 0; k < PACKS; k++) z[r][k] = store_sum(",
-                "for (u32 k = 0; k < PACKS; k++) addend[k] = z[r][k], augend[k] = other[k], z[r][k] = store_sum(",
+                "for (u32 k = 0; k < PACKS; k++) addend[k] = of_x[r][k], augend[k] = other[k], z[r][k] = store_sum(",
             ),
         ],
         property: "fused",
@@ -664,6 +671,46 @@ pub const MUTANTS: &[Mutant] = &[
         property: "fused",
         // So many rows, for what a chain loses is a small part of the last bit of its row's sum. (The squares of 16-bit sums are exact.)
         case: || Case { residual: Some(Values::Normal), ..Case::new(600, 512, Dtype::F32) },
+        column: false,
+    },
+    Mutant {
+        name: "x_hat_rounded_in_a_mixture",
+        defect: "x_hat is rounded to the type of x where y has another",
+        on: On::Cpu,
+        patches: &[patch(
+            "cpu/mixed.rs",
+            "normalise::<f32, H>(z, scale, (false, twice)",
+            "normalise::<f32, H>(z, scale, (false, true)",
+        )],
+        property: "types",
+        case: || mixed(Name::Y),
+        column: false,
+    },
+    Mutant {
+        name: "unrounded_sum_in_a_mixture",
+        defect: "where operands have several types, what is normalised is the sum before it was stored",
+        on: On::Cpu,
+        patches: &[patch("cpu/mixed.rs", "                z_out.widen(i, z);\n", "")],
+        property: "fused",
+        case: || Case { residual: Some(Values::Normal), ..mixed(Name::Residual) },
+        column: false,
+    },
+    Mutant {
+        name: "mixture_rounded_once",
+        defect: "without a weight x_hat is not rounded twice, though y has another type than x",
+        on: On::Kernels,
+        patches: &[patch("cuda/steps.rs", " || y != calls.dtype", "")],
+        property: "twice",
+        case: || Case { rounding: Rounding::Twice, weight: WeightKind::Absent, ..mixed(Name::Y) },
+        column: false,
+    },
+    Mutant {
+        name: "dy_of_the_type_of_x",
+        defect: "dy is read as if it were of the type of x",
+        on: On::Kernels,
+        patches: &[patch("cuda/steps.rs", "        dy: call.dy.data.dtype,\n", "        dy: call.x.data.dtype,\n")],
+        property: "types",
+        case: || mixed(Name::Dy),
         column: false,
     },
     Mutant {

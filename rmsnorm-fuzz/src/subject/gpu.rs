@@ -80,8 +80,10 @@ struct Varied {
 }
 
 impl Varied {
-    fn streams(&self, rows: usize, hidden: usize, dtype: Dtype) -> Streams {
-        let classes = variants(hidden, dtype);
+    /// `dtypes`: of rows of the call. (A class for narrower ones than they are is ignored.)
+    fn streams(&self, rows: usize, hidden: usize, dtypes: &[Dtype]) -> Streams {
+        let widest = dtypes.iter().copied().max_by_key(|dtype| dtype.bytes()).unwrap_or(Dtype::F32);
+        let classes = variants(hidden, widest);
         let class = Some(classes[(rows * 31 + hidden * 17 + self.turn) % classes.len()]);
         self.streams.with(Tuning { forward: class, backward: class, ..self.streams.tuning })
     }
@@ -92,16 +94,17 @@ impl Executor for Varied {
         self.streams.name()
     }
     fn forward(&self, call: Forward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.streams(call.rows, call.hidden, call.x.data.dtype()).forward(call)
+        self.streams(call.rows, call.hidden, &[call.x.data.dtype(), call.y.data.dtype()]).forward(call)
     }
     fn backward(&self, call: Backward<Slice<'_>, SliceMut<'_>>) -> Result<(), Error> {
-        self.streams(call.rows, call.hidden, call.x.data.dtype()).backward(call)
+        self.streams(call.rows, call.hidden, &[call.x.data.dtype(), call.dy.data.dtype(), call.dx.data.dtype()])
+            .backward(call)
     }
     fn forward_in_place(&self, call: Forward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
-        self.streams(call.rows, call.hidden, call.y.data.dtype()).forward_in_place(call)
+        self.streams(call.rows, call.hidden, &[call.y.data.dtype()]).forward_in_place(call)
     }
     fn backward_in_place(&self, call: Backward<Input<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
-        self.streams(call.rows, call.hidden, call.dx.data.dtype()).backward_in_place(call)
+        self.streams(call.rows, call.hidden, &[call.dx.data.dtype()]).backward_in_place(call)
     }
 }
 

@@ -69,7 +69,7 @@ fn every_kernel_of_heads() {
 /// The kernel of each direction, in a word.
 fn kernels(case: &Case, tuning: &Tuning) -> [String; 2] {
     let aligned = case.place(Name::X).offset == 0;
-    let (residual, dz, heads) = (case.residual.is_some(), case.dz.is_some(), case.inner);
+    let (residual, dz, heads) = (case.residual.map(|_| [case.dtype; 2]), case.dz.map(|_| case.dtype), case.inner);
     let plain = Calls::new((case.rows / heads, case.hidden), case.dtype);
     named(&Calls { dw: case.dw_dtype(), residual, dz, aligned, heads, ..plain }, tuning)
 }

@@ -29,7 +29,7 @@ fn case(rows: usize, hidden: usize, dtype: Dtype, (offset, gap): (u8, Gap)) -> C
 /// The kernel of each direction, in a word.
 pub(super) fn kernels(case: &Case, tuning: &Tuning, in_place: bool) -> [String; 2] {
     let aligned = case.place(Name::X).offset == 0;
-    let (residual, dz) = (case.residual.is_some(), case.dz.is_some());
+    let (residual, dz) = (case.residual.map(|_| [case.dtype; 2]), case.dz.map(|_| case.dtype));
     let plain = Calls::new((case.rows, case.hidden), case.dtype);
     let calls = Calls { dw: case.dw_dtype(), residual, dz, aligned, in_place, two_levels: case.inner > 1, ..plain };
     let (f, b) = (forward(&calls, tuning), backward(&calls, tuning));

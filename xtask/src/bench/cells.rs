@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Contiguous rows of one type, a weight and dw of that type: `bf16:32768x4096`; `bf16:32768x4096+residual` with a residual in forward and
-/// a dz in backward; `…+bias` with a bias and db of that type; `…+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number;
+/// a dz in backward; `…+stream` with these, but residual, z, dz and dx in f32; `…+bias` with a bias and db of that type; `…+moved` with x, y, dy and dx one to four elements off 16 bytes, each by another number;
 /// `…+heads40` as 40 heads with a weight each, x and dx being packed with 8 more that nobody touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -15,6 +15,7 @@ pub(crate) struct Cell {
     pub(super) rows: usize,
     pub(super) hidden: usize,
     pub(super) residual: bool,
+    pub(super) stream: bool,
     pub(super) bias: bool,
     pub(super) moved: bool,
     pub(super) heads: usize,
@@ -22,7 +23,7 @@ pub(crate) struct Cell {
 
 impl Cell {
     fn new(dtype: Dtype, rows: usize, hidden: usize) -> Cell {
-        Cell { dtype, rows, hidden, residual: false, bias: false, moved: false, heads: 1 }
+        Cell { dtype, rows, hidden, residual: false, stream: false, bias: false, moved: false, heads: 1 }
     }
 
     /// 2^28 bytes a tensor.
@@ -30,7 +31,7 @@ impl Cell {
         Cell::new(dtype, (1 << 28) / dtype.bytes() / hidden, hidden)
     }
 
-    /// Size of x, and of y, dy and dx.
+    /// Size of x, and of y and dy; without a stream of dx.
     pub(super) fn tensor_bytes(&self) -> usize {
         self.rows * self.hidden * self.dtype.bytes()
     }
@@ -42,7 +43,8 @@ impl Cell {
 
     /// What it has beside rows and a weight, as it is written after the shape, in this order.
     pub(super) fn extras(&self) -> String {
-        let extras = [(self.residual, "+residual"), (self.bias, "+bias"), (self.moved, "+moved")];
+        let residual = self.residual && !self.stream;
+        let extras = [(residual, "+residual"), (self.stream, "+stream"), (self.bias, "+bias"), (self.moved, "+moved")];
         let heads = if self.heads > 1 { format!("+heads{}", self.heads) } else { String::new() };
         extras.into_iter().filter_map(|(has, name)| has.then_some(name)).chain([heads.as_str()]).collect()
     }
@@ -53,7 +55,7 @@ impl FromStr for Cell {
 
     fn from_str(text: &str) -> Result<Cell, String> {
         let wrong = || {
-            let extras = "[+residual][+bias][+moved][+headsN]";
+            let extras = "[+residual|+stream][+bias][+moved][+headsN]";
             format!("{text:?} is no cell; a cell is TYPE:ROWSxHIDDEN{extras}, as in bf16:32768x4096")
         };
         let (dtype, shape) = text.split_once(':').ok_or_else(wrong)?;
@@ -63,9 +65,10 @@ impl FromStr for Cell {
         let (rows, hidden) = (rows.parse().map_err(|_| wrong())?, hidden.parse().map_err(|_| wrong())?);
         let elements = usize::checked_mul(rows, hidden).filter(|n| (1..=ELEMENTS_MAX).contains(n));
         elements.ok_or_else(|| format!("{text} has no elements or more than 2^32"))?;
-        let [residual, bias, moved] = ["+residual", "+bias", "+moved"].map(|extra| extras.contains(extra));
+        let [residual, stream, bias, moved] =
+            ["+residual", "+stream", "+bias", "+moved"].map(|extra| extras.contains(extra));
         let heads = extras.split_once("+heads").map_or(Ok(1), |(_, heads)| heads.parse()).map_err(|_| wrong())?;
-        let cell = Cell { residual, bias, moved, heads, ..Cell::new(dtype, rows, hidden) };
+        let cell = Cell { residual: residual || stream, stream, bias, moved, heads, ..Cell::new(dtype, rows, hidden) };
         let is_whole = heads > 0 && rows.is_multiple_of(heads);
         if is_whole && cell.extras() == extras { Ok(cell) } else { Err(wrong()) }
     }
@@ -113,7 +116,11 @@ impl Direction {
 
     /// The least that must move.
     pub(super) fn bytes(self, cell: Cell) -> usize {
-        self.tensors(cell.residual) * cell.tensor_bytes()
+        let element = cell.dtype.bytes();
+        let wide = if cell.stream { Dtype::F32.bytes() - element } else { 0 };
+        // Residual and z; z, dz and dx.
+        let streamed = if self == Direction::Forward { 2 } else { 3 };
+        self.tensors(cell.residual) * cell.tensor_bytes() + streamed * cell.rows * cell.hidden * wide
     }
 }
 
@@ -150,7 +157,7 @@ pub(super) const TARGETS: [Target; 12] = [
     },
     Target {
         what: "with a residual, N 1024 to 8192, tensors of 256 MB and more",
-        applies: |c| c.residual && (1024..=8192).contains(&c.hidden) && is_large(c),
+        applies: |c| c.residual && !c.stream && (1024..=8192).contains(&c.hidden) && is_large(c),
         forward: 0.95,
         backward: 0.92,
     },
@@ -246,6 +253,7 @@ pub(super) fn default_cuda() -> Vec<Cell> {
     }
     cells.extend(FURTHER_FEW_ROWS.map(|(rows, hidden)| Cell::new(Dtype::Bf16, rows, hidden)));
     cells.extend(WITH_RESIDUAL.map(|hidden| Cell { residual: true, ..Cell::large(Dtype::Bf16, hidden) }));
+    cells.extend(WITH_RESIDUAL.map(|hidden| Cell { residual: true, stream: true, ..Cell::large(Dtype::Bf16, hidden) }));
     cells.push(Cell { bias: true, ..Cell::large(Dtype::Bf16, 4096) });
     cells.extend(ODD.map(|(dtype, rows, hidden)| Cell::new(dtype, rows, hidden)));
     cells.push(Cell { moved: true, ..Cell::large(Dtype::Bf16, 4096) });

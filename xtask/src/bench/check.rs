@@ -14,7 +14,7 @@ pub(super) fn differ(got: &Downloaded, cell: &Cell) -> Result<Differ, Error> {
     let (inner, per_head) = (heads, heads > 1);
     let mut out = Host::zeros(dtype, rows * hidden);
     let (mut rstd, mut dw) = (Host::zeros(Dtype::F32, rows), Host::zeros(dtype, heads * hidden));
-    let mut z = got.sum.as_ref().map(|_| Host::zeros(dtype, rows * hidden));
+    let mut z = got.sum.as_ref().map(|_| Host::zeros(cell.stream_dtype(), rows * hidden));
     let residual = got.sum.as_ref().zip(z.as_mut()).map(|(sum, z)| Residual {
         residual: Rows::contiguous(sum.residual.slice(), hidden),
         z: Rows::contiguous(z.slice_mut(), hidden),
@@ -141,7 +141,8 @@ mod tests {
         let (rows, hidden) = (1500, 97);
         for dtype in Dtype::ALL {
             let mut got = computed(dtype, rows, hidden);
-            let cell = Cell { dtype, rows, hidden, residual: false, bias: false, moved: false, heads: 1 };
+            let (residual, stream, bias, moved) = (false, false, false, false);
+            let cell = Cell { dtype, rows, hidden, residual, stream, bias, moved, heads: 1 };
             let right = Differ { elements: 2 * 1500 * 97 + 1500 + 97, ..Differ::default() };
             assert_eq!(differ(&got, &cell).unwrap(), right);
             flip(&mut got.y, 0);

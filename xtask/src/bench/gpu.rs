@@ -83,8 +83,8 @@ impl Device for OnGpu {
     }
 }
 
-pub(super) fn metered(&Cell { dtype, rows, hidden, residual, bias, moved, heads }: &Cell) -> meter::Cell {
-    meter::Cell { dtype, rows, hidden, residual, bias, moved, heads }
+pub(super) fn metered(&Cell { dtype, rows, hidden, residual, stream, bias, moved, heads }: &Cell) -> meter::Cell {
+    meter::Cell { dtype, rows, hidden, residual, stream, bias, moved, heads }
 }
 
 fn timing(meter::Timing { us_median, us_p10, us_p90, replays }: meter::Timing) -> Timing {

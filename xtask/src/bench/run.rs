@@ -47,12 +47,12 @@ fn measure_cell<D: Device>(
     device: &D,
     measured: &mut Measured,
     pass: usize,
-    ceilings: &mut HashMap<(usize, bool), [Ceiling; 2]>,
+    ceilings: &mut HashMap<(usize, bool, bool), [Ceiling; 2]>,
 ) -> Result<()> {
     let cell = measured.cell;
     let tensors = device.tensors(cell)?;
     measured.sets = device.sets(&tensors);
-    let traffic = (cell.tensor_bytes(), cell.residual);
+    let traffic = (cell.tensor_bytes(), cell.residual, cell.stream);
     let [copy, add] = match ceilings.get(&traffic) {
         Some(known) if D::SHARES_CEILINGS => known.clone(),
         _ => {

@@ -82,7 +82,8 @@ struct Found {
 impl Found {
     /// One thread's share, on a stream of its own.
     fn work(&self, gpu: &Cuda, seeds: &[Vec<u8>], seed: u64, until: Instant) -> Result<()> {
-        let (subject, speed) = (Subject::of(gpu.on_new_stream()?), gpu.tuning());
+        let subject = Subject { of_one_type: true, ..Subject::of(gpu.on_new_stream()?) };
+        let speed = gpu.tuning();
         let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
         for bytes in inputs(seeds, seed) {
             if Instant::now() > until || self.stop.load(Ordering::Relaxed) {

@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The cases whose output bits reports carry; or only those that are quick to compute, and one in so many of the plan classes, each of
-/// which has kernels of its own.
+/// The cases whose output bits reports carry; or only those that are quick to compute; and one in so many of the plan classes and of the
+/// several types, each of which has kernels of its own.
 pub(super) fn digested(quick: bool, one_class_in: usize) -> Vec<Item> {
     let large = if quick { Vec::new() } else { sets::hard(true) };
-    [sets::hard(false), large, sets::random(0, &RANDOM, DEEP), sets::one_in(one_class_in, sets::plan_classes())]
-        .concat()
+    let several = [sets::plan_classes(), sets::types()].map(|items| sets::one_in(one_class_in, items));
+    [sets::hard(false), large, sets::random(0, &RANDOM, DEEP), several.concat()].concat()
 }
 
 /// What `executor` makes of `items`; `done` is called after each.

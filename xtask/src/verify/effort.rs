@@ -19,10 +19,10 @@ pub(super) struct Effort {
     pub(super) random_accurate: usize,
     /// One random case in so many is tried with every property.
     pub(super) random_thorough: usize,
-    /// One case of plan classes in so many is tried, and of these one in so many with every property.
+    /// One case of plan classes in so many is tried, and of several types, and of the former one in so many with every property.
     pub(super) classes: usize,
     pub(super) classes_thorough: usize,
-    /// The same for the grid of shapes.
+    /// The same for the grid of shapes; one of several types in so many with every property.
     pub(super) grid: usize,
     pub(super) grid_thorough: usize,
     /// What large hard cases are tried with.
@@ -90,6 +90,8 @@ impl Effort {
         try_all("hard cases", &sets::hard(false), &|i| one_in(i, self.hard_launches, Depth::Hard, Depth::All))?;
         let classes = sets::one_in(self.classes, sets::plan_classes());
         try_all("plan classes", &classes, &|i| one_in(i, self.classes_thorough, Depth::All, Depth::Wide))?;
+        let types = sets::one_in(self.classes, sets::types());
+        try_all("several types", &types, &|i| one_in(i, self.grid_thorough, Depth::All, Depth::Wide))?;
         let grid = sets::one_in(self.grid, sets::grid());
         try_all("grid", &grid, &|i| one_in(i, self.grid_thorough, Depth::All, Depth::Basic))?;
         let drawn = sets::random(seed, self.random, self.deep);

@@ -22,10 +22,11 @@ pub(super) fn named(name: &str) -> Result<Item> {
 /// What [`named`] knows.
 pub(super) fn list() -> String {
     format!(
-        "hard cases:{}\nplan classes:{}\ngrid of shapes, as grid-ROWS-WIDTH:{}\nrandom-POWER-SEED: random-18-7 has at most \
+        "hard cases:{}\nplan classes:{}\nseveral types:{}\ngrid of shapes, as grid-ROWS-WIDTH:{}\nrandom-POWER-SEED: random-18-7 has at most \
          2^18 elements and seed 7\ndeep-SEED: deep-7 has more rows than row groups",
         in_lines(&[sets::hard(false), sets::hard(true)].concat()),
         in_lines(&sets::plan_classes()),
+        in_lines(&sets::types()),
         in_lines(&sets::grid())
     )
 }

@@ -21,7 +21,7 @@ use crate::{Dtype, Error, Rows};
 /// One problem to time: contiguous rows, a weight of the same type, rstd stored, dw of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
-    /// Element type of every tensor.
+    /// Element type of every tensor, but those of a residual stream in f32.
     pub dtype: Dtype,
     /// Number of rows.
     pub rows: usize,
@@ -29,6 +29,8 @@ pub struct Cell {
     pub hidden: usize,
     /// Whether forward adds a residual, and backward a dz.
     pub residual: bool,
+    /// Whether there is a residual stream in f32: the residual, z, dz and dx. It has a residual, then.
+    pub stream: bool,
     /// Whether forward adds a bias, and backward gives its gradient, both of the same type.
     pub bias: bool,
     /// Whether x, y, dy and dx begin one to four elements after a multiple of 256 bytes, each at another.
@@ -40,19 +42,27 @@ pub struct Cell {
 impl Cell {
     /// Its calls, as a plan sees them.
     pub fn calls(&self) -> Calls {
-        let Cell { dtype, rows, hidden, residual, bias, moved, heads } = *self;
+        let Cell { dtype, rows, hidden, residual, stream: _, bias, moved, heads } = *self;
+        let streamed = self.stream_dtype();
         let aligned = (hidden * dtype.bytes()).is_multiple_of(16) && !moved;
         Calls {
             weight: Some(dtype),
             dw: Some(dtype),
             bias: bias.then_some(dtype),
             db: bias.then_some(dtype),
-            residual,
-            dz: residual,
+            residual: residual.then_some([dtype, streamed]),
+            y: dtype,
+            dy: dtype,
+            dz: residual.then_some(streamed),
             aligned,
             heads,
-            ..Calls::new((rows / heads, hidden), dtype)
+            ..Calls::new((rows / heads, hidden), streamed)
         }
+    }
+
+    /// Element type of the residual, z, dz and dx.
+    pub fn stream_dtype(&self) -> Dtype {
+        if self.stream { Dtype::F32 } else { self.dtype }
     }
 
     /// Heads that x and dx have room for: a fifth more, as keys and values have beside queries.

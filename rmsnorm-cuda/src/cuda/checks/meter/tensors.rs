@@ -47,11 +47,18 @@ impl Tensors {
     /// The fastest of the ways to read one tensor of the cell and write another, with a residual two and two, with its name.
     pub fn ceiling_forward(&self, replays: usize) -> Result<(Timing, String), Error> {
         if self.cell.residual {
-            let of_four = |set: &Set, sum: &Sum| [&set.x, &sum.residual, &set.y, &sum.z].map(Buffer::address);
-            return self.meter.ceiling(self, replays, &PAIRS, |set| set.sum.as_ref().map(|sum| of_four(set, sum)));
+            // Of a stream in f32 four tensors of f32, of which three quarters are as many bytes.
+            let of_four = |set: &Set, sum: &Sum| match self.cell.stream {
+                false => [&set.x, &sum.residual, &set.y, &sum.z].map(Buffer::address),
+                true => [&sum.residual, &sum.dz, &set.dx, &sum.z].map(Buffer::address),
+            };
+            let bytes = self.bytes(self.cell.dtype.bytes() + self.cell.stream_dtype().bytes()) / 2;
+            return self
+                .meter
+                .ceiling((self, bytes), replays, &PAIRS, |set| set.sum.as_ref().map(|sum| of_four(set, sum)));
         }
         let of_two = |set: &Set| Some([&set.x, &set.x, &set.y, &set.y].map(Buffer::address));
-        let mut best = self.meter.ceiling(self, replays, &COPIES, of_two)?;
+        let mut best = self.meter.ceiling((self, self.bytes(self.cell.dtype.bytes())), replays, &COPIES, of_two)?;
         let copied = self.meter.time(self.sets.len(), replays, |set, stream| {
             let (x, y) = (&self.sets[set].x, &self.sets[set].y);
             let bytes = y.memory.elements * y.memory.dtype.bytes();
@@ -68,12 +75,23 @@ impl Tensors {
 
     /// The fastest of the ways to read two tensors of the cell, with a dz three, and write one, with its name.
     pub fn ceiling_backward(&self, replays: usize) -> Result<(Timing, String), Error> {
-        let of_four = |set: &Set, sum: &Sum| [&set.x, &set.dy, &set.dx, &sum.dz].map(Buffer::address);
+        let of_four = |set: &Set, sum: &Sum| match self.cell.stream {
+            false => [&set.x, &set.dy, &set.dx, &sum.dz].map(Buffer::address),
+            true => [&sum.z, &sum.residual, &set.dx, &sum.dz].map(Buffer::address),
+        };
         if self.cell.residual {
-            return self.meter.ceiling(self, replays, &THREES, |set| set.sum.as_ref().map(|sum| of_four(set, sum)));
+            let bytes = self.bytes(self.cell.dtype.bytes() + 3 * self.cell.stream_dtype().bytes()) / 4;
+            return self
+                .meter
+                .ceiling((self, bytes), replays, &THREES, |set| set.sum.as_ref().map(|sum| of_four(set, sum)));
         }
         let of_three = |set: &Set| Some([&set.x, &set.dy, &set.dx, &set.dx].map(Buffer::address));
-        self.meter.ceiling(self, replays, &ADDS, of_three)
+        self.meter.ceiling((self, self.bytes(self.cell.dtype.bytes())), replays, &ADDS, of_three)
+    }
+
+    /// Of a tensor with so many for an element.
+    fn bytes(&self, of_element: usize) -> usize {
+        self.cell.rows * self.cell.hidden * of_element
     }
 
     /// Copies the buffers of set 0 to the host: what the timed launches read and wrote.
@@ -165,7 +183,7 @@ impl Meter {
 
     fn set(&self, cell: Cell, seed: u32) -> Result<Set, Error> {
         let n = cell.rows * cell.hidden;
-        let t = cell.dtype;
+        let (t, streamed) = (cell.dtype, cell.stream_dtype());
         let moved = |elements| if cell.moved { elements } else { 0 };
         let per_column = cell.heads * cell.hidden;
         let scratch = || self.buffer(Dtype::F32, cell.heads * scratch_len(cell.rows / cell.heads, cell.hidden)?);
@@ -175,11 +193,14 @@ impl Meter {
             weight: self.buffer(t, per_column)?,
             y: self.moved_buffer(t, n, moved(2))?,
             rstd: self.buffer(Dtype::F32, cell.rows)?,
-            dx: self.moved_buffer(t, cell.packed_elements(), moved(4))?,
+            dx: self.moved_buffer(streamed, cell.packed_elements(), moved(4))?,
             dw: self.buffer(t, per_column)?,
             scratch: scratch()?,
             sum: match cell.residual {
-                true => Some(Sum { residual: self.buffer(t, n)?, z: self.buffer(t, n)?, dz: self.buffer(t, n)? }),
+                true => {
+                    let [residual, z, dz] = [(); 3].map(|()| self.buffer(streamed, n));
+                    Some(Sum { residual: residual?, z: z?, dz: dz? })
+                }
                 false => None,
             },
             bias: match cell.bias {
@@ -195,7 +216,8 @@ impl Meter {
         let inputs = inputs.chain(set.bias.iter().map(|bias| &bias.bias));
         for (i, buffer) in inputs.enumerate() {
             let (address, n) = (buffer.memory.address, buffer.memory.elements as u64);
-            let (bytes, half, seed) = (t.bytes() as u32, u32::from(t == Dtype::F16), 6 * seed + i as u32);
+            let dtype = buffer.memory.dtype;
+            let (bytes, half, seed) = (dtype.bytes() as u32, u32::from(dtype == Dtype::F16), 6 * seed + i as u32);
             let arguments = [arg(&address), arg(&n), arg(&bytes), arg(&half), arg(&seed)];
             let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
             // SAFETY: `fill_normal` writes n elements of so many bytes, which the buffer has.
@@ -228,7 +250,7 @@ impl Meter {
 
     fn ceiling(
         &self,
-        tensors: &Tensors,
+        (tensors, bytes): (&Tensors, usize),
         replays: usize,
         shapes: &[(&'static str, u32, u32)],
         operands: impl Fn(&Set) -> Option<[u64; 4]>,
@@ -239,7 +261,7 @@ impl Meter {
                 let set = &tensors.sets[set];
                 let [a, b, c, d] =
                     operands(set).ok_or(Error::Driver { call: "ceiling", code: "no residual".into() })?;
-                let n = (tensors.cell.rows * tensors.cell.hidden * tensors.cell.dtype.bytes() / 16) as u64;
+                let n = (bytes / 16) as u64;
                 let depth = u64::from(name.as_bytes()[name.len() - 1] - b'0');
                 let blocks = match per_sm {
                     0 => n.div_ceil(depth * u64::from(threads)).max(1) as u32,
