@@ -13,7 +13,7 @@ use crate::Dtype;
 pub use crate::order::{ColumnOrder, RowOrder, column_order, row_order};
 use crate::order::{HELD_MAX, NARROW};
 pub use arch::Arch;
-pub use class::{Class, class, class_unaligned, classes, variants};
+pub use class::{Class, class, class_mixed, class_unaligned, classes, variants};
 use class::{STREAMED, class_planned, few_rows_forward};
 use cluster::{CLUSTER_BYTES, slice_bytes, weight_bytes};
 pub use types::{BackwardPlan, BiasPlan, Calls, Direction, Fold, ForwardPlan, Launch, Source, Tuning};
@@ -327,6 +327,9 @@ pub(crate) const BEYOND: u32 = 30;
 
 /// Most shared memory of a block that stages rows in forward: two rows of 32 KiB.
 const STAGED_BYTES_MAX: usize = 66 << 10;
+
+/// Most elements of a row that a thread keeps between backward's two passes, of x and of dy each.
+const KEPT_MAX: u32 = 16;
 
 /// Rows of a stage: x, dy and, if it is given, dz.
 pub(crate) const fn stage_rows(dz: bool) -> u32 {

@@ -72,20 +72,22 @@ pub fn units(arch: &Arch, kind: &Calls) -> Result<Vec<Unit>, Error> {
     let (mut found, tuning) = (BTreeMap::<Module, u32>::new(), Tuning::of(*arch));
     for direction in Direction::BOTH {
         let widest = kind.widest(direction);
-        for class in classes(direction, widest) {
-            for (layout, hidden) in widths(direction, class, widest) {
-                for rows in ROW_COUNTS {
-                    let rows = rows.div_ceil(kind.heads);
-                    let calls = Calls { rows, hidden, aligned: layout != Layout::Moved, ..*kind };
-                    let steps = match direction {
-                        Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,
-                        Direction::Backward => steps::backward(&calls.backward()?, &tuning)?,
-                    };
-                    for step in steps {
-                        if let Step::Kernel(kernel) = step {
-                            let dynamic_bytes = found.entry(kernel.module).or_default();
-                            *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
-                        }
+        let of_classes = classes(direction, widest).into_iter().flat_map(|class| widths(direction, class, widest));
+        // Backward of several types has classes of its own, held ones for each multiple of 256.
+        let of_mixed = (1..=64).flat_map(|n| [256 * n, 256 * n - 8, 256 * n - 1]).map(|n| (Layout::Exact, n));
+        let is_mixed = direction == Direction::Backward && kind.are_mixed(direction);
+        for (layout, hidden) in of_classes.chain(of_mixed.filter(|_| is_mixed)) {
+            for rows in ROW_COUNTS {
+                let rows = rows.div_ceil(kind.heads);
+                let calls = Calls { rows, hidden, aligned: layout != Layout::Moved, ..*kind };
+                let steps = match direction {
+                    Direction::Forward => steps::forward(&calls.forward()?, &tuning)?,
+                    Direction::Backward => steps::backward(&calls.backward()?, &tuning)?,
+                };
+                for step in steps {
+                    if let Step::Kernel(kernel) = step {
+                        let dynamic_bytes = found.entry(kernel.module).or_default();
+                        *dynamic_bytes = kernel.shared_bytes.max(*dynamic_bytes);
                     }
                 }
             }

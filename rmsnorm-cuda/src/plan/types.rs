@@ -1,6 +1,6 @@
 //! What a plan is made for, and what it says.
 
-use super::{Arch, Class, ColumnOrder};
+use super::{Arch, Class, ColumnOrder, KEPT_MAX};
 use crate::{Dtype, Rounding, WeightOffset};
 
 /// What decides how a call is launched: its shape, its types, and whether its rows are aligned.
@@ -212,7 +212,7 @@ pub enum Source {
 impl Source {
     /// That of rows in global memory: kept between the two passes where few enough registers hold them.
     pub(crate) const fn in_memory(class: Class) -> Self {
-        if class.packs * class.pack <= 16 { Source::Kept } else { Source::Reread }
+        if class.packs * class.pack <= KEPT_MAX { Source::Kept } else { Source::Reread }
     }
 }
 
