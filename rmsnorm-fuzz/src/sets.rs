@@ -3,7 +3,7 @@
 
 mod types;
 
-pub use self::types::types;
+pub use self::types::{around_f32, types};
 use crate::case::{Case, DwKind, Gap, Name, Place, WeightKind, boundaries, random_case};
 use crate::hard::hard_cases;
 use crate::values::Values;
@@ -179,7 +179,7 @@ fn grid_widths() -> Vec<usize> {
 
 /// Every family of kernels, for tools that take a hundred times longer: a part of a warp, a warp, several warps and several sets of
 /// chains a row; few rows in one launch, and more; rings and none; rows that a cluster shares, and streamed ones; no weight and one of another type; fewer rows than
-/// row groups; rows that must be scaled; a residual and dz; a bias. The last ones are to be launched with three blocks: several row groups a block;
+/// row groups; rows that must be scaled; a residual and dz; a bias; several types. The last ones are to be launched with three blocks: several row groups a block;
 /// teams with more rows than their rings have stages, and teams without a row.
 pub fn families() -> [Vec<Case>; 2] {
     let case = |rows, hidden, dtype| Case { eps: 0.0, ..Case::new(rows, hidden, dtype) };
@@ -213,6 +213,9 @@ pub fn families() -> [Vec<Case>; 2] {
         Case { bias: WeightKind::Same, db: DwKind::Same, ..case(1030, 2048, Dtype::Bf16) },
         Case { bias: WeightKind::F32, ..case(3, 40_000, Dtype::F16) },
         Case { bias: WeightKind::F32, db: DwKind::F32, ..moved(1, case(9, 4097, Dtype::Bf16)) },
+        around_f32(fused(case(45, 1000, Dtype::F32))),
+        around_f32(fused(moved(1, case(9, 1001, Dtype::F32)))),
+        around_f32(case(3, 20_000, Dtype::F32)),
     ];
     let few_blocks = vec![
         case(140, 4200, Dtype::F32),

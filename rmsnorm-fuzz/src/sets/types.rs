@@ -86,6 +86,13 @@ fn plain(rows: usize, hidden: usize, number: usize) -> Case {
     case
 }
 
+/// What training in bf16 around a residual stream in f32 asks for, of a case in f32.
+pub fn around_f32(mut case: Case) -> Case {
+    let narrow = [Name::X, Name::Y, Name::Dy, Name::Weight];
+    narrow.into_iter().for_each(|name| case.types[name as usize] = Some(Dtype::Bf16));
+    case
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use rmsnorm_cuda::plan::Arch;
 use rmsnorm_cuda::{Dtype, Rounding};
 use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
-use rmsnorm_fuzz::sets::{one_in, types};
+use rmsnorm_fuzz::sets::{around_f32, one_in, types};
 use rmsnorm_fuzz::{Case, Groups, Name, Place, Values};
 
 use super::{TINY, demand, demand_caught_by, demand_identity, emulator, machine};
@@ -56,16 +56,10 @@ fn of(mut case: Case) -> Case {
     case
 }
 
-/// What training in bf16 around a residual in f32 asks for.
+/// With everything that is added.
 fn training(rows: usize, hidden: usize) -> Case {
     let added = Some(Values::Normal);
-    let mut case = Case { residual: added, dz: added, ..Case::new(rows, hidden, Dtype::F32) };
-    for (name, dtype) in
-        [(Name::X, Dtype::Bf16), (Name::Y, Dtype::Bf16), (Name::Dy, Dtype::Bf16), (Name::Weight, Dtype::Bf16)]
-    {
-        case.types[name as usize] = Some(dtype);
-    }
-    case
+    around_f32(Case { residual: added, dz: added, ..Case::new(rows, hidden, Dtype::F32) })
 }
 
 /// Groups of rows, heads, and outputs in place of inputs.
