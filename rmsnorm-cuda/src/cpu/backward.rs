@@ -62,12 +62,12 @@ pub(super) trait Pieces: Sized {
 
 /// Number of row groups, and of those of a job; and of each job dx, step by step, and the partials, if there is scratch for them.
 #[allow(clippy::type_complexity, reason = "said above")]
-pub(super) fn jobs<'a, W: Pieces>(
+pub(super) fn jobs<W: Pieces>(
     dx: W,
-    scratch: &'a mut [f32],
+    scratch: &mut [f32],
     rows: usize,
     hidden: usize,
-) -> (usize, usize, Vec<(Vec<W>, &'a mut [f32])>) {
+) -> (usize, usize, Vec<(Vec<W>, &mut [f32])>) {
     let groups = if scratch.is_empty() { rows } else { scratch.len() / hidden };
     let per_job = if scratch.is_empty() { rows_per_job(groups, hidden) } else { (JOB / hidden).max(1) };
     let mut partials = scratch.chunks_mut(per_job * hidden);

@@ -243,8 +243,8 @@ impl WithSimd for BackwardJob<'_, '_> {
                     read(input, dz);
                     &**dz
                 });
-                let root = || scaled_root(squares(&**x, SCALE_UP, squares_acc), hidden as f32);
-                let row = Row { x: &**x, dy: &**dy, scale: row_scale(of.rstd[r], root) };
+                let root = || scaled_root(squares(x, SCALE_UP, squares_acc), hidden as f32);
+                let row = Row { x, dy, scale: row_scale(of.rstd[r], root) };
                 let c = mean(products(row, weight, acc), hidden as f32);
                 let partial = partials.get_mut(i * hidden..(i + 1) * hidden);
                 with_dtype!(of.normalised, H => {
