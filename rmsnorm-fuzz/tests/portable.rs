@@ -3,7 +3,7 @@
 
 use rmsnorm_cuda::Rounding;
 use rmsnorm_cuda::cuda::module::Module;
-use rmsnorm_cuda::plan::{Arch, Calls};
+use rmsnorm_cuda::plan::{Arch, Calls, Direction};
 use rmsnorm_fuzz::compiled::{is_portable, kinds, portable, units};
 
 #[test]
@@ -15,12 +15,13 @@ fn every_call_finds_its_modules() {
         let (portable, others): (Vec<Calls>, Vec<Calls>) = kinds().into_iter().partition(is_portable);
         assert!(!portable.is_empty() && others.iter().any(|kind| kind.two_levels && kind.db.is_some()));
         for kind in others {
-            // A bias is forward's alone, and db has kernels of its own; of heads all kernels are others.
+            // A bias is forward's alone, and db has kernels of its own; of heads all kernels are others. Of several types those of the direction are.
+            let [forward, backward] = Direction::BOTH.map(|direction| kind.are_mixed(direction));
             let is_ordinary = |module: Module| match module {
                 Module::Fold { per_head, .. } => !per_head,
                 _ if kind.heads > 1 => false,
-                Module::Backward { .. } => kind.rounding == Rounding::Once,
-                Module::Forward { .. } => kind.rounding == Rounding::Once && kind.bias.is_none(),
+                Module::Backward { .. } => kind.rounding == Rounding::Once && !backward,
+                Module::Forward { .. } => kind.rounding == Rounding::Once && kind.bias.is_none() && !forward,
                 _ => false,
             };
             let missing = |module: Module| !is_ordinary(module) && !all.contains(&module.portable());
