@@ -687,6 +687,19 @@ pub const MUTANTS: &[Mutant] = &[
         column: false,
     },
     Mutant {
+        name: "order_of_a_mixture",
+        defect: "where operands have several types, a row is summed in half as many chains",
+        on: On::Cpu,
+        patches: &[patch(
+            "cpu/mixed.rs",
+            "(Accumulators::new(row_order(hidden).chains, hidden)",
+            "(Accumulators::new(row_order(hidden).chains / 2, hidden)",
+        )],
+        property: "types",
+        case: || Case { hidden: 4096, ..mixed(Name::Y) },
+        column: false,
+    },
+    Mutant {
         name: "unrounded_sum_in_a_mixture",
         defect: "where operands have several types, what is normalised is the sum before it was stored",
         on: On::Cpu,
