@@ -24,7 +24,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! **Operands.** `x` has any rank and is f32, f16 or bf16; the weight has its type or is f32. Rows that lie at one stride or at two, as those of a slice of
+//! **Operands.** `x` has any rank and is f32, f16 or bf16; so is the weight, whichever x is. Rows that lie at one stride or at two, as those of a slice of
 //! a packed buffer or of heads in front of tokens do, are read where they are; other views are copied first. `y` and the gradient of `x` have the type of `x` and
 //! no gaps, the gradient of the weight has the weight's type and is summed in f32. All is rounded once. A second derivative is an error.
 //!
