@@ -222,6 +222,11 @@ impl<In: Operand, Out: Operand> Forward<In, Out> {
         Shape { rows: self.rows, inner: self.inner.max(1), hidden: self.hidden }
     }
 
+    /// The element type of what is normalised: of z with a residual, else of x.
+    pub(crate) fn normalised(&self) -> Dtype {
+        self.residual.as_ref().map_or(self.x.data.dtype(), |sum| sum.z.data.dtype())
+    }
+
     /// Weights, one behind the other.
     #[doc(hidden)]
     pub fn heads(&self) -> usize {

@@ -16,11 +16,11 @@ mod mixed;
 mod row;
 mod threads;
 
-use self::backward::{Operands, Pieces, backward};
+use self::backward::{Operands, backward};
 use self::columns::{bias_partials, column_sums};
 use self::convert::Packed;
 pub use self::layer::Layer;
-use self::memory::{Aligned, Layout, Read, Written, effective_weights, floats, floats_mut, own};
+use self::memory::{Aligned, Layout, Pieces, Read, Written, effective_weights, floats, floats_mut, own};
 use self::mixed::{AnyRead, AnyWritten};
 use self::row::{Accumulators, Held, add_squares, ahead, normalise, prefetch, specialised, squares, tiles, tree};
 use self::threads::{rows_per_job, share, threads};
@@ -107,7 +107,7 @@ impl Executor for Cpu {
 
 /// A checked call with one weight.
 fn of_forward(call: Forward<Found<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error> {
-    let shape = call.shape();
+    let (shape, normalised) = (call.shape(), call.normalised());
     let Forward { rows, hidden, eps, weight_offset, rounding, x, residual, weight, bias, y, rstd, .. } = call;
     if rows == 0 {
         return Ok(());
@@ -117,7 +117,6 @@ fn of_forward(call: Forward<Found<Slice<'_>>, SliceMut<'_>>) -> Result<(), Error
     let scale = (weight, bias.as_deref());
     let rstd = rstd.map_or(&mut [][..], |rstd| floats_mut(rstd, rows));
     let at = Layout::new(&y, shape);
-    let normalised = residual.as_ref().map_or(x.data.dtype(), |sum| sum.z.data.dtype());
     let sum_types = residual.iter().flat_map(|sum| [x.data.dtype(), sum.residual.data.dtype()]);
     if sum_types.chain([y.data.dtype()]).any(|dtype| dtype != normalised) {
         let sum = residual.map(|Residual { residual, z }| (AnyRead::new(residual, shape), AnyWritten::new(z, shape)));
@@ -205,13 +204,9 @@ fn forward<T: Packed>(
 ) -> Result<(), Error> {
     let (hidden, twice) = (weight.len(), rounding == Rounding::Twice);
     let rows_per_job = rows_per_job(y.len(), hidden);
-    let mut rstd = rstd.chunks_mut(rows_per_job);
     let (residual, z) = sum.unzip();
-    let mut zs = z.map(|z| z.pieces(rows_per_job).into_iter());
-    let jobs = y.pieces(rows_per_job).into_iter();
-    let jobs = jobs.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect();
     share(
-        jobs,
+        forward_jobs(rows_per_job, y, rstd, z),
         || Accumulators::new(row_order(hidden).chains, hidden),
         |acc, job, (mut y, rstd, mut z)| {
             let first_row = job * rows_per_job;
@@ -225,6 +220,14 @@ fn forward<T: Packed>(
             vectorized(ForwardJob { x, weight, bias, eps, twice, first_row, y: &mut y, rstd, acc });
         },
     )
+}
+
+/// What each job writes: so many rows of y, of rstd if it is wanted, and of z if there is one.
+fn forward_jobs<W: Pieces>(rows: usize, y: W, rstd: &mut [f32], z: Option<W>) -> Vec<(W, &mut [f32], Option<W>)> {
+    let mut rstd = rstd.chunks_mut(rows);
+    let mut zs = z.map(|z| z.pieces(rows).into_iter());
+    let ys = y.pieces(rows).into_iter();
+    ys.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect()
 }
 
 /// The rows of an input that does not lie in an output.

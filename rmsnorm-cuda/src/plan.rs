@@ -178,8 +178,8 @@ fn fold(nodes: u32, hidden: usize, sm_count: u32) -> Fold {
 fn few_rows(calls: &Calls, column: &ColumnOrder, tuning: &Tuning) -> Option<(Class, u32)> {
     let Calls { rows, hidden, dtype, .. } = *calls;
     let Tuning { backward, stages, rate_percent, blocks, few_rows, .. } = *tuning;
-    let is_other = backward.is_some() || stages.is_some() || rate_percent.is_some() || blocks.is_some();
-    let is_other = is_other || calls.are_mixed(Direction::Backward);
+    let is_forced = backward.is_some() || stages.is_some() || rate_percent.is_some() || blocks.is_some();
+    let is_other = is_forced || calls.are_mixed(Direction::Backward);
     if !few_rows || is_other || calls.in_place || calls.per_head() || calls.dw.is_none() || hidden <= NARROW {
         return None;
     }

@@ -178,11 +178,11 @@ impl Buffer {
         }
     }
 
-    /// Writes the operand: row `i` is `row(i)`, rounded.
-    pub(crate) fn put_rows(&mut self, row: impl Fn(usize) -> Vec<f32>) {
-        for i in 0..self.stored_rows {
-            let at = self.at(i);
-            put_all(&mut self.slice_mut(), at, &row(i));
+    /// Takes over the numbers of the same operand of another type, all of which this one has.
+    pub(crate) fn take_numbers(&mut self, other: &Buffer) {
+        for row in 0..self.stored_rows {
+            let at = self.at(row);
+            put_all(&mut self.slice_mut(), at, &other.row(row));
         }
     }
 

@@ -349,11 +349,10 @@ impl std::fmt::Display for Case {
         if !self.rstd {
             write!(f, " rstd=absent")?;
         }
-        for operand in Name::ALL.into_iter().filter(|o| o.is_matrix() && self.has(*o)) {
-            let is_other = operand != Name::Z && self.type_of(operand) != self.dtype;
-            if is_other {
-                write!(f, " {operand}:{}", self.type_of(operand))?;
-            }
+        let is_other =
+            |operand: &Name| operand.is_matrix() && self.has(*operand) && self.type_of(*operand) != self.dtype;
+        for operand in Name::ALL.into_iter().filter(is_other) {
+            write!(f, " {operand}:{}", self.type_of(operand))?;
         }
         for operand in Name::ALL.into_iter().filter(|o| !o.is_drawn_late() || self.has(*o)) {
             let Place { offset, gap } = self.place(operand);

@@ -1,6 +1,6 @@
 //! Property 18: a mixture of element types has no arithmetic of its own.
 
-use crate::buffer::{Buffer, Fill};
+use crate::buffer::Fill;
 use crate::case::{Case, Name};
 use crate::elements::Elements;
 use crate::finding::{Evidence, Finding, Stop, demand_equal};
@@ -23,7 +23,7 @@ pub(crate) fn types(subject: &Subject, case: &Case) -> Finding {
     let mut widened = Operands::new(&wide, Fill::Plausible);
     for name in Name::ALL.into_iter().filter(|name| name.is_input() && case.has(*name)) {
         let from = own.buffer(name).expect("the case has it");
-        widened.buffer_mut(name).widen_rows(from);
+        widened.buffer_mut(name).take_numbers(from);
     }
     let got = widened.run(executor)?;
     let round = |name: Name, output: &Elements| output.rounded(case.type_of(name));
@@ -41,11 +41,4 @@ pub(crate) fn types(subject: &Subject, case: &Case) -> Finding {
     let mut evidence = Evidence::default();
     evidence.count(got.elements());
     Ok(evidence)
-}
-
-impl Buffer {
-    /// Takes over the rows of the same operand of another type, every number of which is one of this type.
-    fn widen_rows(&mut self, from: &Buffer) {
-        self.put_rows(|row| from.row(row));
-    }
 }

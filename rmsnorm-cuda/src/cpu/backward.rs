@@ -1,7 +1,7 @@
 //! Backward over rows: dx, and the partial rows of dw.
 
 use super::convert::Packed;
-use super::memory::{Aligned, Read, Written};
+use super::memory::{Aligned, Pieces, Read, Written};
 use super::row::{
     Accumulators, Held, Row, add_products, ahead, gradients, prefetch, products, specialised, squares, tiles, tree,
 };
@@ -52,12 +52,6 @@ pub(super) fn backward<T: Packed>(
             partials.copy_from_slice(sums);
         },
     )
-}
-
-/// Rows that can be taken apart.
-pub(super) trait Pieces: Sized {
-    /// As many rows each, and the rest.
-    fn pieces(self, rows: usize) -> Vec<Self>;
 }
 
 /// Number of row groups, and of those of a job; and of each job dx, step by step, and the partials, if there is scratch for them.

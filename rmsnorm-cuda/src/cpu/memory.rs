@@ -1,6 +1,5 @@
 //! The operands of a checked call as the executor sees them, and memory of its own.
 
-use super::backward::Pieces;
 use super::convert::Packed;
 use super::row::prefetch;
 use crate::arith::effective_weight;
@@ -187,6 +186,12 @@ impl<'a, T> Written<'a, T> {
             Written::Listed(rows) => EachRow::Listed(rows.into_iter()),
         }
     }
+}
+
+/// Rows that can be taken apart.
+pub(super) trait Pieces: Sized {
+    /// As many rows each, and the rest.
+    fn pieces(self, rows: usize) -> Vec<Self>;
 }
 
 impl<T> Pieces for Written<'_, T> {

@@ -1,13 +1,13 @@
 //! Calls whose rows have several types: a row is widened, computed as one of f32, and what is written of it is rounded once. What is done along a row is
 //! done by the functions of rows of one type; no row is read ahead.
 
-use super::backward::{Pieces, jobs};
+use super::backward::jobs;
 use super::convert::Packed;
-use super::memory::{Aligned, Layout, Read, Written};
+use super::memory::{Aligned, Layout, Pieces, Read, Written};
 use super::row::{Accumulators, Row, gradients, normalise, products, squares};
 use super::threads::{rows_per_job, share};
-use super::vectorized;
-use crate::arith::{SCALE_UP, added, mean, row_scale, scaled_root, statistic};
+use super::{forward_jobs, vectorized};
+use crate::arith::{Element, SCALE_UP, added, mean, row_scale, scaled_root, statistic};
 use crate::input::Found;
 use crate::order::row_order;
 use crate::view::Shape;
@@ -110,13 +110,9 @@ pub(super) fn forward(
 ) -> Result<(), Error> {
     let hidden = weight.len();
     let rows_per_job = rows_per_job(y.len(), hidden);
-    let mut rstd = rstd.chunks_mut(rows_per_job);
     let (residual, z) = sum.unzip();
-    let mut zs = z.map(|z| z.pieces(rows_per_job).into_iter());
-    let ys = y.pieces(rows_per_job).into_iter();
-    let jobs = ys.map(|y| (y, rstd.next().unwrap_or_default(), zs.as_mut().and_then(Iterator::next))).collect();
     share(
-        jobs,
+        forward_jobs(rows_per_job, y, rstd, z),
         || (Accumulators::new(row_order(hidden).chains, hidden), [(); 2].map(|()| Aligned::new(hidden))),
         |(acc, [z, out]), job, (y, rstd, z_out)| {
             let sum = residual.zip(z_out);
@@ -164,7 +160,7 @@ impl WithSimd for ForwardJob<'_, '_> {
             }
             let (stored, scale) = statistic(squares(z, 1.0, acc), weight.len() as f32, eps, |s| squares(z, s, acc));
             if let Some(rstd) = rstd.get_mut(i) {
-                store(&[stored], std::slice::from_mut(rstd));
+                *rstd = f32::store(stored);
             }
             with_dtype!(normalised, H => normalise::<f32, H>(z, scale, (false, twice), weight, bias, out));
             y.store(i, out);

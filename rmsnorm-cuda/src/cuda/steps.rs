@@ -51,7 +51,6 @@ pub type Steps = ArrayVec<Step, 5>;
 
 /// What decides how a forward call is launched.
 fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>, table: &Table) -> Calls {
-    let normalised = call.residual.as_ref().map_or(call.x.data.dtype, |sum| sum.z.data.dtype);
     Calls {
         weight: call.weight.map(|w| w.data.dtype),
         weight_offset: call.weight_offset,
@@ -59,7 +58,7 @@ fn kind_of_forward(call: &Forward<DeviceMemory, DeviceMemory>, table: &Table) ->
         bias: call.bias.map(|b| b.data.dtype),
         residual: call.residual.as_ref().map(|sum| [call.x.data.dtype, sum.residual.data.dtype]),
         y: call.y.data.dtype,
-        ..kind_of(table, (call.rows, call.heads(), call.hidden), normalised)
+        ..kind_of(table, (call.rows, call.heads(), call.hidden), call.normalised())
     }
 }
 

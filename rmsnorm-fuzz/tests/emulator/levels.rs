@@ -26,7 +26,11 @@ pub(super) fn in_turn(
     odd: bool,
     groups: &[Groups],
 ) -> Case {
-    let case = Case { seed: hidden as u64, ..Case::new(rows, hidden, dtype) };
+    laid(Case { seed: hidden as u64, ..Case::new(rows, hidden, dtype) }, inner, odd, groups)
+}
+
+/// The same of a case.
+pub(super) fn laid(case: Case, inner: usize, odd: bool, groups: &[Groups]) -> Case {
     let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix());
     let (offset, gap) = if odd { (1, Gap::Elements(3)) } else { (0, Gap::None) };
     matrices.zip(groups.iter().cycle()).fold(case, |case, (name, groups)| {

@@ -6,6 +6,7 @@ use rmsnorm_fuzz::case::{DwKind, Gap, WeightKind};
 use rmsnorm_fuzz::sets::{around_f32, one_in, types};
 use rmsnorm_fuzz::{Case, Groups, Name, Place, Values};
 
+use super::levels::{apart, laid};
 use super::{TINY, demand, demand_caught_by, demand_identity, emulator, machine};
 
 /// Some of the cases with every pair of types.
@@ -68,12 +69,7 @@ fn several_types_wherever_rows_lie() {
     if !machine::has_cxx() {
         return;
     }
-    let grouped = |hidden| {
-        let matrices = Name::ALL.into_iter().filter(|name| name.is_matrix()).enumerate();
-        matrices.fold(training(12, hidden), |case, (i, name)| {
-            case.with_groups(4, name, [Groups::Even, Groups::Apart(16), Groups::Across][i % 3])
-        })
-    };
+    let grouped = |hidden| laid(training(12, hidden), 4, false, &[Groups::Even, apart(false), Groups::Across]);
     let cases = [64, 1000, 1001, 4096, 20_000].map(grouped);
     demand("heads", emulator(Arch::H200, None, 8), &cases);
     demand("in place", emulator(Arch::H200, None, 9), &cases[1..3]);
