@@ -91,7 +91,7 @@ impl Effort {
         let classes = sets::one_in(self.classes, sets::plan_classes());
         try_all("plan classes", &classes, &|i| one_in(i, self.classes_thorough, Depth::All, Depth::Wide))?;
         let types = sets::one_in(self.classes, sets::types());
-        try_all("several types", &types, &|i| one_in(i, self.grid_thorough, Depth::All, Depth::Wide))?;
+        try_all("cases of several types", &types, &|i| one_in(i, self.grid_thorough, Depth::All, Depth::Wide))?;
         let grid = sets::one_in(self.grid, sets::grid());
         try_all("grid", &grid, &|i| one_in(i, self.grid_thorough, Depth::All, Depth::Basic))?;
         let drawn = sets::random(seed, self.random, self.deep);
